@@ -1,0 +1,271 @@
+// The element-wise driver of the CPU: tiles that fit the first-level cache, converted to the type of the arithmetic where they
+// are not in it, with the row of coefficients of each sample and the noise beside them. An op supplies
+//
+//   static constexpr int kInputs, kOutputs, kColumns;
+//   void load_row(int64_t b, R* row) const;               the kColumns coefficients of sample b
+//   static bool noiseless(const R* row);                  whether this row takes no noise
+//   template <bool kNoise, class C> void apply(const C& row, const Tile<R>& t, int64_t first) const;
+//                                                         t.n whole vectors; row.get(column, first + i) goes with t.in[…][i]
+#pragma once
+#include "cpu_convert.h"
+#include "cpu_noise.h"
+
+namespace fastgen {
+namespace {  // internal linkage: the linker must not swap one instruction set's copy for another's
+
+constexpr int64_t kTile = 1024;
+constexpr int64_t kTileBuffer = kTile + kNormalsPerBlock + 8;  // room for the last block of normals and for a vector tail
+
+template <class R> struct Tile {
+  int64_t n = 0;
+  const R* in[kMaxInputs] = {};
+  const R* z = nullptr;
+  R* out[kMaxOutputs] = {};
+};
+
+// The coefficients of one sample, the same for the whole tile …
+template <class R> struct SampleRow {
+  Vec<R> values[kMaxColumns];
+  template <int kColumns> FG_HD void set(const R* row) {
+    for (int k = 0; k < kColumns; ++k)
+      values[k] = splat<Vec<R>>(row[k]);
+  }
+  FG_HD Vec<R> get(int column, int64_t) const { return values[column]; }
+};
+// … or one for each element, where a tile spans several samples.
+template <class R> struct ElementRows {
+  const R (*values)[kTileBuffer];
+  FG_HD Vec<R> get(int column, int64_t i) const { return load(values[column] + i); }
+};
+
+template <class R> struct Buffers {
+  alignas(64) R in[kMaxInputs][kTileBuffer];
+  alignas(64) R z[kTileBuffer];
+  alignas(64) R run[kTileBuffer];
+  alignas(64) R out[kMaxOutputs][kTileBuffer];
+  alignas(64) R columns[kMaxColumns][kTileBuffer];
+};
+
+template <class R> constexpr DType kNative = sizeof(R) == 4 ? kFloat32 : kFloat64;
+
+template <class R, class Op> struct Driver {
+  const Elementwise& a;
+  const Op& op;
+  const int inputs = Op::kInputs + (a.noise.kind == kGivenNoise);
+  Buffers<R> buffers;
+
+  Driver(const Elementwise& arguments, const Op& op_) : a(arguments), op(op_) {}
+
+  void run(int64_t begin, int64_t end) {
+    if (a.geometry.event < kSmallEvent) {
+      small_events(begin, end);
+    } else if (a.geometry.channels_last()) {
+      channels_last(begin, end);
+    } else {
+      contiguous(begin, end);
+    }
+  }
+
+ private:
+  void contiguous(int64_t begin, int64_t end) {
+    const int64_t event = a.geometry.event;
+    for (int64_t b = begin / event, j = begin % event; b * event + j < end; ++b, j = 0) {
+      const int64_t stop = end - b * event < event ? end - b * event : event;
+      SampleState s(*this, b);
+      for (; j < stop; j += kTile) {
+        const int64_t n = stop - j < kTile ? stop - j : kTile;
+        const R* z = s.seeded ? fill_normals(s.stream, j, n, buffers.z) : nullptr;
+        tile(s.row, s.noise, b, j, n, z);
+      }
+    }
+  }
+
+  // A block is `width` channels of `rows` positions. Its noise is made channel by channel, in the logical order, and transposed.
+  void channels_last(int64_t begin, int64_t end) {
+    const int64_t channels = a.geometry.channels, spatial = a.geometry.spatial;
+    const int64_t width = channels < kTile / 4 ? channels : kTile / 4;
+    const int64_t rows = kTile / width / 4 * 4;
+    for (int64_t b = begin / spatial, p = begin % spatial; b * spatial + p < end; ++b, p = 0) {
+      const int64_t stop = end - b * spatial < spatial ? end - b * spatial : spatial;
+      SampleState s(*this, b);
+      for (int64_t next; p < stop; p = next) {
+        next = p - p % 4 + rows < stop ? p - p % 4 + rows : stop;
+        for (int64_t c = 0; c < channels; c += width) {
+          const int64_t w = channels - c < width ? channels - c : width;
+          if (s.seeded) transposed_normals(s.stream, c, w, p, next - p);
+          // a tile is one run of memory in the output: all positions of the block, or one where the channels are split
+          const int64_t step = w == channels ? next - p : 1;
+          for (int64_t q = p; q < next; q += step)
+            tile(s.row, s.noise, b, q * channels + c, step * w, s.seeded ? buffers.z + (q - p) * w : nullptr, step, w);
+        }
+      }
+    }
+  }
+
+  // buffers.z[q][i] = the normal of channel c + i at position p + q, for `w` channels and `rows` positions.
+  void transposed_normals(const Stream& stream, int64_t c, int64_t w, int64_t p, int64_t rows) {
+    const int64_t spatial = a.geometry.spatial;
+    R* const z = buffers.z;
+    if (rows >= kNormalsPerBlock) {
+      for (int64_t i = 0; i < w; ++i) {
+        const R* normals = fill_normals(stream, (c + i) * spatial + p, rows, buffers.run);
+        for (int64_t q = 0; q < rows; ++q)
+          z[q * w + i] = normals[q];
+      }
+      return;
+    }
+    // runs too short for a block of their own share blocks; a tag is (channel, position of the group's first element + 3)
+    auto place = [&](int64_t tag, const R* normals) {
+      const int64_t i = tag >> 32, first = (tag & 0xFFFFFFFF) - 3;
+      for (int64_t k = first < 0 ? -first : 0; k < 4 && first + k < rows; ++k)
+        z[(first + k) * w + i] = normals[k];
+    };
+    GroupQueue<R, decltype(place)> queue{place};
+    for (int64_t i = 0; i < w; ++i) {
+      const int64_t j = (c + i) * spatial + p;
+      for (int64_t group = j / 4; 4 * group < j + rows; ++group)
+        queue.add(group, stream, i << 32 | (4 * group - j + 3));
+    }
+    queue.flush();
+  }
+
+  void small_events(int64_t begin, int64_t end) {
+    const Geometry& g = a.geometry;
+    const int64_t event = g.event, per_tile = event ? kTile / event : 1;
+    if (event == 0) return;
+    R row[kMaxColumns];
+    for (int64_t b0 = begin; b0 < end; b0 += per_tile) {
+      const int64_t samples = end - b0 < per_tile ? end - b0 : per_tile;
+      for (int64_t s = 0; s < samples; ++s) {
+        op.load_row(b0 + s, row);
+        for (int k = 0; k < Op::kColumns; ++k)
+          for (int64_t j = 0; j < event; ++j)
+            buffers.columns[k][s * event + j] = row[k];
+      }
+      const bool seeded = a.noise.kind == kSeededNoise;
+      if (seeded) {
+        auto place = [&](int64_t tag, const R* normals) {
+          const int64_t s = tag / kSmallEvent, j = tag % kSmallEvent;
+          for (int64_t k = j; k < j + 4 && k < event; ++k)
+            buffers.z[s * event + (g.channels_last() ? k % g.spatial * g.channels + k / g.spatial : k)] = normals[k - j];
+        };
+        GroupQueue<R, decltype(place)> queue{place};
+        for (int64_t s = 0; s < samples; ++s) {
+          const Stream stream = stream_of(a, b0 + s);
+          for (int64_t j = 0; j < event; j += 4)
+            queue.add(j / 4, stream, s * kSmallEvent + j);
+        }
+        queue.flush();
+      }
+      const int64_t positions = g.channels_last() ? samples * g.spatial : samples;
+      tile(ElementRows<R>{buffers.columns}, a.noise.kind != kNoNoise, b0, 0, samples * event, seeded ? buffers.z : nullptr,
+           positions, samples * event / positions, samples);
+    }
+  }
+
+  struct SampleState {
+    SampleRow<R> row;
+    Stream stream{};
+    bool noise, seeded;
+    FG_HD SampleState(Driver& d, int64_t b) {
+      R values[kMaxColumns];
+      d.op.load_row(b, values);
+      row.template set<Op::kColumns>(values);
+      noise = d.a.noise.kind != kNoNoise && !Op::noiseless(values);
+      seeded = noise && d.a.noise.kind == kSeededNoise;
+      if (seeded) stream = stream_of(d.a, b);
+    }
+  };
+
+  // n elements from element m (in memory order) of sample b on, `rows` runs of `width` elements: a run is what lies together in
+  // every operand. `samples` of them are spanned.
+  template <class C> FG_HD void tile(const C& coefficients, bool noise, int64_t b, int64_t m, int64_t n, const R* z,
+                                     int64_t rows = 1, int64_t width = 0, int64_t samples = 1) {
+    Tile<R> t;
+    t.n = n;
+    for (int i = 0; i < inputs; ++i)
+      if (a.in[i].data) t.in[i] = gathered(a.in[i], b, m, n, rows, width, samples, buffers.in[i]);
+    t.z = a.noise.kind == kGivenNoise ? t.in[Op::kInputs] : z;
+    bool direct[kMaxOutputs];
+    for (int i = 0; i < Op::kOutputs; ++i) {
+      const Operand& out = a.out[i];
+      direct[i] = out.dtype == kNative<R>;
+      t.out[i] = !out.data ? nullptr : direct[i] ? static_cast<R*>(out.data) + b * out.batch_stride + m : buffers.out[i];
+    }
+    if (noise) {
+      vectors<true>(coefficients, t);
+    } else {
+      vectors<false>(coefficients, t);
+    }
+    for (int i = 0; i < Op::kOutputs; ++i)
+      if (t.out[i] && !direct[i]) write(t.out[i], n, a.out[i], b * a.out[i].batch_stride + m);
+  }
+
+  // Where the tile's elements of an operand lie as R: in place if they are R and in one run, else copied.
+  FG_HD const R* gathered(const Operand& in, int64_t b, int64_t m, int64_t n, int64_t rows, int64_t width, int64_t samples,
+                          R* buffer) {
+    const Geometry& g = a.geometry;
+    const bool one_run =
+        (samples == 1 || in.batch_stride == g.event) && (rows == samples || !g.channels_last() || in.position_stride == g.channels);
+    if (!g.channels_last() || in.position_stride == g.channels) {
+      const int64_t offset = b * in.batch_stride + m;
+      if (one_run) {
+        if (in.dtype == kNative<R>) return static_cast<const R*>(in.data) + offset;
+        read(in, offset, n, buffer);
+      } else {
+        const int64_t each = n / samples;
+        for (int64_t s = 0; s < samples; ++s)
+          read(in, offset + s * in.batch_stride, each, buffer + s * each);
+      }
+      return buffer;
+    }
+    // positions further apart than their channels: the halves of a learned variance's output
+    const int64_t per_sample = rows / samples, p = m / g.channels, c = m % g.channels;
+    for (int64_t s = 0; s < samples; ++s)
+      for (int64_t q = 0; q < per_sample; ++q)
+        read(in, (b + s) * in.batch_stride + (p + q) * in.position_stride + c, width, buffer + (s * per_sample + q) * width);
+    return buffer;
+  }
+
+  // Whole vectors in place; the tail in a padded copy, through the same vector code, so that its bits are the same.
+  template <bool kNoise, class C> FG_HD void vectors(const C& coefficients, const Tile<R>& t) {
+    constexpr int64_t lanes = kLanes<R>;
+    const int64_t whole = t.n / lanes * lanes, rest = t.n - whole;
+    Tile<R> part = t;
+    part.n = whole;
+    if (whole) op.template apply<kNoise>(coefficients, part, 0);
+    if (!rest) return;
+    R in[kMaxInputs][lanes] = {}, z[lanes] = {}, out[kMaxOutputs][lanes];
+    part.n = lanes;
+    for (int i = 0; i < Op::kInputs; ++i) {
+      if (!t.in[i]) continue;
+      for (int64_t k = 0; k < rest; ++k)
+        in[i][k] = t.in[i][whole + k];
+      part.in[i] = in[i];
+    }
+    if (kNoise) {
+      for (int64_t k = 0; k < rest; ++k)
+        z[k] = t.z[whole + k];
+      part.z = z;
+    }
+    for (int i = 0; i < Op::kOutputs; ++i)
+      part.out[i] = t.out[i] ? out[i] : nullptr;
+    op.template apply<kNoise>(coefficients, part, whole);
+    for (int i = 0; i < Op::kOutputs; ++i)
+      for (int64_t k = 0; t.out[i] && k < rest; ++k)
+        t.out[i][whole + k] = out[i][k];
+  }
+};
+
+// Runs Op<float> or Op<double>, whichever the arguments ask for.
+template <template <class> class Op, class Arguments>
+inline void run_elementwise(const Arguments& arguments, int64_t begin, int64_t end) {
+  if (arguments.is_double) {
+    Driver<double, Op<double>>(arguments, Op<double>{arguments}).run(begin, end);
+  } else {
+    Driver<float, Op<float>>(arguments, Op<float>{arguments}).run(begin, end);
+  }
+}
+
+}  // namespace
+}  // namespace fastgen

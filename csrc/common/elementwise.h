@@ -1,0 +1,80 @@
+// The arguments of an element-wise op as plain C data: filled by the op layer (which knows torch), read by the CPU and CUDA
+// drivers (which do not).
+#pragma once
+#include "philox.h"
+
+namespace fastgen {
+
+enum DType : int32_t { kFloat32, kFloat64, kFloat16, kBFloat16 };
+
+FG_HD int64_t size_of(DType dtype) { return dtype == kFloat64 ? 8 : dtype == kFloat32 ? 4 : 2; }
+
+// (B, *event) in memory: contiguous, or channels-last with an event of `spatial` positions of `channels` elements each. The
+// noise index j is the logical one, channel · spatial + position, in both.
+struct Geometry {
+  int64_t batch, event;
+  int64_t channels = 0, spatial = 0;  // 0 where contiguous
+  FG_HD bool channels_last() const { return channels > 0; }
+};
+
+// Element (b, j) of a contiguous operand is at b·batch_stride + j; of a channels-last one, channel c of position p is at
+// b·batch_stride + p·position_stride + c.
+struct Operand {
+  void* data = nullptr;
+  DType dtype = kFloat32;
+  int64_t batch_stride = 0, position_stride = 0;
+};
+
+// One row of `columns` float or double coefficients per timestep; which row, by a tensor or by one index for the batch.
+struct Rows {
+  const void* table = nullptr;
+  int64_t count = 0, columns = 0;
+  const int64_t* t = nullptr;
+  int64_t index = 0;
+};
+
+enum NoiseKind : int32_t { kNoNoise, kGivenNoise, kSeededNoise };
+
+struct Noise {
+  NoiseKind kind = kNoNoise;
+  const int64_t* seeds = nullptr;  // null: `seed`
+  bool per_sample = false;         // seeds has one value for each sample, else one for the batch
+  int64_t seed = 0, offset = 0;
+  bool offset_is_t = false;
+};
+
+constexpr int kMaxInputs = 4, kMaxOutputs = 2, kMaxColumns = 12;
+
+// Below this many elements an event is too short for a vector loop of its own, and tiles span several samples.
+constexpr int64_t kSmallEvent = 64;
+
+struct Elementwise {
+  Geometry geometry;
+  Rows rows;
+  Noise noise;
+  Operand in[kMaxInputs];  // the op's inputs in its own order; given noise is the one after them
+  Operand out[kMaxOutputs];
+  bool is_double = false;  // compute in float64 (and a float64 table), else in float32
+
+  // The work of the CPU driver is a range of units: samples where events are small, positions where channels-last, else elements.
+  FG_HD int64_t elements_per_unit() const {
+    return geometry.event < kSmallEvent ? geometry.event : geometry.channels_last() ? geometry.channels : 1;
+  }
+};
+
+// The row of sample b: columns of the table, NaN for a timestep outside it.
+template <class R> FG_HD void table_row(const Rows& rows, int64_t b, int columns, R* row) {
+  const int64_t t = rows.t ? rows.t[b] : rows.index;
+  const bool inside = t >= 0 && t < rows.count;
+  const R* from = static_cast<const R*>(rows.table) + (inside ? t : 0) * rows.columns;
+  for (int k = 0; k < columns; ++k)
+    row[k] = inside ? from[k] : static_cast<R>(NAN);
+}
+
+FG_HD Stream stream_of(const Elementwise& a, int64_t b) {
+  const Noise& n = a.noise;
+  const int64_t t = a.rows.t ? a.rows.t[b] : a.rows.index;
+  return {n.seeds ? n.seeds[n.per_sample ? b : 0] : n.seed, n.offset_is_t ? t : n.offset, n.per_sample ? 0 : b};
+}
+
+}  // namespace fastgen

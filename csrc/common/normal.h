@@ -1,0 +1,54 @@
+// Box–Muller on the words of Philox: u = (a + ½)·2⁻³², φ = 2π·b·2⁻³², z = √(−2 ln u)·(cos φ, sin φ). Host and device.
+#pragma once
+#include "philox.h"
+#include "real_math.h"
+
+namespace fastgen {
+
+// sin and cos of 2π·b·2⁻³². The quarter turn nearest to b is taken off in integers, exactly; what is left is within ±π/4.
+// `turn` holds b in its low 32 bits.
+template <class V> FG_HD void sincos_turn(typename Lanes<V>::Bits turn, V& sine, V& cosine) {
+  using L = Lanes<V>;
+  using Int = typename L::Int;
+  const auto shifted = turn + L::splat_bits(0x20000000);
+  const Int rest = (Int)(shifted & L::splat_bits(0x3FFFFFFF)) - L::splat_int(0x20000000);
+  const V a = to_real(rest) * splat<V>(1.4629180792671596e-09);  // 2π·2⁻³²
+  const V a2 = a * a;
+  V s, c;
+  if constexpr (kIsDouble<V>) {
+    s = fma(a * a2,
+            polynomial(a2, splat<V>(1.0 / 355687428096000.0), -1.0 / 1307674368000.0, 1.0 / 6227020800.0, -1.0 / 39916800,
+                       1.0 / 362880, -1.0 / 5040, 1.0 / 120, -1.0 / 6),
+            a);
+    c = polynomial(a2, splat<V>(-1.0 / 6402373705728000.0), 1.0 / 20922789888000.0, -1.0 / 87178291200.0, 1.0 / 479001600,
+                   -1.0 / 3628800, 1.0 / 40320, -1.0 / 720, 1.0 / 24, -0.5, 1.0);
+  } else {
+    s = fma(a * a2, polynomial(a2, splat<V>(-0.0001951528392964974), 0.00833216030150652, -0.16666655242443085), a);
+    c = polynomial(a2, splat<V>(2.44331567955669e-05), -0.0013887316454201937, 0.04166664555668831, -0.5, 1.0);
+  }
+  // quadrant = bits 31 and 30: odd ones swap the two, the sine is negative in 2 and 3, the cosine in 1 and 2
+  const auto odd = (shifted & L::splat_bits(0x40000000)) != L::splat_bits(0);
+  constexpr int to_sign = kIsDouble<V> ? 32 : 0;
+  const auto sign = L::splat_bits(0x80000000u);
+  sine = from_bits(bits(select(odd, c, s)) ^ (Int)((shifted & sign) << to_sign));
+  cosine = from_bits(bits(select(odd, s, c)) ^ (Int)(((shifted + L::splat_bits(0x40000000)) & sign) << to_sign));
+}
+
+// Words in, a pair of normals out.
+template <class V> FG_HD void box_muller(typename Lanes<V>::Bits a, typename Lanes<V>::Bits b, V& z_cos, V& z_sin) {
+  const V u = fma(word_to_real(a), splat<V>(0x1p-32), splat<V>(0x1p-33));
+  const V radius = sqrt(log_positive(u) * splat<V>(-2.0));
+  V sine, cosine;
+  sincos_turn<V>(b, sine, cosine);
+  z_cos = radius * cosine;
+  z_sin = radius * sine;
+}
+
+// The contract, one thread or host call at a time: the four normals of an element group of a sample.
+template <class R> FG_HD void contract_normals(const Stream& stream, int64_t group, R* z) {
+  const Philox4<uint32_t> r = contract_words(group, stream.sample, stream.offset, stream.seed);
+  box_muller<R>(r.r0, r.r1, z[0], z[1]);
+  box_muller<R>(r.r2, r.r3, z[2], z[3]);
+}
+
+}  // namespace fastgen

@@ -1,0 +1,80 @@
+// ln, exp and log1p for the formulas, as polynomials, so that every lane of every instruction set (and the tail of a loop) gets
+// the same bits. V: float, double, or a vector of either. The float coefficients are weighted minimax fits of the relative
+// error; the double ones are Taylor series, long enough for an ulp.
+#pragma once
+#include "host_device.h"
+
+namespace fastgen {
+
+// Σ c_k x^k by Horner's rule, highest power first.
+template <class V> FG_HD V polynomial(V, V accumulated) { return accumulated; }
+template <class V, class... C> FG_HD V polynomial(V x, V accumulated, double next, C... rest) {
+  return polynomial(x, fma(accumulated, x, splat<V>(next)), rest...);
+}
+
+constexpr double kLn2 = 0.693147180559945309417232121458;
+
+// ln(1 + f) for f in [√½ − 1, √2 − 1]; relative error 3e-8 in float before rounding.
+template <class V> FG_HD V log1p_reduced(V f) {
+  if constexpr (kIsDouble<V>) {
+    // 2·atanh(s) with s = f/(2 + f), |s| ≤ 0.172: the first term left out is below 1e-18 of the sum
+    const V s = f / (f + splat<V>(2.0)), s2 = s * s;
+    const V tail = polynomial(s2, splat<V>(2.0 / 23), 2.0 / 21, 2.0 / 19, 2.0 / 17, 2.0 / 15, 2.0 / 13, 2.0 / 11, 2.0 / 9, 2.0 / 7,
+                              2.0 / 5, 2.0 / 3);
+    return fma(s * s2, tail, s + s);
+  } else {
+    const V tail = polynomial(f, splat<V>(0.08734836429357529), -0.14307518303394318, 0.14917974174022675, -0.16570508480072021,
+                              0.19962072372436523, -0.25001755356788635, 0.33333951234817505, -0.49999991059303284);
+    return fma(f * f, tail, f);
+  }
+}
+
+// ln(u) for a normal u > 0; a few ulp, near u = 1 too.
+template <class V> FG_HD V log_positive(V u) {
+  // the exponent that leaves a mantissa in [√½, √2)
+  constexpr auto root_half = kIsDouble<V> ? 0x3FE6A09E667F3BCDll : 0x3F3504F3ll;
+  constexpr int mantissa_bits = kIsDouble<V> ? 52 : 23;
+  const auto exponent = (bits(u) - Lanes<V>::splat_int(root_half)) >> mantissa_bits;
+  const V f = from_bits(bits(u) - (exponent << mantissa_bits)) - splat<V>(1.0);
+  return fma(to_real(exponent), splat<V>(kLn2), log1p_reduced(f));
+}
+
+// ln(1 + e) for e in [0, 1]; a few ulp down to the smallest e. NaN stays NaN.
+template <class V> FG_HD V log1p_unit(V e) {
+  // 1 + e = 2·(1 + (e − 1)/2) where e is above √2 − 1
+  const auto upper = e > splat<V>(0.41421356237309503);
+  const V l = log1p_reduced(select(upper, (e - splat<V>(1.0)) * splat<V>(0.5), e));
+  return select(upper, l + splat<V>(kLn2), l);
+}
+
+// exp(x); overflows to inf, underflows through the subnormals to 0, NaN stays NaN.
+template <class V> FG_HD V exp(V x) {
+  constexpr double low = kIsDouble<V> ? -746.0 : -104.0, high = kIsDouble<V> ? 710.0 : 89.0;
+  // a number added and subtracted to round to the nearest integer
+  constexpr double rounder = kIsDouble<V> ? 6755399441055744.0 : 12582912.0;
+  V bounded = select(x < splat<V>(low), splat<V>(low), x);
+  bounded = select(bounded > splat<V>(high), splat<V>(high), bounded);
+  const V shifted = fma(bounded, splat<V>(1.0 / kLn2), splat<V>(rounder));
+  const V n = shifted - splat<V>(rounder);
+  V r, result;
+  if constexpr (kIsDouble<V>) {
+    r = fma(n, splat<V>(-6.93147180369123816490e-01), bounded);
+    r = fma(n, splat<V>(-1.90821492927058770002e-10), r);
+    result = polynomial(r, splat<V>(1.0 / 6227020800.0), 1.0 / 479001600, 1.0 / 39916800, 1.0 / 3628800, 1.0 / 362880, 1.0 / 40320,
+                        1.0 / 5040, 1.0 / 720, 1.0 / 120, 1.0 / 24, 1.0 / 6, 0.5, 1.0, 1.0);
+  } else {
+    r = fma(n, splat<V>(-0.693359375), bounded);
+    r = fma(n, splat<V>(2.12194440e-4), r);
+    result = polynomial(r, splat<V>(0.0013814467238262296), 0.008368780836462975, 0.04166839271783829, 0.1666651964187622,
+                        0.4999999403953552, 1.0, 1.0);
+  }
+  // 2^n in two factors, so that neither leaves the normal range
+  const auto whole = bits(shifted) - bits(splat<V>(rounder));
+  const auto half = whole >> 1;
+  constexpr int bias = kIsDouble<V> ? 1023 : 127, mantissa_bits = kIsDouble<V> ? 52 : 23;
+  const V first = from_bits((half + Lanes<V>::splat_int(bias)) << mantissa_bits);
+  const V second = from_bits((whole - half + Lanes<V>::splat_int(bias)) << mantissa_bits);
+  return result * first * second;
+}
+
+}  // namespace fastgen

@@ -1,0 +1,58 @@
+// The reverse step of DDPM, and with another table of DDIM:
+//
+//   x0 = clip(P·x + Q·m),   y = U·x0 + V·x + S·z;   without clipping y = A·x + B·m + S·z
+//
+// With a learned variance the deviation is S·exp(L·v + M), v being the second half of the network's channels and S 0 or 1.
+// Host and device.
+#pragma once
+#include "common/real_math.h"
+#include "q_sample/q_sample.h"
+
+namespace fastgen {
+
+struct DdpmStepColumns {
+  enum { kP, kQ, kU, kV, kA, kB, kS, kL, kM, kCount };  // the table's
+  enum { kBound = kCount, kInverse, kCountWithBound };  // the bound of x0 of each sample and what x0 is scaled by after
+};
+
+enum ClipKind : int32_t { kNoClip, kClamp, kThreshold };
+
+struct DdpmStepArguments : Elementwise {
+  ClipKind clip_kind = kNoClip;
+  bool learned = false;
+  double clip = 0;                  // for kClamp
+  const void* threshold = nullptr;  // for kThreshold: (B,), of the type of the arithmetic
+};
+
+// NaN passes, as through torch.clamp.
+template <class V> FG_HD V clamp(V x, V bound) {
+  x = select(x < -bound, -bound, x);
+  return select(x > bound, bound, x);
+}
+
+// The coefficients of sample b, and the bound of its x0.
+template <class R> FG_HD void ddpm_step_row(const DdpmStepArguments& a, int64_t b, R* row) {
+  table_row(a.rows, b, DdpmStepColumns::kCount, row);
+  row[DdpmStepColumns::kBound] = a.clip_kind == kThreshold ? static_cast<const R*>(a.threshold)[b] : static_cast<R>(a.clip);
+  row[DdpmStepColumns::kInverse] = 1 / row[DdpmStepColumns::kBound];
+}
+
+// One element, or a vector of them: y, and x0 where kClip or kX0 need it. get(column) gives the coefficients.
+template <bool kNoise, ClipKind kClip, bool kLearned, bool kX0, class V, class Get>
+FG_HD void ddpm_step(const Get& get, V x, V m, V v, V z, V& y, V& x0) {
+  using C = DdpmStepColumns;
+  if (kClip != kNoClip || kX0) x0 = fma(get(C::kP), x, get(C::kQ) * m);
+  if (kClip != kNoClip) {
+    x0 = clamp(x0, get(C::kBound));
+    if (kClip == kThreshold) x0 = x0 * get(C::kInverse);
+    y = fma(get(C::kU), x0, get(C::kV) * x);
+  } else {
+    y = fma(get(C::kA), x, get(C::kB) * m);
+  }
+  if (kNoise) {
+    if (kLearned) z = z * exp(fma(get(C::kL), v, get(C::kM)));
+    y = with_noise(y, get(C::kS), z);
+  }
+}
+
+}  // namespace fastgen

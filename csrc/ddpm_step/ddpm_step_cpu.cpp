@@ -1,0 +1,55 @@
+#include "common/cpu_driver.h"  // before the formulas, which find the vector operations by their names
+#include "common/isa.h"
+
+#include "ddpm_step/ddpm_step.h"
+
+namespace fastgen {
+namespace {
+
+template <class R> struct DdpmStep : DdpmStepColumns {
+  static constexpr int kInputs = 3, kOutputs = 2, kColumns = kCountWithBound;  // x, m, v; y, x0
+  const DdpmStepArguments& a;
+  explicit DdpmStep(const DdpmStepArguments& arguments) : a(arguments) {}
+
+  void load_row(int64_t b, R* row) const { ddpm_step_row(a, b, row); }
+  static bool noiseless(const R* row) { return row[kS] == 0; }
+
+  template <bool kNoise, class C> FG_HD void apply(const C& row, const Tile<R>& t, int64_t first) const {
+    switch (a.clip_kind) {
+      case kNoClip: return choose_learned<kNoise, kNoClip>(row, t, first);
+      case kClamp: return choose_learned<kNoise, kClamp>(row, t, first);
+      case kThreshold: return choose_learned<kNoise, kThreshold>(row, t, first);
+    }
+  }
+
+ private:
+  template <bool kNoise, ClipKind kClip, class C> FG_HD void choose_learned(const C& row, const Tile<R>& t, int64_t first) const {
+    if (kNoise && a.learned) return choose_x0<kNoise, kClip, true>(row, t, first);
+    choose_x0<kNoise, kClip, false>(row, t, first);
+  }
+  template <bool kNoise, ClipKind kClip, bool kLearned, class C>
+  FG_HD void choose_x0(const C& row, const Tile<R>& t, int64_t first) const {
+    if (t.out[1]) return loop<kNoise, kClip, kLearned, true>(row, t, first);
+    loop<kNoise, kClip, kLearned, false>(row, t, first);
+  }
+
+  template <bool kNoise, ClipKind kClip, bool kLearned, bool kX0, class C>
+  FG_HD void loop(const C& row, const Tile<R>& t, int64_t first) const {
+    for (int64_t i = 0; i < t.n; i += kLanes<R>) {
+      const auto get = [&](int column) FG_INLINE { return row.get(column, first + i); };
+      Vec<R> v{}, z{}, y, x0{};
+      if (kLearned) v = load(t.in[2] + i);
+      if (kNoise) z = load(t.z + i);
+      ddpm_step<kNoise, kClip, kLearned, kX0>(get, load(t.in[0] + i), load(t.in[1] + i), v, z, y, x0);
+      // x0 last: `out` may be x_t itself, and then everything has been read by now
+      store(t.out[0] + i, y);
+      if (kX0) store(t.out[1] + i, x0);
+    }
+  }
+};
+
+}  // namespace
+
+FG_CPU_KERNEL(ddpm_step, DdpmStepArguments) { run_elementwise<DdpmStep>(arguments, begin, end); }
+
+}  // namespace fastgen

@@ -1,0 +1,28 @@
+#include "common/cpu_driver.h"  // before the formulas, which find the vector operations by their names
+#include "common/isa.h"
+
+#include "q_posterior/q_posterior.h"
+
+namespace fastgen {
+namespace {
+
+template <class R> struct QPosterior {
+  using Columns = QPosteriorColumns;
+  static constexpr int kInputs = 2, kOutputs = 1, kColumns = Columns::kCount;
+  const QPosteriorArguments& a;
+
+  void load_row(int64_t b, R* row) const { table_row(a.rows, b, kColumns, row); }
+  static bool noiseless(const R*) { return true; }
+
+  template <bool kNoise, class C> FG_HD void apply(const C& row, const Tile<R>& t, int64_t first) const {
+    for (int64_t i = 0; i < t.n; i += kLanes<R>)
+      store(t.out[0] + i, q_posterior_mean(row.get(Columns::kU, first + i), load(t.in[0] + i), row.get(Columns::kV, first + i),
+                                           load(t.in[1] + i)));
+  }
+};
+
+}  // namespace
+
+FG_CPU_KERNEL(q_posterior, QPosteriorArguments) { run_elementwise<QPosterior>(arguments, begin, end); }
+
+}  // namespace fastgen

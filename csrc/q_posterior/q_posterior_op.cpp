@@ -1,0 +1,55 @@
+#include "common/op.h"
+
+#include "q_posterior/q_posterior.h"
+
+namespace fastgen {
+FG_KERNELS(q_posterior, QPosteriorArguments)
+namespace {
+
+#ifndef FG_CUDA
+template <class R> void fill_variances(const QPosteriorArguments& a) {
+  for (int64_t b = 0; b < a.geometry.batch; ++b) {
+    const R* row = static_cast<const R*>(a.rows.table) + (a.rows.t ? a.rows.t[b] : a.rows.index) * a.rows.columns;
+    static_cast<R*>(a.variance)[b] = row[QPosteriorColumns::kVariance];
+    static_cast<R*>(a.log_variance)[b] = row[QPosteriorColumns::kLogVariance];
+  }
+}
+#endif
+
+std::tuple<Tensor, Tensor, Tensor> q_posterior(Tensor x0, Tensor x_t, Tensor rows, OptionalTensor t, int64_t index) {
+  const Batch batch(x0);
+  QPosteriorArguments a;
+  a.geometry = batch.geometry;
+  const DType dtype = promoted(dtype_of(x0, "x0"), dtype_of(x_t, "x_t"));
+  a.is_double = dtype == kFloat64;
+  a.rows = rows_of(rows, t, index, QPosteriorColumns::kCount, batch, a.is_double);
+  const Tensor x0_data = batch.input(x0, "x0"), x_t_data = batch.input(x_t, "x_t");
+  a.in[0] = batch.operand(x0_data);
+  a.in[1] = batch.operand(x_t_data);
+  Output mean(batch, dtype);
+  int64_t per_sample[64];
+  for (int64_t d = 0; d < x0.dim(); ++d)
+    per_sample[d] = d == 0 ? batch.geometry.batch : 1;
+  const DType arithmetic = a.is_double ? kFloat64 : kFloat32;
+  const Tensor variance = empty(per_sample, x0.dim(), false, arithmetic, x0);
+  const Tensor log_variance = empty(per_sample, x0.dim(), false, arithmetic, x0);
+  a.out[0] = batch.operand(mean.written, mean.written.mutable_data_ptr());
+  a.variance = variance.mutable_data_ptr();
+  a.log_variance = log_variance.mutable_data_ptr();
+  flatten(a);
+#ifndef FG_CUDA
+  a.is_double ? fill_variances<double>(a) : fill_variances<float>(a);
+#endif
+  FG_RUN(q_posterior, a, x0, kPlainGrain);
+  return {mean.target, variance, log_variance};
+}
+
+}  // namespace
+}  // namespace fastgen
+
+#ifndef FG_CUDA
+STABLE_TORCH_LIBRARY_FRAGMENT(fastgen, m) {
+  m.def("q_posterior(Tensor x0, Tensor x_t, Tensor rows, Tensor? t, SymInt index) -> (Tensor, Tensor, Tensor)");
+}
+#endif
+STABLE_TORCH_LIBRARY_IMPL(fastgen, FG_DEVICE, m) { m.impl("q_posterior", TORCH_BOX(&fastgen::q_posterior)); }
