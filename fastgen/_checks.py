@@ -1,0 +1,166 @@
+"""Every check of an argument, for every backend: TypeError for a wrong type or dtype, ValueError for the rest.
+
+Each message names the argument, what was expected and what came. The fast path of a check is a comparison; the words are
+put together only where it fails.
+"""
+
+from __future__ import annotations
+
+import operator
+
+import torch
+
+from .schedule import Schedule, Table
+
+FLOATING = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+def tensor(name: str, x) -> None:
+    """A strided tensor of a supported floating dtype."""
+    if not isinstance(x, torch.Tensor):
+        raise TypeError(f"{name}: expected a tensor, got {type(x).__name__}")
+    if x.dtype not in FLOATING:
+        raise TypeError(f"{name}: expected dtype float16, bfloat16, float32 or float64, got {_dtype(x.dtype)}")
+    if x.layout is not torch.strided:
+        raise TypeError(f"{name}: expected a dense (strided) tensor, got layout {x.layout}")
+
+
+def batched(name: str, x) -> None:
+    """A floating tensor of shape (B, *event)."""
+    tensor(name, x)
+    if x.dim() == 0:
+        raise ValueError(f"{name}: expected shape (B, ...), got a tensor without dimensions")
+
+
+def like(name: str, y, x_name: str, x) -> None:
+    """A floating tensor with the shape and device of `x`."""
+    tensor(name, y)
+    if y.device != x.device:
+        raise ValueError(f"{name}: expected a tensor on {x.device} like {x_name}, got one on {y.device}")
+    if y.shape != x.shape:
+        raise ValueError(f"{name}: expected shape {tuple(x.shape)} like {x_name}, got {tuple(y.shape)}")
+
+
+def two_channels(name: str, y, x_name: str, x) -> None:
+    """A floating tensor with twice the channels (dimension 1) of `x`, else its shape, on its device."""
+    tensor(name, y)
+    if x.dim() < 2:
+        raise ValueError(f"{x_name}: expected shape (B, C, ...) for a learned variance, got {tuple(x.shape)}")
+    if y.device != x.device:
+        raise ValueError(f"{name}: expected a tensor on {x.device} like {x_name}, got one on {y.device}")
+    expected = (x.shape[0], 2 * x.shape[1], *x.shape[2:])
+    if tuple(y.shape) != expected:
+        raise ValueError(f"{name}: expected shape {expected}, twice the channels of {x_name}, got {tuple(y.shape)}")
+
+
+def result_dtype(x, y) -> torch.dtype:
+    """The promoted dtype of two floating tensors."""
+    return x.dtype if x.dtype == y.dtype else torch.promote_types(x.dtype, y.dtype)
+
+
+def compute_dtype(dtype: torch.dtype) -> torch.dtype:
+    """What arithmetic on `dtype` is done in."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def schedule(value) -> None:
+    if not isinstance(value, Schedule):
+        raise TypeError(f"schedule: expected a fastgen.Schedule, got {type(value).__name__}")
+
+
+def timestep(t, x, table: Table):
+    """(tensor, 0) for a tensor of shape (B,), (None, int) for an int within the table.
+
+    The values of a tensor on the CPU are checked by `timestep_values` or the compiled op; on a GPU that would synchronise.
+    """
+    if isinstance(t, torch.Tensor):
+        if t.dtype != torch.int64:
+            raise TypeError(f"t: expected an int or an int64 tensor, got dtype {_dtype(t.dtype)}")
+        if t.dim() != 1 or t.shape[0] != x.shape[0]:
+            raise ValueError(f"t: expected shape ({x.shape[0]},), one timestep per sample, got {tuple(t.shape)}")
+        if t.device != x.device:
+            raise ValueError(f"t: expected a tensor on {x.device} like the data, got one on {t.device}")
+        return t, 0
+    t = integer("t", t, "an int or an int64 tensor of shape (B,)")
+    if not 0 <= t < table.end:
+        raise ValueError(f"t: expected a timestep within 0 … {table.end - 1}, got {t}{table.note}")
+    return None, t
+
+
+def timestep_values(t, table: Table) -> None:
+    """The range check of a CPU tensor of timesteps, for the eager backend; the compiled op has its own."""
+    if t is None or t.device.type != "cpu" or t.numel() == 0 or torch.compiler.is_compiling():
+        return
+    low, high = (int(bound) for bound in torch.aminmax(t))
+    if low < 0 or high >= table.end:
+        bad = low if low < 0 else high
+        raise ValueError(f"t: expected timesteps within 0 … {table.end - 1}, got {bad}{table.note}")
+
+
+def translated(error: RuntimeError, table: Table | None) -> Exception:
+    """The ValueError for what a compiled op reports of the values of `t`; any other error as it came."""
+    if table is None:
+        return error
+    message = str(error)
+    start = message.find("t: expected timesteps within")
+    return error if start < 0 else ValueError(message[start:].splitlines()[0] + table.note)
+
+
+def integer(name: str, value, expected: str = "an int") -> int:
+    if type(value) is int:
+        return value
+    if isinstance(value, bool) or isinstance(value, torch.Tensor):
+        raise TypeError(f"{name}: expected {expected}, got {type(value).__name__}")
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name}: expected {expected}, got {type(value).__name__}") from None
+
+
+def option(name: str, value, allowed: tuple) -> None:
+    if value not in allowed:
+        raise ValueError(f"{name}: expected one of {', '.join(map(repr, allowed))}, got {value!r}")
+
+
+def number(name: str, value, *, low: float, strict: bool = False) -> float:
+    """A finite real number with value ≥ low (> low where strict)."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name}: expected a number, got {type(value).__name__}")
+    if not (low < value < float("inf") if strict else low <= value < float("inf")):
+        raise ValueError(f"{name}: expected a number {'>' if strict else '≥'} {low:g}, got {value!r}")
+    return float(value)
+
+
+def output(out, shape, dtype, device, inputs: dict) -> None:
+    """`out` fits the result, and overlaps no input except by being exactly it."""
+    tensor("out", out)
+    if out.dtype != dtype:
+        raise TypeError(f"out: expected dtype {_dtype(dtype)}, got {_dtype(out.dtype)}")
+    if out.device != device:
+        raise ValueError(f"out: expected a tensor on {device}, got one on {out.device}")
+    if out.shape != shape:
+        raise ValueError(f"out: expected shape {tuple(shape)}, got {tuple(out.shape)}")
+    if torch.is_grad_enabled() and (out.requires_grad or any(x.requires_grad for x in inputs.values() if x is not None)):
+        raise ValueError("out: expected no tensor that requires grad, since out= cannot record a gradient; use torch.no_grad()")
+    if torch.compiler.is_compiling():
+        return  # addresses are unknown while tracing; functionalisation copies where tensors overlap
+    if out.numel() and any(stride == 0 and size > 1 for size, stride in zip(out.shape, out.stride(), strict=True)):
+        raise ValueError("out: expected every element to have its own memory, got an expanded tensor")
+    for name, x in inputs.items():
+        if x is None or _span(x)[1] <= _span(out)[0] or _span(out)[1] <= _span(x)[0]:
+            continue
+        same = x.data_ptr() == out.data_ptr() and x.stride() == out.stride() and x.dtype == out.dtype
+        if not same or x.shape != out.shape:
+            raise ValueError(f"out: expected memory apart from {name}, or {name} itself, got an overlapping view of it")
+
+
+def _span(x) -> tuple[int, int]:
+    """The first and one-past-last byte address that `x` touches."""
+    if x.numel() == 0:
+        return 0, 0
+    last = sum((size - 1) * stride for size, stride in zip(x.shape, x.stride(), strict=True))
+    return x.data_ptr(), x.data_ptr() + (last + 1) * x.element_size()
+
+
+def _dtype(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -1,0 +1,304 @@
+"""The reverse step, DDPM's and with another table DDIM's: public functions, eager reference, fakes, autograd."""
+
+from __future__ import annotations
+
+import torch
+
+from . import _backend, _checks, _dispatch, rng
+from .q_sample import scaled
+from .schedule import DDPM_STEP_COLUMNS, LEARNED_VARIANCES, PREDICTIONS, VARIANCES
+
+
+def ddpm_step(
+    x_t,
+    model_output,
+    t,
+    schedule,
+    *,
+    prediction="epsilon",
+    variance="posterior",
+    clip=None,
+    threshold=None,
+    noise=None,
+    seed=None,
+    generator=None,
+    return_x0=False,
+    out=None,
+):
+    """One step x_t → x_{t−1} of the reverse process:
+
+        x0      = clip(P·x_t + Q·m)                         m = model_output; P, Q by `prediction`
+        x_{t−1} = μ(x0, x_t) + σ_t·z,   z ~ N(0, I)         μ = √ᾱ_{t−1}·β_t/(1−ᾱ_t)·x0 + √α_t·(1−ᾱ_{t−1})/(1−ᾱ_t)·x_t
+
+    which for epsilon prediction without clipping is μ = (x_t − β_t/√(1−ᾱ_t)·m)/√α_t. At t = 0 no noise is added.
+
+    Args:
+        x_t: (B, *event), float16, bfloat16, float32 or float64, contiguous or channels-last; other strides are copied first.
+        model_output: like x_t, any of the four dtypes; (B, 2C, ...) with a learned variance, the second C channels being v.
+        t: int or int64 tensor of shape (B,), 0-based, within 0 … T−1.
+        schedule: a `Schedule` of T steps.
+        prediction: "epsilon" (P = 1/√ᾱ_t, Q = −√(1/ᾱ_t − 1)), "sample" (0, 1) or "v_prediction" (√ᾱ_t, −√(1−ᾱ_t)).
+        variance: σ_t² = β̃_t ("posterior"), β_t ("beta"), exp(v) ("learned"), or β_t^f·β̃_t^{1−f} with f = (v+1)/2
+            ("learned_range").
+        clip: a number c > 0; x0 is clamped to ±c.
+        threshold: floating tensor (B,) of bounds s > 0; x0 becomes clamp(x0, ±s)/s. Not together with clip. No gradient.
+        noise: z itself, the shape of x_t, any of the four dtypes.
+        seed: int or int64 tensor of 1 or B elements; z is then `fastgen.randn(x_t.shape, seed=seed, offset=t)`, made in
+            registers and never stored.
+        generator: a `torch.Generator`; z is then `torch.randn(x_t.shape, generator=generator)` in the result's dtype, drawn
+            at t = 0 too.
+        return_x0: return (x_{t−1}, x0).
+        out: where to write x_{t−1}; may be x_t itself.
+
+    With no noise source, a seed is drawn from torch's default CPU generator. Returns x_{t−1} with the shape and layout of x_t
+    and the promoted dtype of x_t and model_output. Differentiable in x_t, model_output and noise. Half precision computes in
+    float32 and rounds once.
+
+    Raises TypeError for wrong types or dtypes, ValueError for wrong shapes, devices or values, before anything is written. A
+    timestep outside the schedule in a tensor on a GPU, where it cannot be seen without a synchronisation, makes that sample
+    NaN; in a compiled program on the CPU it raises RuntimeError. The same holds for the last step of a schedule with zero
+    terminal SNR under epsilon prediction, which has no finite coefficients.
+
+    Sources: Ho et al. 2020, equations (6), (7) and (11); learned variances: Nichol & Dhariwal 2021, equation (15);
+    v: Salimans & Ho 2022; threshold: Saharia et al. 2022 (Imagen), section 2.3.
+    """
+    _checks.schedule(schedule)
+    _checks.option("prediction", prediction, PREDICTIONS)
+    _checks.option("variance", variance, VARIANCES)
+    learned = variance in LEARNED_VARIANCES
+    dtype = _checked_dtype(x_t, model_output, learned)
+    table = schedule.ddpm_step_table(prediction, variance, x_t.device, dtype)
+    arguments = (x_t, model_output, t, table, dtype, clip, threshold, learned, noise, seed, generator, return_x0, out)
+    return _reverse_step("ddpm_step", *arguments)
+
+
+def ddim_step(
+    x_t,
+    model_output,
+    t,
+    schedule,
+    *,
+    eta=0.0,
+    prediction="epsilon",
+    clip=None,
+    threshold=None,
+    noise=None,
+    seed=None,
+    generator=None,
+    return_x0=False,
+    out=None,
+):
+    """One step x_t → x_{t−1} of the DDIM family:
+
+        x0      = clip(P·x_t + Q·m),   ε = (x_t − √ᾱ_t·x0)/√(1−ᾱ_t)
+        x_{t−1} = √ᾱ_{t−1}·x0 + √(1−ᾱ_{t−1}−σ_t²)·ε + σ_t·z
+        σ_t     = η·√((1−ᾱ_{t−1})/(1−ᾱ_t))·√(1−ᾱ_t/ᾱ_{t−1})
+
+    η = 0 is deterministic (no noise is drawn or read), η = 1 is `ddpm_step` with variance "posterior". ε is read off the
+    clipped x0. x_{t−1} is the previous step of `schedule`, so respace the schedule for larger strides.
+
+    eta: a number within 0 … 1. The other arguments, the result and the errors are those of `ddpm_step`.
+
+    Source: Song et al. 2021 (DDIM), equations (12) and (16).
+    """
+    _checks.schedule(schedule)
+    _checks.option("prediction", prediction, PREDICTIONS)
+    eta = _checks.number("eta", eta, low=0.0)
+    if eta > 1.0:
+        raise ValueError(f"eta: expected a number within 0 … 1, got {eta!r}")
+    dtype = _checked_dtype(x_t, model_output, False)
+    table = schedule.ddim_step_table(prediction, eta, x_t.device, dtype)
+    arguments = (x_t, model_output, t, table, dtype, clip, threshold, False, noise, seed, generator, return_x0, out)
+    return _reverse_step("ddim_step", *arguments)
+
+
+def _checked_dtype(x_t, model_output, learned):
+    _checks.batched("x_t", x_t)
+    check = _checks.two_channels if learned else _checks.like
+    check("model_output", model_output, "x_t", x_t)
+    return _checks.result_dtype(x_t, model_output)
+
+
+def _reverse_step(op, x_t, model_output, t, table, dtype, clip, threshold, learned, noise, seed, generator, return_x0, out):
+    t, index = _checks.timestep(t, x_t, table)
+    if clip is not None:
+        clip = _checks.number("clip", clip, low=0.0, strict=True)
+    if threshold is not None:
+        threshold = _checked_threshold(threshold, clip, x_t, table.rows.dtype)
+    if type(return_x0) is not bool:
+        raise TypeError(f"return_x0: expected a bool, got {type(return_x0).__name__}")
+    if out is not None:
+        noise_tensor = noise if isinstance(noise, torch.Tensor) else None
+        inputs = {"x_t": x_t, "model_output": model_output, "noise": noise_tensor, "threshold": threshold}
+        _checks.output(out, x_t.shape, dtype, x_t.device, inputs)
+    if table.noisy or noise is not None or seed is not None or generator is not None:
+        noise, seeds, seed = rng.noise_source("x_t", x_t, dtype, noise, seed, generator)
+        if not table.noisy:
+            noise = seeds = seed = None
+    else:
+        seeds = None
+    arguments = (x_t, model_output, table.rows, t, index, noise, seeds, seed, clip, threshold, learned)
+    if _backend.select(x_t.device.type) == "eager":
+        _checks.timestep_values(t, table)
+        y, x0 = reference(*arguments)
+        y = _dispatch.stored(y, out)
+        return (y, x0) if return_x0 else y
+    if out is not None:
+        x0 = _dispatch.empty_like(x_t, dtype) if return_x0 else None
+        _dispatch.call_out(op, (*arguments, x0), out, table)
+        return (out, x0) if return_x0 else out
+    if torch.is_grad_enabled() and (x_t.requires_grad or model_output.requires_grad or (noise is not None and noise.requires_grad)):
+        y, x0 = _DdpmStep.apply(op, return_x0, table, *arguments)
+        return (y, x0) if return_x0 else y
+    return _dispatch.call(op + "_x0" if return_x0 else op, arguments, table)
+
+
+def _checked_threshold(threshold, clip, x_t, dtype):
+    if clip is not None:
+        raise ValueError("clip, threshold: expected at most one, got both")
+    _checks.tensor("threshold", threshold)
+    if threshold.device != x_t.device:
+        raise ValueError(f"threshold: expected a tensor on {x_t.device} like x_t, got one on {threshold.device}")
+    if threshold.dim() != 1 or threshold.shape[0] != x_t.shape[0]:
+        raise ValueError(f"threshold: expected shape ({x_t.shape[0]},), one bound per sample, got {tuple(threshold.shape)}")
+    if torch.is_grad_enabled() and threshold.requires_grad:
+        raise ValueError("threshold: expected a tensor that does not require grad, got one that does; detach it")
+    return threshold.to(dtype).contiguous()
+
+
+# ---- eager reference ------------------------------------------------------------------------------------------------------
+
+
+def reference(x_t, model_output, rows, t, index, noise, seeds, seed, clip, threshold, learned):
+    """The kernel in plain PyTorch: (x_{t−1}, x0). rows: (T, 9), the columns of `DDPM_STEP_COLUMNS`."""
+    dtype, shape, dim = _checks.result_dtype(x_t, model_output), x_t.shape, x_t.dim()
+    c = _columns(rows, t, index, dim)
+    x, m, v = x_t.to(rows.dtype), model_output.to(rows.dtype), None
+    if learned:
+        m, v = m[:, : shape[1]], m[:, shape[1] :]
+    x0 = c["P"] * x + c["Q"] * m
+    if clip is None and threshold is None:
+        y = c["A"] * x + c["B"] * m
+    else:
+        x0 = _clipped(x0, clip, threshold)
+        y = c["U"] * x0 + c["V"] * x
+    if noise is None and (seeds is not None or seed is not None):
+        noise = rng.normals(shape, seeds, seed, index if t is None else t, x.device, rows.dtype)
+    sigma = c["S"]
+    if learned and noise is not None:
+        noise = torch.exp(c["L"] * v + c["M"]) * noise.to(rows.dtype)
+    return _dispatch.with_noise(y, sigma, noise).to(dtype), x0.to(dtype)
+
+
+def _columns(rows, t, index, dim):
+    return dict(zip(DDPM_STEP_COLUMNS, _dispatch.gathered(rows, t, index, dim), strict=True))
+
+
+def _clipped(x0, clip, threshold):
+    if clip is not None:
+        return x0.clamp(-clip, clip)
+    bound = _per_sample(threshold, x0.dim())
+    return x0.clamp(-bound, bound) / bound
+
+
+def _per_sample(values, dim):
+    return values.reshape(-1, *[1] * (dim - 1))
+
+
+# ---- fakes ----------------------------------------------------------------------------------------------------------------
+
+
+def _fake(x_t, model_output, rows, t, index, noise, seeds, seed, clip, threshold, learned):
+    return _dispatch.empty_like(x_t, _checks.result_dtype(x_t, model_output))
+
+
+def _fake_x0(*arguments):
+    return _fake(*arguments), _fake(*arguments)
+
+
+_dispatch.register_fakes(("ddpm_step", "ddim_step"), _fake)
+_dispatch.register_fakes(("ddpm_step_x0", "ddim_step_x0"), _fake_x0)
+
+
+# ---- autograd -------------------------------------------------------------------------------------------------------------
+
+
+class _DdpmStep(torch.autograd.Function):
+    """The backward is one scaling kernel per input where the step is affine; with clipping or a learned variance it is
+    written in torch ops, which also serve a second backward. Gradients pass through a clamp where x0 is within its bounds."""
+
+    @staticmethod
+    def forward(ctx, op, return_x0, table, *arguments):
+        x_t, model_output, _, t, index, noise, seeds, seed, clip, threshold, learned = arguments
+        affine = clip is None and threshold is None and not learned
+        ctx.save_for_backward(t, threshold, seeds, *((None,) * 3 if affine else (x_t, model_output, noise)))
+        ctx.rest = (table, index, seed, clip, learned, affine, x_t.dtype, model_output.dtype, x_t.shape)
+        ctx.set_materialize_grads(False)
+        if return_x0:
+            return _dispatch.call(op + "_x0", arguments, table)
+        return _dispatch.call(op, arguments, table), None
+
+    @staticmethod
+    def backward(ctx, y_gradient, x0_gradient):
+        x_needed, m_needed, noise_needed = ctx.needs_input_grad[3], ctx.needs_input_grad[4], ctx.needs_input_grad[8]
+        backward = _affine_backward if ctx.rest[5] else _general_backward
+        x, m, noise = backward(ctx, y_gradient, x0_gradient, x_needed, m_needed, noise_needed)
+        return None, None, None, x, m, None, None, None, noise, None, None, None, None, None
+
+
+def _affine_backward(ctx, y_gradient, x0_gradient, x_needed, m_needed, noise_needed):
+    t = ctx.saved_tensors[0]
+    table, index, _, _, _, _, x_dtype, m_dtype, _ = ctx.rest
+
+    def gradient(y_column, x0_column, dtype):
+        terms = [
+            scaled(table, DDPM_STEP_COLUMNS.index(column), g, t, index)
+            for g, column in ((y_gradient, y_column), (x0_gradient, x0_column))
+            if g is not None and column is not None
+        ]
+        return sum(terms[1:], terms[0]).to(dtype) if terms else None
+
+    return (
+        gradient("A", "P", x_dtype) if x_needed else None,
+        gradient("B", "Q", m_dtype) if m_needed else None,
+        gradient("S", None, None or x_dtype) if noise_needed else None,
+    )
+
+
+def _general_backward(ctx, y_gradient, x0_gradient, x_needed, m_needed, noise_needed):
+    t, threshold, seeds, x_t, model_output, noise = ctx.saved_tensors
+    table, index, seed, clip, learned, _, x_dtype, m_dtype, shape = ctx.rest
+    c = _columns(table.rows, t, index, len(shape))
+    x, m, v = x_t.to(table.rows.dtype), model_output.to(table.rows.dtype), None
+    if learned:
+        m, v = m[:, : shape[1]], m[:, shape[1] :]
+    g = torch.zeros_like(x) if y_gradient is None else y_gradient.to(x.dtype)
+    g0 = torch.zeros_like(x) if x0_gradient is None else x0_gradient.to(x.dtype)
+    # through x0 = clip(P·x + Q·m) to both inputs; without a clip y reaches them by A and B instead of by U
+    if clip is None and threshold is None:
+        to_x, to_m = c["A"] * g + c["P"] * g0, c["B"] * g + c["Q"] * g0
+    else:
+        raw = c["P"] * x + c["Q"] * m
+        bound = clip if threshold is None else _per_sample(threshold, x.dim())
+        inner = torch.where(raw.abs() <= bound, c["U"] * g + g0, 0.0)
+        if threshold is not None:
+            inner = inner / bound
+        to_x, to_m = c["V"] * g + c["P"] * inner, c["Q"] * inner
+    to_noise = None
+    if learned:
+        to_v = torch.zeros_like(to_m)
+        if noise is not None or seeds is not None or seed is not None:
+            z = noise
+            if z is None:
+                z = rng.normals(shape, seeds, seed, index if t is None else t, x.device, x.dtype)
+            deviation = c["S"] * torch.exp(c["L"] * v + c["M"])
+            to_v = torch.where(c["S"] == 0, 0.0, g * deviation * c["L"] * z.to(x.dtype))
+            to_noise = g * deviation
+        to_m = torch.cat([to_m, to_v], dim=1)
+    elif noise_needed:
+        to_noise = c["S"] * g
+    return (
+        to_x.to(x_dtype) if x_needed else None,
+        to_m.to(m_dtype) if m_needed else None,
+        to_noise.to(noise.dtype) if noise_needed else None,
+    )

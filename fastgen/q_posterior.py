@@ -1,0 +1,87 @@
+"""q(x_{t−1} | x_t, x_0): public function, eager reference, fake, autograd."""
+
+from __future__ import annotations
+
+import torch
+
+from . import _backend, _checks, _dispatch
+from .q_sample import scaled
+
+
+def q_posterior(x0, x_t, t, schedule):
+    """The posterior of the forward process, N(x_{t−1}; mean, variance·I):
+
+        mean     = √ᾱ_{t−1}·β_t/(1−ᾱ_t) · x0 + √α_t·(1−ᾱ_{t−1})/(1−ᾱ_t) · x_t
+        variance = β̃_t = β_t·(1−ᾱ_{t−1})/(1−ᾱ_t)
+
+    Args:
+        x0, x_t: (B, *event), float16, bfloat16, float32 or float64, contiguous or channels-last; other strides are copied
+            first.
+        t: int or int64 tensor of shape (B,), 0-based, within 0 … T−1.
+        schedule: a `Schedule` of T steps.
+
+    Returns (mean, variance, log_variance): the mean with the shape and layout of x0 and the promoted dtype of x0 and x_t,
+    differentiable in both; the other two of shape (B, 1, …, 1) in float32 (float64 where the mean is). β̃_0 is 0, and
+    log_variance has log β̃_1 in its place.
+
+    Raises as `fastgen.q_sample` does.
+
+    Source: Ho et al. 2020, equations (6) and (7), and the clipped log-variance of their code.
+    """
+    _checks.schedule(schedule)
+    _checks.batched("x0", x0)
+    _checks.like("x_t", x_t, "x0", x0)
+    table = schedule.q_posterior_table(x0.device, _checks.result_dtype(x0, x_t))
+    t, index = _checks.timestep(t, x0, table)
+    arguments = (x0, x_t, table.rows, t, index)
+    if _backend.select(x0.device.type) == "eager":
+        _checks.timestep_values(t, table)
+        return reference(*arguments)
+    if torch.is_grad_enabled() and (x0.requires_grad or x_t.requires_grad):
+        return _QPosterior.apply(table, *arguments)
+    return _dispatch.call("q_posterior", arguments, table)
+
+
+# ---- eager reference ------------------------------------------------------------------------------------------------------
+
+
+def reference(x0, x_t, rows, t, index):
+    """The kernel in plain PyTorch. rows: (T, 4), the columns of `schedule.Q_POSTERIOR_COLUMNS`."""
+    u, v, variance, log_variance = _dispatch.gathered(rows, t, index, x0.dim())
+    mean = u * x0.to(rows.dtype) + v * x_t.to(rows.dtype)
+    shape = (x0.shape[0], *[1] * (x0.dim() - 1))
+    return mean.to(_checks.result_dtype(x0, x_t)), variance.expand(shape).clone(), log_variance.expand(shape).clone()
+
+
+# ---- fake -----------------------------------------------------------------------------------------------------------------
+
+
+def _fake(x0, x_t, rows, t, index):
+    per_sample = torch.empty((x0.shape[0], *[1] * (x0.dim() - 1)), dtype=rows.dtype, device=x0.device)
+    return _dispatch.empty_like(x0, _checks.result_dtype(x0, x_t)), per_sample, torch.empty_like(per_sample)
+
+
+_dispatch.register_fakes(("q_posterior",), _fake)
+
+
+# ---- autograd -------------------------------------------------------------------------------------------------------------
+
+
+class _QPosterior(torch.autograd.Function):
+    """Affine in both inputs, so each gradient is a scaled copy of the mean's."""
+
+    @staticmethod
+    def forward(ctx, table, x0, x_t, rows, t, index):
+        ctx.save_for_backward(t)
+        ctx.rest = (table, index, x0.dtype, x_t.dtype)
+        mean, variance, log_variance = _dispatch.call("q_posterior", (x0, x_t, rows, t, index), table)
+        ctx.mark_non_differentiable(variance, log_variance)
+        return mean, variance, log_variance
+
+    @staticmethod
+    def backward(ctx, gradient, *_):
+        (t,) = ctx.saved_tensors
+        table, index, x0_dtype, x_t_dtype = ctx.rest
+        x0 = scaled(table, 0, gradient, t, index).to(x0_dtype) if ctx.needs_input_grad[1] else None
+        x_t = scaled(table, 1, gradient, t, index).to(x_t_dtype) if ctx.needs_input_grad[2] else None
+        return None, x0, x_t, None, None, None

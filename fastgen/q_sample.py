@@ -1,0 +1,123 @@
+"""q(x_t | x_0), and q(x_t | x_{t−1}) with another table: public functions, eager reference, fakes, autograd."""
+
+from __future__ import annotations
+
+import torch
+
+from . import _backend, _checks, _dispatch, rng
+
+
+def q_sample(x0, t, schedule, *, noise=None, seed=None, generator=None, offset=0, out=None):
+    """Noises data to timestep t:
+
+        x_t = √ᾱ_t · x0 + √(1 − ᾱ_t) · ε,   ε ~ N(0, I)
+
+    Args:
+        x0: (B, *event), float16, bfloat16, float32 or float64, contiguous or channels-last; other strides are copied first.
+        t: int or int64 tensor of shape (B,), 0-based, within 0 … T−1.
+        schedule: a `Schedule` of T steps.
+        noise: ε itself, the shape of x0, any of the four dtypes.
+        seed: int or int64 tensor of 1 or B elements; ε is then `fastgen.randn(x0.shape, seed=seed, offset=offset)`, made in
+            registers and never stored.
+        generator: a `torch.Generator`; ε is then `torch.randn(x0.shape, generator=generator, dtype=x0.dtype)`.
+        offset: int within 0 … 2⁶³−1; with `seed` only.
+        out: where to write; may be x0 itself.
+
+    With no noise source, a seed is drawn from torch's default CPU generator. Returns x_t with the shape, dtype and layout of
+    x0. Differentiable in x0 and noise. Half precision computes in float32 and rounds once.
+
+    Raises TypeError for wrong types or dtypes, ValueError for wrong shapes, devices or values, before anything is written. A
+    timestep outside the schedule in a tensor on a GPU, where it cannot be seen without a synchronisation, makes that sample
+    NaN; in a compiled program on the CPU it raises RuntimeError.
+
+    Source: Ho et al. 2020, equation (4).
+    """
+    _checks.schedule(schedule)
+    _checks.batched("x0", x0)
+    table = schedule.q_sample_table(x0.device, x0.dtype)
+    return _noised("q_sample", "x0", x0, t, table, noise, seed, generator, offset, out)
+
+
+def q_step(x_prev, t, schedule, *, noise=None, seed=None, generator=None, offset=0, out=None):
+    """One step of the forward process:
+
+        x_t = √(1 − β_t) · x_{t−1} + √β_t · ε,   ε ~ N(0, I)
+
+    Arguments, result and errors are those of `q_sample`, with x_{t−1} in place of x_0.
+
+    Source: Ho et al. 2020, equation (2).
+    """
+    _checks.schedule(schedule)
+    _checks.batched("x_prev", x_prev)
+    table = schedule.q_step_table(x_prev.device, x_prev.dtype)
+    return _noised("q_step", "x_prev", x_prev, t, table, noise, seed, generator, offset, out)
+
+
+def _noised(op, x_name, x, t, table, noise, seed, generator, offset, out):
+    t, index = _checks.timestep(t, x, table)
+    if offset != 0 or type(offset) is not int:
+        offset = rng.check_offset(offset)
+    if out is not None:
+        _checks.output(out, x.shape, x.dtype, x.device, {x_name: x, "noise": noise if isinstance(noise, torch.Tensor) else None})
+    noise, seeds, seed = rng.noise_source(x_name, x, x.dtype, noise, seed, generator)
+    return _run(op, table, x, t, index, noise, seeds, seed, offset, out)
+
+
+def _run(op, table, x, t, index, noise, seeds, seed, offset, out=None):
+    arguments = (x, table.rows, t, index, noise, seeds, seed, offset)
+    if _backend.select(x.device.type) == "eager":
+        _checks.timestep_values(t, table)
+        return _dispatch.stored(reference(*arguments), out)
+    if out is not None:
+        return _dispatch.call_out(op, arguments, out, table)
+    if torch.is_grad_enabled() and (x.requires_grad or (noise is not None and noise.requires_grad)):
+        return _QSample.apply(op, table, *arguments)
+    return _dispatch.call(op, arguments, table)
+
+
+def scaled(table, column, x, t, index):
+    """table[t][column] · x, one coefficient per sample, differentiable in x: `q_sample`'s kernel without noise."""
+    rows = table.rows[:, [column, column]]
+    return _run("q_sample", table._replace(rows=rows), x, t, index, None, None, None, 0)
+
+
+# ---- eager reference ------------------------------------------------------------------------------------------------------
+
+
+def reference(x, rows, t, index, noise, seeds, seed, offset):
+    """The kernel in plain PyTorch: scale · x, plus sigma · ε where there is a noise source. rows: (T, 2), scale and sigma."""
+    scale, sigma = _dispatch.gathered(rows, t, index, x.dim())
+    y = scale * x.to(rows.dtype)
+    if noise is None and (seeds is not None or seed is not None):
+        noise = rng.normals(x.shape, seeds, seed, offset, x.device, rows.dtype)
+    return _dispatch.with_noise(y, sigma, noise).to(x.dtype)
+
+
+# ---- fakes ----------------------------------------------------------------------------------------------------------------
+
+
+def _fake(x, rows, t, index, noise, seeds, seed, offset):
+    return _dispatch.empty_like(x)
+
+
+_dispatch.register_fakes(("q_sample", "q_step"), _fake)
+
+
+# ---- autograd -------------------------------------------------------------------------------------------------------------
+
+
+class _QSample(torch.autograd.Function):
+    """Linear in x and in the noise, so the backward is the same kernel without noise, and so is the backward's."""
+
+    @staticmethod
+    def forward(ctx, op, table, x, rows, t, index, noise, seeds, seed, offset):
+        ctx.save_for_backward(t)
+        ctx.table, ctx.index = table, index
+        return _dispatch.call(op, (x, rows, t, index, noise, seeds, seed, offset), table)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        (t,) = ctx.saved_tensors
+        x = scaled(ctx.table, 0, gradient, t, ctx.index) if ctx.needs_input_grad[2] else None
+        noise = scaled(ctx.table, 1, gradient, t, ctx.index) if ctx.needs_input_grad[6] else None
+        return None, None, x, None, None, None, noise, None, None, None

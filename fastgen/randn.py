@@ -1,0 +1,62 @@
+"""What a seed denotes: public function, eager reference, fake. Nothing to differentiate."""
+
+from __future__ import annotations
+
+import torch
+
+from . import _backend, _checks, _dispatch, rng
+
+
+def randn(shape, *, seed, offset=0, dtype=None, device=None):
+    """Standard normal noise as a pure function of (seed, offset, sample, element): the contract of `fastgen.rng`.
+
+    The same on every backend and device up to rounding, and independent of batch size with one seed per sample:
+    `randn((B, *event), seed=seeds)[i]` equals `randn((1, *event), seed=seeds[i:i+1])[0]`.
+
+    Args:
+        shape: (B, *event), a sequence of ints.
+        seed: int, or int64 tensor of 1 element (one stream for the batch) or of B elements (one per sample).
+        offset: int within 0 … 2⁶³−1. Reverse steps use t, the initial x_T uses T, `q_sample` uses 0 unless told.
+        dtype: float16, bfloat16, float32 or float64; torch's default dtype if None.
+        device: where; torch's default device if None.
+
+    Returns a contiguous tensor. Float32 and half precision compute in float32, float64 in float64.
+    Raises TypeError or ValueError naming the argument.
+
+    Source: Salmon et al. 2011 (Philox4x32-10); Box & Muller 1958.
+    """
+    try:
+        shape = tuple(_checks.integer("shape", size, "ints") for size in shape)
+    except TypeError:
+        raise TypeError(f"shape: expected a sequence of ints, got {shape!r}") from None
+    if not shape or min(shape) < 0:
+        raise ValueError(f"shape: expected (B, ...) with sizes ≥ 0, got {shape}")
+    dtype = torch.get_default_dtype() if dtype is None else dtype
+    if dtype not in _checks.FLOATING:
+        raise TypeError(f"dtype: expected float16, bfloat16, float32 or float64, got {dtype}")
+    device = _indexed(torch.get_default_device() if device is None else torch.device(device))
+    seeds, seed = rng.check_seed(seed, shape[0], device)
+    offset = rng.check_offset(offset)
+    if _backend.select(device.type) == "eager":
+        return reference(shape, seeds, seed, offset, dtype, device)
+    out = torch.empty(shape, dtype=dtype, device=device)
+    _dispatch.call("randn", (out, seeds, seed, offset), None)
+    return out
+
+
+def _indexed(device):
+    """ "cuda" as "cuda:<current>", as tensors have it."""
+    return torch.device(device.type, torch.cuda.current_device()) if device.type == "cuda" and device.index is None else device
+
+
+# ---- eager reference ------------------------------------------------------------------------------------------------------
+
+
+def reference(shape, seeds, seed, offset, dtype, device):
+    """The contract in plain PyTorch."""
+    return rng.normals(shape, seeds, seed, offset, device, dtype)
+
+
+# ---- fake -----------------------------------------------------------------------------------------------------------------
+
+_dispatch.register_fakes(("randn",), lambda out, seeds, seed, offset: None)

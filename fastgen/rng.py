@@ -1,0 +1,141 @@
+"""The random-number contract: noise is a pure function of (seed, offset, sample, element).
+
+With j the element's index inside its sample in row-major order and b the sample's index (0 where every sample has a seed of
+its own),
+
+    key     = (seed mod 2³², seed div 2³²)                              from the seed's 64-bit two's complement
+    counter = (j div 4, b, offset mod 2³², offset div 2³²)
+    r0…r3   = Philox4x32-10(counter, key)                               Salmon et al., SC'11
+    u = (r0 + ½)·2⁻³²,  φ = 2π·r1·2⁻³²,  z0 = √(−2 ln u)·cos φ,  z1 = √(−2 ln u)·sin φ;  r2, r3 give z2, z3
+    z = z_{j mod 4}
+
+This file has the contract in plain PyTorch (what the eager backend uses and any device runs) and the choice between the
+`noise=`, `seed=` and `generator=` arguments. csrc/common/philox.h and csrc/common/normal.h say the same in C++.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from . import _checks
+
+_MASK = 0xFFFFFFFF
+_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
+_WEYL = (0x9E3779B9, 0xBB67AE85)
+
+
+def philox4x32(counter, key):
+    """Philox4x32-10 on int64 tensors that hold 32-bit words: 4 counter words and 2 key words to 4 random words."""
+    c0, c1, c2, c3 = counter
+    k0, k1 = key
+    for _ in range(10):
+        # the product of two 32-bit words wraps to the right 64 bits in int64; the mask undoes the arithmetic shift
+        p0, p1 = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
+        c0, c1, c2, c3 = (p1 >> 32 & _MASK) ^ c1 ^ k0, p1 & _MASK, (p0 >> 32 & _MASK) ^ c3 ^ k1, p0 & _MASK
+        k0, k1 = k0 + _WEYL[0] & _MASK, k1 + _WEYL[1] & _MASK
+    return c0, c1, c2, c3
+
+
+def normals(shape, seeds, seed, offset, device, dtype):
+    """The contract's normals of shape (B, *event), computed in float64 and cast to `dtype` once.
+
+    `seeds` is an int64 tensor of one element or of B elements, or None, and `seed` the int used then. `offset` is an int or
+    an int64 tensor of shape (B,).
+    """
+    batch, event = shape[0], math.prod(shape[1:])
+    groups = torch.arange((event + 3) // 4, dtype=torch.int64, device=device)
+    samples = torch.arange(batch, dtype=torch.int64, device=device)
+    if seeds is None:
+        seeds = torch.full((1,), seed, dtype=torch.int64, device=device)
+    elif seeds.numel() == batch:
+        samples = torch.zeros_like(samples)
+    seeds = seeds.reshape(-1, 1).to(device)
+    if not isinstance(offset, torch.Tensor):
+        offset = torch.full((1,), offset, dtype=torch.int64, device=device)
+    offset = offset.reshape(-1, 1)
+    r0, r1, r2, r3 = philox4x32(
+        (groups & _MASK, samples.unsqueeze(1), offset & _MASK, offset >> 32 & _MASK),
+        (seeds & _MASK, seeds >> 32 & _MASK),
+    )
+    pairs = (_box_muller(r0, r1), _box_muller(r2, r3))
+    z = torch.stack([*pairs[0], *pairs[1]], dim=-1)
+    return z.reshape(batch, 4 * groups.numel())[:, :event].reshape(shape).to(dtype)
+
+
+def _box_muller(r0, r1):
+    # MPS has no float64
+    real = torch.float32 if r0.device.type == "mps" else torch.float64
+    radius = torch.sqrt(-2.0 * torch.log((r0.to(real) + 0.5) * 2.0**-32))
+    angle = r1.to(real) * (2.0 * math.pi * 2.0**-32)
+    return radius * torch.cos(angle), radius * torch.sin(angle)
+
+
+def draw_seed(device_type: str):
+    """A 63-bit seed from torch's default CPU generator, so that `torch.manual_seed` governs it: (tensor, None) or (None, int).
+
+    In a traced program it is a tensor in the graph, drawn anew at every call. Raises RuntimeError during CUDA-graph capture.
+    """
+    if torch.compiler.is_compiling():
+        return torch.randint(0, 2**63 - 1, (1,), dtype=torch.int64, device="cpu"), None
+    if device_type == "cuda" and torch.cuda.is_current_stream_capturing():
+        raise RuntimeError(
+            "seed: expected an int64 tensor on the device during CUDA-graph capture, got none; a seed drawn on the host would "
+            "be frozen into the graph, so pass seed=tensor and advance it on the device between replays"
+        )
+    return None, torch.empty((), dtype=torch.int64).random_().item()
+
+
+def check_seed(seed, batch: int, device):
+    """(tensor, None) for an int64 tensor of 1 or `batch` elements, (None, int) for an int, as the kernels take them."""
+    if isinstance(seed, torch.Tensor):
+        if seed.dtype != torch.int64:
+            raise TypeError(f"seed: expected an int or an int64 tensor, got dtype {_checks._dtype(seed.dtype)}")
+        if seed.dim() > 1 or seed.numel() not in (1, batch):
+            raise ValueError(f"seed: expected 1 element or shape ({batch},), one seed per sample, got {tuple(seed.shape)}")
+        if seed.device == device:
+            return seed.contiguous(), None
+        if seed.device.type != "cpu":
+            raise ValueError(f"seed: expected a tensor on {device} like the data or on the CPU, got one on {seed.device}")
+        # one host value is read where it lies, which costs no synchronisation
+        return (seed if seed.numel() == 1 else seed.to(device, non_blocking=True)), None
+    seed = _checks.integer("seed", seed, "an int or an int64 tensor")
+    if not torch.compiler.is_compiling() and not -(2**63) <= seed < 2**64:
+        raise ValueError(f"seed: expected a 64-bit int, -2**63 … 2**64-1, got {seed}")
+    return None, seed - 2**64 if seed >= 2**63 else seed
+
+
+def check_offset(offset) -> int:
+    offset = _checks.integer("offset", offset)
+    if offset < 0 or offset >= 2**63:
+        raise ValueError(f"offset: expected an int within 0 … 2**63-1, got {offset}")
+    return offset
+
+
+def noise_source(x_name, x, dtype, noise, seed, generator):
+    """(noise, seeds, seed) as the kernels take them, from at most one of the three arguments; a fresh seed with none."""
+    if noise is not None:
+        if seed is not None or generator is not None:
+            raise ValueError(_several(noise, seed, generator))
+        _checks.like("noise", noise, x_name, x)
+        return noise, None, None
+    if seed is not None:
+        if generator is not None:
+            raise ValueError(_several(noise, seed, generator))
+        seeds, seed = check_seed(seed, x.shape[0], x.device)
+        return None, seeds, seed
+    if generator is not None:
+        if not isinstance(generator, torch.Generator):
+            raise TypeError(f"generator: expected a torch.Generator, got {type(generator).__name__}")
+        if generator.device.type not in (x.device.type, "cpu"):
+            raise ValueError(f"generator: expected one on {x.device} or on the CPU, got one on {generator.device}")
+        z = torch.randn(x.shape, generator=generator, dtype=dtype, device=generator.device)
+        return z.to(x.device), None, None
+    seeds, seed = draw_seed(x.device.type)
+    return None, seeds, seed
+
+
+def _several(noise, seed, generator) -> str:
+    given = [name for name, value in (("noise", noise), ("seed", seed), ("generator", generator)) if value is not None]
+    return f"noise, seed, generator: expected at most one, got {' and '.join(given)}"

@@ -1,0 +1,437 @@
+"""Noise schedules: betas and their cumulative products in float64, coefficient tables in float32 (or float64) per device.
+
+The notation is that of Ho et al. 2020 with 0-based timesteps: `betas[t]`, `alphas_cumprod[t]` = Π_{s≤t} (1 − betas[s]).
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch.utils._python_dispatch import _disable_current_modes
+
+PREDICTIONS = ("epsilon", "sample", "v_prediction")
+FIXED_VARIANCES = ("posterior", "beta")
+LEARNED_VARIANCES = ("learned", "learned_range")
+VARIANCES = FIXED_VARIANCES + LEARNED_VARIANCES
+
+# Columns of the tables that the kernels gather one row of per sample. csrc/<op>/<op>.h names the same columns in the same order.
+Q_SAMPLE_COLUMNS = ("scale", "sigma")
+Q_POSTERIOR_COLUMNS = ("U", "V", "variance", "log_variance")
+DDPM_STEP_COLUMNS = ("P", "Q", "U", "V", "A", "B", "S", "L", "M")
+
+
+class Table(NamedTuple):
+    """Coefficient rows on one device."""
+
+    rows: torch.Tensor  # (T, columns), float32 or float64
+    end: int  # timesteps 0 … end-1 have a row; T, or T-1 where the last step has no finite coefficients
+    noisy: bool  # False where every noise coefficient is 0, so that no noise has to be drawn
+    note: str  # why `end` is less than T; else ""
+
+
+class Schedule:
+    """The noise schedule of a Gaussian diffusion: immutable, float64, comparable, hashable and picklable.
+
+    Build one with `linear`, `scaled_linear`, `cosine`, `sigmoid` or `from_betas`; derive others with `respace` and
+    `rescale_zero_terminal_snr`. All arrays are read-only float64 NumPy arrays of shape (T,):
+
+    - `betas`: β_t in (0, 1]
+    - `alphas`: α_t = 1 − β_t
+    - `alphas_cumprod`: ᾱ_t = Π_{s≤t} α_s
+    - `alphas_cumprod_prev`: ᾱ_{t−1}, with ᾱ_{−1} = 1
+    - `posterior_variance`: β̃_t = β_t (1 − ᾱ_{t−1}) / (1 − ᾱ_t)
+    - `timesteps` (int64): what the network is given at step t; 0 … T−1 unless respaced
+
+    `len(schedule)` is T. Source: Ho et al. 2020, section 2.
+    """
+
+    __slots__ = (
+        "alphas",
+        "alphas_cumprod",
+        "alphas_cumprod_prev",
+        "betas",
+        "name",
+        "posterior_variance",
+        "timesteps",
+        "_hash",
+        "_tables",
+        "_timestep_tensors",
+    )
+
+    def __init__(self, betas, alphas_cumprod, timesteps, name: str):
+        betas = _frozen(betas, np.float64)
+        alphas_cumprod = _frozen(alphas_cumprod, np.float64)
+        prev = np.concatenate([[1.0], alphas_cumprod[:-1]])
+        values = {
+            "betas": betas,
+            "alphas": _frozen(1.0 - betas, np.float64),
+            "alphas_cumprod": alphas_cumprod,
+            "alphas_cumprod_prev": _frozen(prev, np.float64),
+            "posterior_variance": _frozen(betas * (1.0 - prev) / (1.0 - alphas_cumprod), np.float64),
+            "timesteps": _frozen(timesteps, np.int64),
+            "name": name,
+            "_hash": hash((betas.tobytes(), alphas_cumprod.tobytes(), np.asarray(timesteps, np.int64).tobytes())),
+            "_tables": {},
+            "_timestep_tensors": {},
+        }
+        for key, value in values.items():
+            object.__setattr__(self, key, value)
+
+    # ---- constructors -------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def linear(cls, steps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02) -> Schedule:
+        """β_t linear from `beta_start` to `beta_end`. Source: Ho et al. 2020, section 4."""
+        steps = _steps(steps)
+        _beta_range(beta_start, beta_end)
+        name = f"linear({steps}, beta_start={beta_start!r}, beta_end={beta_end!r})"
+        return cls._of_betas(np.linspace(beta_start, beta_end, steps, dtype=np.float64), name)
+
+    @classmethod
+    def scaled_linear(cls, steps: int = 1000, beta_start: float = 0.00085, beta_end: float = 0.012) -> Schedule:
+        """√β_t linear from √`beta_start` to √`beta_end`. Source: Rombach et al. 2022 (latent diffusion), its released code."""
+        steps = _steps(steps)
+        _beta_range(beta_start, beta_end)
+        name = f"scaled_linear({steps}, beta_start={beta_start!r}, beta_end={beta_end!r})"
+        return cls._of_betas(np.linspace(beta_start**0.5, beta_end**0.5, steps, dtype=np.float64) ** 2, name)
+
+    @classmethod
+    def cosine(cls, steps: int = 1000, s: float = 0.008, max_beta: float = 0.999) -> Schedule:
+        """β_t = min(1 − f(t+1)/f(t), `max_beta`) with f(t) = cos²((t/T + s)/(1 + s) · π/2).
+
+        Source: Nichol & Dhariwal 2021, equation (17).
+        """
+        steps = _steps(steps)
+        if not s >= 0:
+            raise ValueError(f"s: expected a number ≥ 0, got {s!r}")
+        if not 0 < max_beta < 1:
+            raise ValueError(f"max_beta: expected a number in (0, 1), got {max_beta!r}")
+        f = np.cos((np.arange(steps + 1, dtype=np.float64) / steps + s) / (1 + s) * (math.pi / 2)) ** 2
+        name = f"cosine({steps}, s={s!r}, max_beta={max_beta!r})"
+        return cls._of_betas(np.minimum(1.0 - f[1:] / f[:-1], max_beta), name)
+
+    @classmethod
+    def sigmoid(cls, steps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02) -> Schedule:
+        """β_t = σ(s)·(`beta_end` − `beta_start`) + `beta_start` with s linear from −6 to 6 and σ the logistic function.
+
+        Source: Xu et al. 2022 (GeoDiff); the "sigmoid" of diffusers.
+        """
+        steps = _steps(steps)
+        _beta_range(beta_start, beta_end)
+        s = np.linspace(-6.0, 6.0, steps, dtype=np.float64)
+        name = f"sigmoid({steps}, beta_start={beta_start!r}, beta_end={beta_end!r})"
+        return cls._of_betas((beta_end - beta_start) / (1.0 + np.exp(-s)) + beta_start, name)
+
+    @classmethod
+    def from_betas(cls, betas) -> Schedule:
+        """The schedule of the given betas: a sequence, array or tensor of shape (T,) with values in (0, 1].
+
+        Only the last beta may be 1 (a zero terminal signal-to-noise ratio).
+        """
+        if isinstance(betas, torch.Tensor):
+            betas = betas.detach().cpu().to(torch.float64).numpy()
+        try:
+            betas = np.asarray(betas, dtype=np.float64)
+        except (TypeError, ValueError) as error:
+            raise TypeError(f"betas: expected a sequence of numbers, got {type(betas).__name__}") from error
+        if betas.ndim != 1 or betas.size == 0:
+            raise ValueError(f"betas: expected shape (T,) with T ≥ 1, got {betas.shape}")
+        if not (np.all(betas > 0) and np.all(betas[:-1] < 1) and betas[-1] <= 1):
+            bad = int(np.flatnonzero(~((betas > 0) & (betas < 1)))[0])
+            raise ValueError(f"betas: expected values in (0, 1), the last may be 1, got {betas[bad]!r} at index {bad}")
+        digest = ", ".join(f"{b:.6g}" for b in (betas if betas.size <= 4 else (*betas[:2], *betas[-1:])))
+        if betas.size > 4:
+            digest = "{}, {}, …, {}".format(*digest.split(", "))
+        return cls._of_betas(betas, f"from_betas([{digest}])")
+
+    @classmethod
+    def _of_betas(cls, betas: np.ndarray, name: str) -> Schedule:
+        return cls(betas, np.cumprod(1.0 - betas), np.arange(betas.size), name)
+
+    # ---- derived schedules --------------------------------------------------------------------------------------------
+
+    def respace(self, steps: int | Iterable[int], spacing: str | None = None) -> Schedule:
+        """The schedule that visits only some of this one's steps.
+
+        `steps` is how many to keep, chosen by `spacing`, or an explicit increasing list of the 0-based steps to keep.
+
+        - "leading" (default): 0, r, 2r, … with r = T // steps
+        - "trailing": T−1, T−1−T/steps, … rounded; always keeps the last step
+        - "linspace": `steps` values from 0 to T−1, both ends kept, rounded
+
+        The new betas are 1 − ᾱ_k / ᾱ_{k'} with k' the step kept before k, so the marginals q(x_k | x_0) stay what they
+        were: they are not the old betas at the kept steps. `timesteps` of the result are this schedule's at the kept steps.
+
+        Source: Nichol & Dhariwal 2021, section 4; the names of the spacings follow Lin et al. 2023, table 2.
+        Raises ValueError for an unknown spacing, a count outside 1 … T, or a list that is not increasing within 0 … T−1.
+        """
+        total = len(self)
+        if isinstance(steps, Iterable) and not isinstance(steps, str):
+            if spacing is not None:
+                raise ValueError(f"spacing: expected None where steps is a list, got {spacing!r}")
+            try:
+                keep = np.array([operator.index(step) for step in steps], dtype=np.int64)
+            except TypeError as error:
+                raise TypeError(f"steps: expected ints, got {steps!r}") from error
+            if keep.size == 0 or keep[0] < 0 or keep[-1] >= total or np.any(np.diff(keep) <= 0):
+                raise ValueError(f"steps: expected an increasing list within 0 … {total - 1}, got {keep.tolist()}")
+            label = str(keep.tolist()) if keep.size <= 8 else f"<{keep.size} steps>"
+        else:
+            count = _steps(steps)
+            if count > total:
+                raise ValueError(f"steps: expected at most the schedule's {total} steps, got {count}")
+            spacing = "leading" if spacing is None else spacing
+            if spacing == "leading":
+                keep = np.arange(count) * (total // count)
+            elif spacing == "trailing":
+                keep = np.round(total - np.arange(count) * (total / count)).astype(np.int64)[::-1] - 1
+            elif spacing == "linspace":
+                keep = np.round(np.linspace(0, total - 1, count)).astype(np.int64)
+            else:
+                raise ValueError(f"spacing: expected 'leading', 'trailing' or 'linspace', got {spacing!r}")
+            label = f"{count}, spacing={spacing!r}"
+        kept = self.alphas_cumprod[keep]
+        betas = 1.0 - kept / np.concatenate([[1.0], kept[:-1]])
+        return Schedule(betas, kept, self.timesteps[keep], f"{self.name}.respace({label})")
+
+    def rescale_zero_terminal_snr(self) -> Schedule:
+        """The schedule with √ᾱ shifted and scaled so that the last step is pure noise: ᾱ_{T−1} = 0, ᾱ_0 unchanged.
+
+        At that last step epsilon prediction says nothing about x_0 (x0 = (x_t − ε)/0), and its limit is infinite too, so
+        `ddpm_step` and `ddim_step` with prediction="epsilon" refuse t = T−1; use "v_prediction" or "sample".
+        Source: Lin et al. 2023, "Common Diffusion Noise Schedules and Sample Steps are Flawed", algorithm 1.
+        """
+        if len(self) < 2:
+            raise ValueError(f"schedule: expected at least 2 steps to rescale, got {len(self)}")
+        root = np.sqrt(self.alphas_cumprod)
+        root = (root - root[-1]) * (root[0] / (root[0] - root[-1]))
+        cumprod = root**2
+        betas = 1.0 - cumprod / np.concatenate([[1.0], cumprod[:-1]])
+        return Schedule(betas, cumprod, self.timesteps, f"{self.name}.rescale_zero_terminal_snr()")
+
+    # ---- tables for the kernels -----------------------------------------------------------------------------------------
+
+    def q_sample_table(self, device: torch.device, dtype: torch.dtype) -> Table:
+        """(T, 2): √ᾱ, √(1−ᾱ)."""
+        return self._table(("q_sample",), device, dtype)
+
+    def q_step_table(self, device: torch.device, dtype: torch.dtype) -> Table:
+        """(T, 2): √α, √β."""
+        return self._table(("q_step",), device, dtype)
+
+    def q_posterior_table(self, device: torch.device, dtype: torch.dtype) -> Table:
+        """(T, 4): U, V, β̃, log β̃ (its first value replaced by the second, since β̃_0 = 0)."""
+        return self._table(("q_posterior",), device, dtype)
+
+    def ddpm_step_table(self, prediction: str, variance: str, device: torch.device, dtype: torch.dtype) -> Table:
+        """(T, 9): P, Q, U, V, A, B, S, L, M of
+
+            x0 = P·x_t + Q·m        y = U·x0 + V·x_t + S·z  =  A·x_t + B·m + S·z
+
+        S is σ_t, 0 at t = 0. With a learned variance, S is 0 or 1 and the deviation is S·exp(L·v + M) with v the network's
+        second half of channels.
+        """
+        return self._table(("ddpm_step", prediction, variance), device, dtype)
+
+    def ddim_step_table(self, prediction: str, eta: float, device: torch.device, dtype: torch.dtype) -> Table:
+        """(T, 9): the columns of `ddpm_step_table` for the DDIM update."""
+        return self._table(("ddim_step", prediction, eta), device, dtype)
+
+    def timestep_tensor(self, device=None) -> torch.Tensor:
+        """`timesteps` as an int64 tensor on `device`, cached: `schedule.timestep_tensor(device)[t]` is what the network gets."""
+        device = torch.device("cpu") if device is None else torch.device(device)
+        if device not in self._timestep_tensors:
+            self._timestep_tensors[device] = torch.tensor(self.timesteps, device=device)
+        return self._timestep_tensors[device]
+
+    def _table(self, key: tuple, device: torch.device, dtype: torch.dtype) -> Table:
+        """The cached table of `key` on `device`, in float64 where `dtype` is float64, else in float32."""
+        if torch.compiler.is_compiling():
+            return _constant_table(self, key, dtype is torch.float64, device)
+        table = self._tables.get((key, dtype is torch.float64, device))
+        return self._make_table(key, dtype is torch.float64, device) if table is None else table
+
+    def _make_table(self, key: tuple, double: bool, device: torch.device) -> Table:
+        columns = _COLUMNS[key[0]](self, *key[1:])
+        rows = np.stack(columns, axis=1)
+        finite = np.isfinite(rows).all(axis=1)
+        if not finite[:-1].all() or (len(self) == 1 and not finite[0]):
+            step = int(np.flatnonzero(~finite)[0])
+            raise ValueError(f"schedule: expected finite coefficients, got alphas_cumprod[{step}] = {self.alphas_cumprod[step]!r}")
+        note = ""
+        if not finite[-1]:
+            # A device kernel cannot refuse a timestep without a synchronisation; it gives NaN instead.
+            rows[-1] = np.nan
+            note = (
+                f"; the last step t = {len(self) - 1} has a signal-to-noise ratio of zero (alphas_cumprod = 0), where epsilon "
+                "prediction says nothing about x0: use prediction='v_prediction' or 'sample'"
+            )
+        noisy = bool(np.any(rows[:, _NOISE_COLUMN[key[0]]] != 0)) if key[0] in _NOISE_COLUMN else False
+        # no fake, traced or inference tensor may enter the cache, whatever the caller is in the middle of
+        with torch.inference_mode(False), _disable_current_modes():
+            tensor = torch.tensor(rows, dtype=torch.float64 if double else torch.float32, device=device)
+        table = Table(tensor, len(self) if finite[-1] else len(self) - 1, noisy, note)
+        return self._tables.setdefault((key, double, device), table)
+
+    # ---- object protocol ------------------------------------------------------------------------------------------------
+
+    def __len__(self) -> int:
+        return self.betas.size
+
+    def __repr__(self) -> str:
+        last = self.alphas_cumprod[-1]
+        return f"Schedule.{self.name}  # {len(self)} steps, alphas_cumprod {self.alphas_cumprod[0]:.6g} … {last:.4g}"
+
+    def __eq__(self, other) -> bool:
+        if not isinstance(other, Schedule):
+            return NotImplemented
+        return (
+            np.array_equal(self.betas, other.betas)
+            and np.array_equal(self.alphas_cumprod, other.alphas_cumprod)
+            and np.array_equal(self.timesteps, other.timesteps)
+        )
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    def __setattr__(self, key, value):
+        raise AttributeError(f"Schedule is immutable: cannot set {key!r}; make another one")
+
+    def __delattr__(self, key):
+        raise AttributeError(f"Schedule is immutable: cannot delete {key!r}")
+
+    def __reduce__(self):
+        return Schedule, (self.betas, self.alphas_cumprod, self.timesteps, self.name)
+
+    def __copy__(self):
+        return self
+
+    def __deepcopy__(self, memo):
+        return self
+
+
+@torch._dynamo.assume_constant_result
+def _constant_table(schedule: Schedule, key: tuple, double: bool, device: torch.device) -> Table:
+    """What a traced program uses: a table is a constant of the graph, guarded by the schedule's identity."""
+    return schedule._tables.get((key, double, device)) or schedule._make_table(key, double, device)
+
+
+# ---- coefficients, float64 ------------------------------------------------------------------------------------------------
+
+
+def _q_sample_columns(s: Schedule):
+    return np.sqrt(s.alphas_cumprod), np.sqrt(1.0 - s.alphas_cumprod)
+
+
+def _q_step_columns(s: Schedule):
+    return np.sqrt(s.alphas), np.sqrt(s.betas)
+
+
+def _posterior_mean(s: Schedule):
+    """U, V of q(x_{t−1} | x_t, x_0): mean = U·x0 + V·x_t (Ho et al. 2020, equation 7)."""
+    total = 1.0 - s.alphas_cumprod
+    return np.sqrt(s.alphas_cumprod_prev) * s.betas / total, np.sqrt(s.alphas) * (1.0 - s.alphas_cumprod_prev) / total
+
+
+def _log_posterior_variance(s: Schedule):
+    """log β̃_t with β̃_0 = 0 replaced by β̃_1 (Ho et al.'s released code); a schedule of one step keeps β_0."""
+    variance = s.posterior_variance.copy()
+    variance[0] = variance[1] if len(s) > 1 else s.betas[0]
+    return np.log(variance)
+
+
+def _q_posterior_columns(s: Schedule):
+    u, v = _posterior_mean(s)
+    return u, v, s.posterior_variance, _log_posterior_variance(s)
+
+
+def _x0_columns(s: Schedule, prediction: str):
+    """P, Q of x0 = P·x_t + Q·m."""
+    root, noise = np.sqrt(s.alphas_cumprod), np.sqrt(1.0 - s.alphas_cumprod)
+    if prediction == "epsilon":
+        with np.errstate(divide="ignore"):
+            return 1.0 / root, -np.sqrt((1.0 - s.alphas_cumprod) / s.alphas_cumprod)
+    if prediction == "sample":
+        return np.zeros_like(root), np.ones_like(root)
+    return root, -noise
+
+
+def _step_columns(p, q, u, v, sigma, slope, intercept):
+    with np.errstate(invalid="ignore"):
+        return p, q, u, v, u * p + v, u * q, sigma, slope, intercept
+
+
+def _ddpm_step_columns(s: Schedule, prediction: str, variance: str):
+    p, q = _x0_columns(s, prediction)
+    u, v = _posterior_mean(s)
+    ones, zeros = np.ones(len(s)), np.zeros(len(s))
+    sigma, slope, intercept = ones.copy(), zeros, zeros
+    if variance == "posterior":
+        sigma = np.sqrt(s.posterior_variance)
+    elif variance == "beta":
+        sigma = np.sqrt(s.betas)
+    elif variance == "learned":  # v is log σ²
+        slope = 0.5 * ones
+    else:  # learned_range: log σ² = f·log β + (1 − f)·log β̃ with f = (v + 1)/2
+        low, high = _log_posterior_variance(s), np.log(s.betas)
+        slope, intercept = 0.25 * (high - low), 0.25 * (high + low)
+    sigma[0] = 0.0
+    return _step_columns(p, q, u, v, sigma, slope, intercept)
+
+
+def _ddim_step_columns(s: Schedule, prediction: str, eta: float):
+    p, q = _x0_columns(s, prediction)
+    prev, total = s.alphas_cumprod_prev, 1.0 - s.alphas_cumprod
+    sigma = eta * np.sqrt((1.0 - prev) / total) * np.sqrt(1.0 - s.alphas_cumprod / prev)
+    # ε is read off the (clipped) x0, ε = (x_t − √ᾱ·x0)/√(1−ᾱ), as in Nichol & Dhariwal's code
+    v = np.sqrt(np.maximum(1.0 - prev - sigma**2, 0.0) / total)
+    u = np.sqrt(prev) - v * np.sqrt(s.alphas_cumprod)
+    zeros = np.zeros(len(s))
+    return _step_columns(p, q, u, v, sigma, zeros, zeros)
+
+
+_COLUMNS = {
+    "q_sample": _q_sample_columns,
+    "q_step": _q_step_columns,
+    "q_posterior": _q_posterior_columns,
+    "ddpm_step": _ddpm_step_columns,
+    "ddim_step": _ddim_step_columns,
+}
+_NOISE_COLUMN = {
+    "q_sample": Q_SAMPLE_COLUMNS.index("sigma"),
+    "q_step": Q_SAMPLE_COLUMNS.index("sigma"),
+    "ddpm_step": DDPM_STEP_COLUMNS.index("S"),
+    "ddim_step": DDPM_STEP_COLUMNS.index("S"),
+}
+
+
+# ---- argument checks of the constructors ------------------------------------------------------------------------------------
+
+
+def _frozen(values, dtype) -> np.ndarray:
+    array = np.array(values, dtype=dtype)
+    array.flags.writeable = False
+    return array
+
+
+def _steps(steps) -> int:
+    try:
+        count = operator.index(steps)
+    except TypeError:
+        raise TypeError(f"steps: expected an int, got {type(steps).__name__}") from None
+    if isinstance(steps, bool) or count < 1:
+        raise ValueError(f"steps: expected an int ≥ 1, got {steps!r}")
+    return count
+
+
+def _beta_range(beta_start, beta_end):
+    for name, beta in (("beta_start", beta_start), ("beta_end", beta_end)):
+        if not isinstance(beta, (int, float)) or isinstance(beta, bool):
+            raise TypeError(f"{name}: expected a number, got {type(beta).__name__}")
+        if not 0 < beta < 1:
+            raise ValueError(f"{name}: expected a number in (0, 1), got {beta!r}")
