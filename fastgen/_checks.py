@@ -10,7 +10,7 @@ import operator
 
 import torch
 
-from .schedule import Schedule, Table
+from .schedule import Schedule
 
 FLOATING = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
@@ -68,10 +68,10 @@ def schedule(value) -> None:
         raise TypeError(f"schedule: expected a fastgen.Schedule, got {type(value).__name__}")
 
 
-def timestep(t, x, table: Table):
-    """(tensor, 0) for a tensor of shape (B,), (None, int) for an int within the table.
+def timestep(t, x, end: int, note: str):
+    """(tensor, 0) for a tensor of shape (B,) within 0 … end-1, (None, int) for an int.
 
-    The values of a tensor on the CPU are checked by `timestep_values` or the compiled op; on a GPU that would synchronise.
+    The values of a tensor are looked at on the CPU only: on a GPU that would synchronise, and a traced one has none.
     """
     if isinstance(t, torch.Tensor):
         if t.dtype != torch.int64:
@@ -80,36 +80,21 @@ def timestep(t, x, table: Table):
             raise ValueError(f"t: expected shape ({x.shape[0]},), one timestep per sample, got {tuple(t.shape)}")
         if t.device != x.device:
             raise ValueError(f"t: expected a tensor on {x.device} like the data, got one on {t.device}")
+        if t.device.type == "cpu" and t.numel() and not torch.compiler.is_compiling():
+            low, high = (int(bound) for bound in torch.aminmax(t))
+            if low < 0 or high >= end:
+                raise ValueError(f"t: expected timesteps within 0 … {end - 1}, got {low if low < 0 else high}{note}")
         return t, 0
     t = integer("t", t, "an int or an int64 tensor of shape (B,)")
-    if not 0 <= t < table.end:
-        raise ValueError(f"t: expected a timestep within 0 … {table.end - 1}, got {t}{table.note}")
+    if not 0 <= t < end:
+        raise ValueError(f"t: expected a timestep within 0 … {end - 1}, got {t}{note}")
     return None, t
-
-
-def timestep_values(t, table: Table) -> None:
-    """The range check of a CPU tensor of timesteps, for the eager backend; the compiled op has its own."""
-    if t is None or t.device.type != "cpu" or t.numel() == 0 or torch.compiler.is_compiling():
-        return
-    low, high = (int(bound) for bound in torch.aminmax(t))
-    if low < 0 or high >= table.end:
-        bad = low if low < 0 else high
-        raise ValueError(f"t: expected timesteps within 0 … {table.end - 1}, got {bad}{table.note}")
-
-
-def translated(error: RuntimeError, table: Table | None) -> Exception:
-    """The ValueError for what a compiled op reports of the values of `t`; any other error as it came."""
-    if table is None:
-        return error
-    message = str(error)
-    start = message.find("t: expected timesteps within")
-    return error if start < 0 else ValueError(message[start:].splitlines()[0] + table.note)
 
 
 def integer(name: str, value, expected: str = "an int") -> int:
     if type(value) is int:
         return value
-    if isinstance(value, bool) or isinstance(value, torch.Tensor):
+    if isinstance(value, (bool, torch.Tensor)):
         raise TypeError(f"{name}: expected {expected}, got {type(value).__name__}")
     try:
         return operator.index(value)

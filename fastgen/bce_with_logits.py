@@ -48,7 +48,7 @@ def bce_with_logits(input, target, weight=None, reduction="mean", pos_weight=Non
             return reference(*arguments)
         if input.requires_grad or target.requires_grad:
             return _BceWithLogits.apply(*arguments)
-    return _dispatch.call("bce_with_logits", arguments, None)
+    return _dispatch.op("bce_with_logits")(*arguments)
 
 
 def _broadcast(name, w, x):
@@ -78,8 +78,7 @@ def reference(input, target, weight, pos_weight, reduction):
     """The kernel in plain PyTorch, differentiable in all four. reduction: the index in `REDUCTIONS`."""
     dtype = _result_dtype(input, target, weight, pos_weight)
     x, y, w, p = _computed(dtype, input, target, weight, pos_weight)
-    tail = torch.log1p(torch.exp(-x.abs()))
-    positive, negative = y * ((-x).clamp_min(0) + tail), (1 - y) * (x.clamp_min(0) + tail)
+    positive, negative = y * _softplus(-x), (1 - y) * _softplus(x)
     loss = negative + (positive if p is None else p * positive)
     loss = loss if w is None else w * loss
     if reduction == 1:
@@ -87,6 +86,11 @@ def reference(input, target, weight, pos_weight, reduction):
     elif reduction == 2:
         loss = loss.sum()
     return loss.to(dtype)
+
+
+def _softplus(x):
+    # beyond 40, log1p(e^x) is x in float64 too; torch's own threshold of 20 is made for float32
+    return torch.nn.functional.softplus(x, threshold=40)
 
 
 def _computed(dtype, *tensors):
@@ -97,11 +101,13 @@ def _computed(dtype, *tensors):
 
 
 def _fake(input, target, weight, pos_weight, reduction):
+    _dispatch.same_device(input, target, weight, pos_weight)
     dtype = _result_dtype(input, target, weight, pos_weight)
     return _dispatch.empty_like(input, dtype) if reduction == 0 else torch.empty((), dtype=dtype, device=input.device)
 
 
 def _fake_backward(gradient, input, target, weight, pos_weight, reduction):
+    _dispatch.same_device(input, gradient, target, weight, pos_weight)
     return _dispatch.empty_like(input)
 
 
@@ -121,7 +127,7 @@ class _BceWithLogits(torch.autograd.Function):
         input, target, weight, pos_weight, reduction = arguments
         ctx.save_for_backward(input, target, weight, pos_weight)
         ctx.reduction = reduction
-        return _dispatch.call("bce_with_logits", arguments, None)
+        return _dispatch.op("bce_with_logits")(*arguments)
 
     @staticmethod
     def backward(ctx, gradient):
@@ -129,7 +135,7 @@ class _BceWithLogits(torch.autograd.Function):
         to_input = to_target = None
         if ctx.needs_input_grad[0] and not torch.is_grad_enabled():
             arguments = (gradient, input, target, weight, pos_weight, ctx.reduction)
-            to_input = _dispatch.call("bce_with_logits_backward", arguments, None)
+            to_input = _dispatch.op("bce_with_logits_backward")(*arguments)
             if not ctx.needs_input_grad[1]:
                 return to_input, None, None, None, None
         x, y, w, p = _computed(_result_dtype(*ctx.saved_tensors), *ctx.saved_tensors)
@@ -142,6 +148,6 @@ class _BceWithLogits(torch.autograd.Function):
             positive = y * torch.sigmoid(-x)
             to_input = (g * ((1 - y) * torch.sigmoid(x) - (positive if p is None else p * positive))).to(input.dtype)
         if ctx.needs_input_grad[1]:
-            slope = -x if p is None else (p - 1) * torch.nn.functional.softplus(-x, threshold=100) - x
+            slope = -x if p is None else (p - 1) * _softplus(-x) - x
             to_target = (g * slope).to(target.dtype)
         return to_input, to_target, None, None, None

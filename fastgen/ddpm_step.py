@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from . import _backend, _checks, _dispatch, rng
+from . import _checks, _dispatch, rng
 from .q_sample import scaled
 from .schedule import DDPM_STEP_COLUMNS, LEARNED_VARIANCES, PREDICTIONS, VARIANCES
 
@@ -62,14 +62,16 @@ def ddpm_step(
     Sources: Ho et al. 2020, equations (6), (7) and (11); learned variances: Nichol & Dhariwal 2021, equation (15);
     v: Salimans & Ho 2022; threshold: Saharia et al. 2022 (Imagen), section 2.3.
     """
-    _checks.schedule(schedule)
-    _checks.option("prediction", prediction, PREDICTIONS)
-    _checks.option("variance", variance, VARIANCES)
     learned = variance in LEARNED_VARIANCES
-    dtype = _checked_dtype(x_t, model_output, learned)
-    table = schedule.ddpm_step_table(prediction, variance, x_t.device, dtype)
-    arguments = (x_t, model_output, t, table, dtype, clip, threshold, learned, noise, seed, generator, return_x0, out)
-    return _reverse_step("ddpm_step", *arguments)
+    plan = _dispatch.plan("ddpm_step", schedule, x_t, model_output, prediction, variance)
+    if plan is None:
+        _checks.schedule(schedule)
+        _checks.option("prediction", prediction, PREDICTIONS)
+        _checks.option("variance", variance, VARIANCES)
+        dtype = _check_inputs(x_t, model_output, learned)
+        table = schedule.ddpm_step_table(prediction, variance, x_t.device, dtype)
+        plan = _dispatch.make_plan("ddpm_step", schedule, x_t, model_output, dtype, table, prediction, variance)
+    return _reverse_step(plan, x_t, model_output, t, clip, threshold, learned, noise, seed, generator, return_x0, out)
 
 
 def ddim_step(
@@ -101,56 +103,82 @@ def ddim_step(
 
     Source: Song et al. 2021 (DDIM), equations (12) and (16).
     """
-    _checks.schedule(schedule)
-    _checks.option("prediction", prediction, PREDICTIONS)
-    eta = _checks.number("eta", eta, low=0.0)
-    if eta > 1.0:
-        raise ValueError(f"eta: expected a number within 0 … 1, got {eta!r}")
-    dtype = _checked_dtype(x_t, model_output, False)
-    table = schedule.ddim_step_table(prediction, eta, x_t.device, dtype)
-    arguments = (x_t, model_output, t, table, dtype, clip, threshold, False, noise, seed, generator, return_x0, out)
-    return _reverse_step("ddim_step", *arguments)
+    plan = _dispatch.plan("ddim_step", schedule, x_t, model_output, prediction, eta)
+    if plan is None:
+        _checks.schedule(schedule)
+        _checks.option("prediction", prediction, PREDICTIONS)
+        eta = _checks.number("eta", eta, low=0.0)
+        if eta > 1.0:
+            raise ValueError(f"eta: expected a number within 0 … 1, got {eta!r}")
+        dtype = _check_inputs(x_t, model_output, False)
+        table = schedule.ddim_step_table(prediction, eta, x_t.device, dtype)
+        plan = _dispatch.make_plan("ddim_step", schedule, x_t, model_output, dtype, table, prediction, eta)
+    return _reverse_step(plan, x_t, model_output, t, clip, threshold, False, noise, seed, generator, return_x0, out)
 
 
-def _checked_dtype(x_t, model_output, learned):
-    _checks.batched("x_t", x_t)
-    check = _checks.two_channels if learned else _checks.like
-    check("model_output", model_output, "x_t", x_t)
-    return _checks.result_dtype(x_t, model_output)
-
-
-def _reverse_step(op, x_t, model_output, t, table, dtype, clip, threshold, learned, noise, seed, generator, return_x0, out):
-    t, index = _checks.timestep(t, x_t, table)
+def _reverse_step(plan, x_t, model_output, t, clip, threshold, learned, noise, seed, generator, return_x0, out):
+    given_t = t
+    if type(t) is int and 0 <= t < plan.end:
+        t, index = None, t
+    elif isinstance(t, torch.Tensor) and not plan.careful:
+        index = 0
+    else:
+        t, index = _checks.timestep(t, x_t, plan.end, plan.note)
     if clip is not None:
         clip = _checks.number("clip", clip, low=0.0, strict=True)
     if threshold is not None:
-        threshold = _checked_threshold(threshold, clip, x_t, table.rows.dtype)
+        threshold = _checked_threshold(threshold, clip, x_t, plan.rows.dtype)
     if type(return_x0) is not bool:
         raise TypeError(f"return_x0: expected a bool, got {type(return_x0).__name__}")
+    if plan.careful or out is not None or (noise is None and seed is None):  # before a seed is drawn or out is written
+        _check_tensors(x_t, model_output, learned, given_t, noise, plan)
     if out is not None:
-        noise_tensor = noise if isinstance(noise, torch.Tensor) else None
-        inputs = {"x_t": x_t, "model_output": model_output, "noise": noise_tensor, "threshold": threshold}
-        _checks.output(out, x_t.shape, dtype, x_t.device, inputs)
-    if table.noisy or noise is not None or seed is not None or generator is not None:
-        noise, seeds, seed = rng.noise_source("x_t", x_t, dtype, noise, seed, generator)
-        if not table.noisy:
-            noise = seeds = seed = None
+        inputs = {"x_t": x_t, "model_output": model_output, "noise": noise, "threshold": threshold}
+        _checks.output(out, x_t.shape, plan.dtype, x_t.device, inputs)
+    if type(seed) is int and 0 <= seed < 2**63 and noise is None and generator is None:
+        seeds = None
+    elif plan.noisy or noise is not None or seed is not None or generator is not None:
+        noise, seeds, seed = rng.noise_source("x_t", x_t, plan.dtype, noise, seed, generator)
     else:
         seeds = None
-    arguments = (x_t, model_output, table.rows, t, index, noise, seeds, seed, clip, threshold, learned)
-    if _backend.select(x_t.device.type) == "eager":
-        _checks.timestep_values(t, table)
+    if not plan.noisy:
+        noise = seeds = seed = None
+    arguments = (x_t, model_output, plan.rows, t, index, noise, seeds, seed, clip, threshold, learned)
+    try:
+        if torch.is_grad_enabled() and out is None and plan.call is not None:
+            if x_t.requires_grad or model_output.requires_grad or (noise is not None and noise.requires_grad):
+                y, x0 = _DdpmStep.apply(plan, return_x0, *arguments)
+                return (y, x0) if return_x0 else y
+        return _run(plan, arguments, return_x0, out)
+    except (RuntimeError, TypeError):
+        _check_tensors(x_t, model_output, learned, given_t, noise, plan)
+        raise
+
+
+def _run(plan, arguments, return_x0, out):
+    if plan.call is None:
         y, x0 = reference(*arguments)
-        y = _dispatch.stored(y, out)
+        y = y if out is None else out.copy_(y)
         return (y, x0) if return_x0 else y
     if out is not None:
-        x0 = _dispatch.empty_like(x_t, dtype) if return_x0 else None
-        _dispatch.call_out(op, (*arguments, x0), out, table)
+        x0 = _dispatch.empty_like(arguments[0], plan.dtype) if return_x0 else None
+        _dispatch.op(plan.op + "_out")(*arguments, x0, out=out)
         return (out, x0) if return_x0 else out
-    if torch.is_grad_enabled() and (x_t.requires_grad or model_output.requires_grad or (noise is not None and noise.requires_grad)):
-        y, x0 = _DdpmStep.apply(op, return_x0, table, *arguments)
-        return (y, x0) if return_x0 else y
-    return _dispatch.call(op + "_x0" if return_x0 else op, arguments, table)
+    return _dispatch.op(plan.op + "_x0")(*arguments) if return_x0 else plan.call(*arguments)
+
+
+def _check_inputs(x_t, model_output, learned):
+    """The dtype of the result."""
+    _checks.batched("x_t", x_t)
+    (_checks.two_channels if learned else _checks.like)("model_output", model_output, "x_t", x_t)
+    return _checks.result_dtype(x_t, model_output)
+
+
+def _check_tensors(x_t, model_output, learned, t, noise, plan):
+    _check_inputs(x_t, model_output, learned)
+    _checks.timestep(t, x_t, plan.end, plan.note)
+    if noise is not None:
+        _checks.like("noise", noise, "x_t", x_t)
 
 
 def _checked_threshold(threshold, clip, x_t, dtype):
@@ -209,6 +237,7 @@ def _per_sample(values, dim):
 
 
 def _fake(x_t, model_output, rows, t, index, noise, seeds, seed, clip, threshold, learned):
+    _dispatch.same_device(x_t, model_output, rows, t, noise, threshold)
     return _dispatch.empty_like(x_t, _checks.result_dtype(x_t, model_output))
 
 
@@ -228,31 +257,33 @@ class _DdpmStep(torch.autograd.Function):
     written in torch ops, which also serve a second backward. Gradients pass through a clamp where x0 is within its bounds."""
 
     @staticmethod
-    def forward(ctx, op, return_x0, table, *arguments):
-        x_t, model_output, _, t, index, noise, seeds, seed, clip, threshold, learned = arguments
+    def forward(ctx, plan, return_x0, *arguments):
+        x_t, model_output, rows, t, index, noise, seeds, seed, clip, threshold, learned = arguments
         affine = clip is None and threshold is None and not learned
         ctx.save_for_backward(t, threshold, seeds, *((None,) * 3 if affine else (x_t, model_output, noise)))
-        ctx.rest = (table, index, seed, clip, learned, affine, x_t.dtype, model_output.dtype, x_t.shape)
+        noise_dtype = None if noise is None else noise.dtype
+        ctx.rest = (rows, index, seed, clip, learned, x_t.dtype, model_output.dtype, noise_dtype, x_t.shape)
+        ctx.affine = affine
         ctx.set_materialize_grads(False)
         if return_x0:
-            return _dispatch.call(op + "_x0", arguments, table)
-        return _dispatch.call(op, arguments, table), None
+            return _dispatch.op(plan.op + "_x0")(*arguments)
+        return plan.call(*arguments), None
 
     @staticmethod
     def backward(ctx, y_gradient, x0_gradient):
-        x_needed, m_needed, noise_needed = ctx.needs_input_grad[3], ctx.needs_input_grad[4], ctx.needs_input_grad[8]
-        backward = _affine_backward if ctx.rest[5] else _general_backward
-        x, m, noise = backward(ctx, y_gradient, x0_gradient, x_needed, m_needed, noise_needed)
-        return None, None, None, x, m, None, None, None, noise, None, None, None, None, None
+        needed = (ctx.needs_input_grad[2], ctx.needs_input_grad[3], ctx.needs_input_grad[7])
+        backward = _affine_backward if ctx.affine else _general_backward
+        x, m, noise = backward(ctx, y_gradient, x0_gradient, *needed)
+        return None, None, x, m, None, None, None, noise, None, None, None, None, None
 
 
 def _affine_backward(ctx, y_gradient, x0_gradient, x_needed, m_needed, noise_needed):
     t = ctx.saved_tensors[0]
-    table, index, _, _, _, _, x_dtype, m_dtype, _ = ctx.rest
+    rows, index, _, _, _, x_dtype, m_dtype, noise_dtype, _ = ctx.rest
 
     def gradient(y_column, x0_column, dtype):
         terms = [
-            scaled(table, DDPM_STEP_COLUMNS.index(column), g, t, index)
+            scaled(rows, DDPM_STEP_COLUMNS.index(column), g, t, index)
             for g, column in ((y_gradient, y_column), (x0_gradient, x0_column))
             if g is not None and column is not None
         ]
@@ -261,15 +292,15 @@ def _affine_backward(ctx, y_gradient, x0_gradient, x_needed, m_needed, noise_nee
     return (
         gradient("A", "P", x_dtype) if x_needed else None,
         gradient("B", "Q", m_dtype) if m_needed else None,
-        gradient("S", None, None or x_dtype) if noise_needed else None,
+        gradient("S", None, noise_dtype) if noise_needed else None,
     )
 
 
 def _general_backward(ctx, y_gradient, x0_gradient, x_needed, m_needed, noise_needed):
     t, threshold, seeds, x_t, model_output, noise = ctx.saved_tensors
-    table, index, seed, clip, learned, _, x_dtype, m_dtype, shape = ctx.rest
-    c = _columns(table.rows, t, index, len(shape))
-    x, m, v = x_t.to(table.rows.dtype), model_output.to(table.rows.dtype), None
+    rows, index, seed, clip, learned, x_dtype, m_dtype, noise_dtype, shape = ctx.rest
+    c = _columns(rows, t, index, len(shape))
+    x, m, v = x_t.to(rows.dtype), model_output.to(rows.dtype), None
     if learned:
         m, v = m[:, : shape[1]], m[:, shape[1] :]
     g = torch.zeros_like(x) if y_gradient is None else y_gradient.to(x.dtype)
@@ -300,5 +331,5 @@ def _general_backward(ctx, y_gradient, x0_gradient, x_needed, m_needed, noise_ne
     return (
         to_x.to(x_dtype) if x_needed else None,
         to_m.to(m_dtype) if m_needed else None,
-        to_noise.to(noise.dtype) if noise_needed else None,
+        to_noise.to(noise_dtype) if noise_needed else None,
     )

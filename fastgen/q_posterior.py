@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from . import _backend, _checks, _dispatch
+from . import _checks, _dispatch
 from .q_sample import scaled
 
 
@@ -28,18 +28,26 @@ def q_posterior(x0, x_t, t, schedule):
 
     Source: Ho et al. 2020, equations (6) and (7), and the clipped log-variance of their code.
     """
-    _checks.schedule(schedule)
-    _checks.batched("x0", x0)
-    _checks.like("x_t", x_t, "x0", x0)
-    table = schedule.q_posterior_table(x0.device, _checks.result_dtype(x0, x_t))
-    t, index = _checks.timestep(t, x0, table)
-    arguments = (x0, x_t, table.rows, t, index)
-    if _backend.select(x0.device.type) == "eager":
-        _checks.timestep_values(t, table)
+    plan = _dispatch.plan("q_posterior", schedule, x0, x_t)
+    if plan is None:
+        _checks.schedule(schedule)
+        _check_tensors(x0, x_t)
+        dtype = _checks.result_dtype(x0, x_t)
+        table = schedule.q_posterior_table(x0.device, dtype)
+        plan = _dispatch.make_plan("q_posterior", schedule, x0, x_t, dtype, table)
+    _check_tensors(x0, x_t)
+    t, index = _checks.timestep(t, x0, plan.end, plan.note)
+    arguments = (x0, x_t, plan.rows, t, index)
+    if plan.call is None:
         return reference(*arguments)
     if torch.is_grad_enabled() and (x0.requires_grad or x_t.requires_grad):
-        return _QPosterior.apply(table, *arguments)
-    return _dispatch.call("q_posterior", arguments, table)
+        return _QPosterior.apply(plan, *arguments)
+    return plan.call(*arguments)
+
+
+def _check_tensors(x0, x_t):
+    _checks.batched("x0", x0)
+    _checks.like("x_t", x_t, "x0", x0)
 
 
 # ---- eager reference ------------------------------------------------------------------------------------------------------
@@ -57,6 +65,7 @@ def reference(x0, x_t, rows, t, index):
 
 
 def _fake(x0, x_t, rows, t, index):
+    _dispatch.same_device(x0, x_t, rows, t)
     per_sample = torch.empty((x0.shape[0], *[1] * (x0.dim() - 1)), dtype=rows.dtype, device=x0.device)
     return _dispatch.empty_like(x0, _checks.result_dtype(x0, x_t)), per_sample, torch.empty_like(per_sample)
 
@@ -71,17 +80,18 @@ class _QPosterior(torch.autograd.Function):
     """Affine in both inputs, so each gradient is a scaled copy of the mean's."""
 
     @staticmethod
-    def forward(ctx, table, x0, x_t, rows, t, index):
+    def forward(ctx, plan, *arguments):
+        x0, x_t, rows, t, index = arguments
         ctx.save_for_backward(t)
-        ctx.rest = (table, index, x0.dtype, x_t.dtype)
-        mean, variance, log_variance = _dispatch.call("q_posterior", (x0, x_t, rows, t, index), table)
+        ctx.rest = (rows, index, x0.dtype, x_t.dtype)
+        mean, variance, log_variance = plan.call(*arguments)
         ctx.mark_non_differentiable(variance, log_variance)
         return mean, variance, log_variance
 
     @staticmethod
     def backward(ctx, gradient, *_):
         (t,) = ctx.saved_tensors
-        table, index, x0_dtype, x_t_dtype = ctx.rest
-        x0 = scaled(table, 0, gradient, t, index).to(x0_dtype) if ctx.needs_input_grad[1] else None
-        x_t = scaled(table, 1, gradient, t, index).to(x_t_dtype) if ctx.needs_input_grad[2] else None
+        rows, index, x0_dtype, x_t_dtype = ctx.rest
+        x0 = scaled(rows, 0, gradient, t, index).to(x0_dtype) if ctx.needs_input_grad[1] else None
+        x_t = scaled(rows, 1, gradient, t, index).to(x_t_dtype) if ctx.needs_input_grad[2] else None
         return None, x0, x_t, None, None, None

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from . import _backend, _checks, _dispatch, rng
+from . import _checks, _dispatch, rng
+from .schedule import Schedule
 
 
 def q_sample(x0, t, schedule, *, noise=None, seed=None, generator=None, offset=0, out=None):
@@ -32,10 +33,7 @@ def q_sample(x0, t, schedule, *, noise=None, seed=None, generator=None, offset=0
 
     Source: Ho et al. 2020, equation (4).
     """
-    _checks.schedule(schedule)
-    _checks.batched("x0", x0)
-    table = schedule.q_sample_table(x0.device, x0.dtype)
-    return _noised("q_sample", "x0", x0, t, table, noise, seed, generator, offset, out)
+    return _noised("q_sample", Schedule.q_sample_table, "x0", x0, t, schedule, noise, seed, generator, offset, out)
 
 
 def q_step(x_prev, t, schedule, *, noise=None, seed=None, generator=None, offset=0, out=None):
@@ -47,38 +45,62 @@ def q_step(x_prev, t, schedule, *, noise=None, seed=None, generator=None, offset
 
     Source: Ho et al. 2020, equation (2).
     """
-    _checks.schedule(schedule)
-    _checks.batched("x_prev", x_prev)
-    table = schedule.q_step_table(x_prev.device, x_prev.dtype)
-    return _noised("q_step", "x_prev", x_prev, t, table, noise, seed, generator, offset, out)
+    return _noised("q_step", Schedule.q_step_table, "x_prev", x_prev, t, schedule, noise, seed, generator, offset, out)
 
 
-def _noised(op, x_name, x, t, table, noise, seed, generator, offset, out):
-    t, index = _checks.timestep(t, x, table)
+def _noised(op, table, x_name, x, t, schedule, noise, seed, generator, offset, out):
+    plan = _dispatch.plan(op, schedule, x, x)
+    if plan is None:
+        _checks.schedule(schedule)
+        _checks.batched(x_name, x)
+        plan = _dispatch.make_plan(op, schedule, x, x, x.dtype, table(schedule, x.device, x.dtype))
+    given_t = t
+    if type(t) is int and 0 <= t < plan.end:
+        t, index = None, t
+    elif isinstance(t, torch.Tensor) and not plan.careful:
+        index = 0
+    else:
+        t, index = _checks.timestep(t, x, plan.end, plan.note)
     if offset != 0 or type(offset) is not int:
         offset = rng.check_offset(offset)
+    if plan.careful or out is not None or (noise is None and seed is None):  # before a seed is drawn or out is written
+        _check_tensors(x_name, x, given_t, noise, plan)
     if out is not None:
-        _checks.output(out, x.shape, x.dtype, x.device, {x_name: x, "noise": noise if isinstance(noise, torch.Tensor) else None})
-    noise, seeds, seed = rng.noise_source(x_name, x, x.dtype, noise, seed, generator)
-    return _run(op, table, x, t, index, noise, seeds, seed, offset, out)
+        _checks.output(out, x.shape, x.dtype, x.device, {x_name: x, "noise": noise})
+    if type(seed) is int and 0 <= seed < 2**63 and noise is None and generator is None:
+        seeds = None
+    else:
+        noise, seeds, seed = rng.noise_source(x_name, x, x.dtype, noise, seed, generator)
+    try:
+        return _run(plan, x, t, index, noise, seeds, seed, offset, out)
+    except (RuntimeError, TypeError):
+        _check_tensors(x_name, x, given_t, noise, plan)
+        raise
 
 
-def _run(op, table, x, t, index, noise, seeds, seed, offset, out=None):
-    arguments = (x, table.rows, t, index, noise, seeds, seed, offset)
-    if _backend.select(x.device.type) == "eager":
-        _checks.timestep_values(t, table)
-        return _dispatch.stored(reference(*arguments), out)
+def _check_tensors(x_name, x, t, noise, plan):
+    _checks.batched(x_name, x)
+    _checks.timestep(t, x, plan.end, plan.note)
+    if noise is not None:
+        _checks.like("noise", noise, x_name, x)
+
+
+def _run(plan, x, t, index, noise, seeds, seed, offset, out=None):
+    if plan.call is None:
+        y = reference(x, plan.rows, t, index, noise, seeds, seed, offset)
+        return y if out is None else out.copy_(y)
     if out is not None:
-        return _dispatch.call_out(op, arguments, out, table)
+        _dispatch.op(plan.op + "_out")(x, plan.rows, t, index, noise, seeds, seed, offset, out=out)
+        return out
     if torch.is_grad_enabled() and (x.requires_grad or (noise is not None and noise.requires_grad)):
-        return _QSample.apply(op, table, *arguments)
-    return _dispatch.call(op, arguments, table)
+        return _QSample.apply(plan, x, plan.rows, t, index, noise, seeds, seed, offset)
+    return plan.call(x, plan.rows, t, index, noise, seeds, seed, offset)
 
 
-def scaled(table, column, x, t, index):
-    """table[t][column] · x, one coefficient per sample, differentiable in x: `q_sample`'s kernel without noise."""
-    rows = table.rows[:, [column, column]]
-    return _run("q_sample", table._replace(rows=rows), x, t, index, None, None, None, 0)
+def scaled(rows, column, x, t, index):
+    """rows[t][column] · x, one coefficient per sample, differentiable in x: `q_sample`'s kernel without noise."""
+    plan = _dispatch.Plan("q_sample", rows[:, [column, column]], 0, "", False, x.dtype, _dispatch.op("q_sample"), False)
+    return _run(plan, x, t, index, None, None, None, 0)
 
 
 # ---- eager reference ------------------------------------------------------------------------------------------------------
@@ -97,6 +119,7 @@ def reference(x, rows, t, index, noise, seeds, seed, offset):
 
 
 def _fake(x, rows, t, index, noise, seeds, seed, offset):
+    _dispatch.same_device(x, rows, t, noise)
     return _dispatch.empty_like(x)
 
 
@@ -110,14 +133,14 @@ class _QSample(torch.autograd.Function):
     """Linear in x and in the noise, so the backward is the same kernel without noise, and so is the backward's."""
 
     @staticmethod
-    def forward(ctx, op, table, x, rows, t, index, noise, seeds, seed, offset):
-        ctx.save_for_backward(t)
-        ctx.table, ctx.index = table, index
-        return _dispatch.call(op, (x, rows, t, index, noise, seeds, seed, offset), table)
+    def forward(ctx, plan, *arguments):
+        ctx.save_for_backward(arguments[2])
+        ctx.rows, ctx.index = plan.rows, arguments[3]
+        return plan.call(*arguments)
 
     @staticmethod
     def backward(ctx, gradient):
         (t,) = ctx.saved_tensors
-        x = scaled(ctx.table, 0, gradient, t, ctx.index) if ctx.needs_input_grad[2] else None
-        noise = scaled(ctx.table, 1, gradient, t, ctx.index) if ctx.needs_input_grad[6] else None
-        return None, None, x, None, None, None, noise, None, None, None
+        x = scaled(ctx.rows, 0, gradient, t, ctx.index) if ctx.needs_input_grad[1] else None
+        noise = scaled(ctx.rows, 1, gradient, t, ctx.index) if ctx.needs_input_grad[5] else None
+        return None, x, None, None, None, noise, None, None, None

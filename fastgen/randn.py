@@ -34,19 +34,27 @@ def randn(shape, *, seed, offset=0, dtype=None, device=None):
     dtype = torch.get_default_dtype() if dtype is None else dtype
     if dtype not in _checks.FLOATING:
         raise TypeError(f"dtype: expected float16, bfloat16, float32 or float64, got {dtype}")
-    device = _indexed(torch.get_default_device() if device is None else torch.device(device))
+    device = _device(device)
     seeds, seed = rng.check_seed(seed, shape[0], device)
     offset = rng.check_offset(offset)
     if _backend.select(device.type) == "eager":
         return reference(shape, seeds, seed, offset, dtype, device)
     out = torch.empty(shape, dtype=dtype, device=device)
-    _dispatch.call("randn", (out, seeds, seed, offset), None)
+    _dispatch.op("randn")(out, seeds, seed, offset)
     return out
 
 
-def _indexed(device):
-    """ "cuda" as "cuda:<current>", as tensors have it."""
-    return torch.device(device.type, torch.cuda.current_device()) if device.type == "cuda" and device.index is None else device
+def _device(device):
+    """With its index, "cuda:<current>" for "cuda", as tensors have it."""
+    try:
+        device = torch.get_default_device() if device is None else torch.device(device)
+    except TypeError:
+        raise TypeError(f"device: expected a torch.device or its name, got {type(device).__name__}") from None
+    except RuntimeError:
+        raise ValueError(f"device: expected a device that torch knows, got {device!r}") from None
+    if device.type == "cuda" and device.index is None:
+        return torch.device("cuda", torch.cuda.current_device())
+    return device
 
 
 # ---- eager reference ------------------------------------------------------------------------------------------------------

@@ -61,7 +61,7 @@ def normals(shape, seeds, seed, offset, device, dtype):
     )
     pairs = (_box_muller(r0, r1), _box_muller(r2, r3))
     z = torch.stack([*pairs[0], *pairs[1]], dim=-1)
-    return z.reshape(batch, 4 * groups.numel())[:, :event].reshape(shape).to(dtype)
+    return z.reshape(batch, 4 * groups.numel())[:, :event].reshape(shape).to(dtype).contiguous()
 
 
 def _box_muller(r0, r1):
@@ -114,11 +114,15 @@ def check_offset(offset) -> int:
 
 
 def noise_source(x_name, x, dtype, noise, seed, generator):
-    """(noise, seeds, seed) as the kernels take them, from at most one of the three arguments; a fresh seed with none."""
+    """(noise, seeds, seed) as the kernels take them, from at most one of the three arguments; a fresh seed with none.
+
+    That `noise` fits x is left to the caller.
+    """
     if noise is not None:
         if seed is not None or generator is not None:
             raise ValueError(_several(noise, seed, generator))
-        _checks.like("noise", noise, x_name, x)
+        if not isinstance(noise, torch.Tensor):
+            raise TypeError(f"noise: expected a tensor, got {type(noise).__name__}")
         return noise, None, None
     if seed is not None:
         if generator is not None:

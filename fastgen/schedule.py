@@ -28,10 +28,9 @@ DDPM_STEP_COLUMNS = ("P", "Q", "U", "V", "A", "B", "S", "L", "M")
 class Table(NamedTuple):
     """Coefficient rows on one device."""
 
-    rows: torch.Tensor  # (T, columns), float32 or float64
-    end: int  # timesteps 0 … end-1 have a row; T, or T-1 where the last step has no finite coefficients
+    rows: torch.Tensor  # (T, columns), float32 or float64; (T-1, columns) where the last step has no finite coefficients
     noisy: bool  # False where every noise coefficient is 0, so that no noise has to be drawn
-    note: str  # why `end` is less than T; else ""
+    note: str  # why there are only T-1 rows; else ""
 
 
 class Schedule:
@@ -59,6 +58,7 @@ class Schedule:
         "posterior_variance",
         "timesteps",
         "_hash",
+        "_plans",
         "_tables",
         "_timestep_tensors",
     )
@@ -76,6 +76,7 @@ class Schedule:
             "timesteps": _frozen(timesteps, np.int64),
             "name": name,
             "_hash": hash((betas.tobytes(), alphas_cumprod.tobytes(), np.asarray(timesteps, np.int64).tobytes())),
+            "_plans": {},  # what _dispatch.plan keeps
             "_tables": {},
             "_timestep_tensors": {},
         }
@@ -107,10 +108,10 @@ class Schedule:
         Source: Nichol & Dhariwal 2021, equation (17).
         """
         steps = _steps(steps)
-        if not s >= 0:
-            raise ValueError(f"s: expected a number ≥ 0, got {s!r}")
-        if not 0 < max_beta < 1:
-            raise ValueError(f"max_beta: expected a number in (0, 1), got {max_beta!r}")
+        _number("s", s)
+        if not 0 <= s < math.inf:
+            raise ValueError(f"s: expected a finite number ≥ 0, got {s!r}")
+        _unit_interval("max_beta", max_beta)
         f = np.cos((np.arange(steps + 1, dtype=np.float64) / steps + s) / (1 + s) * (math.pi / 2)) ** 2
         name = f"cosine({steps}, s={s!r}, max_beta={max_beta!r})"
         return cls._of_betas(np.minimum(1.0 - f[1:] / f[:-1], max_beta), name)
@@ -265,8 +266,8 @@ class Schedule:
             raise ValueError(f"schedule: expected finite coefficients, got alphas_cumprod[{step}] = {self.alphas_cumprod[step]!r}")
         note = ""
         if not finite[-1]:
-            # A device kernel cannot refuse a timestep without a synchronisation; it gives NaN instead.
-            rows[-1] = np.nan
+            # Left out of the table, the step is one outside it: an error where t can be seen, NaN where that would synchronise.
+            rows = rows[:-1]
             note = (
                 f"; the last step t = {len(self) - 1} has a signal-to-noise ratio of zero (alphas_cumprod = 0), where epsilon "
                 "prediction says nothing about x0: use prediction='v_prediction' or 'sample'"
@@ -275,7 +276,7 @@ class Schedule:
         # no fake, traced or inference tensor may enter the cache, whatever the caller is in the middle of
         with torch.inference_mode(False), _disable_current_modes():
             tensor = torch.tensor(rows, dtype=torch.float64 if double else torch.float32, device=device)
-        table = Table(tensor, len(self) if finite[-1] else len(self) - 1, noisy, note)
+        table = Table(tensor, noisy, note)
         return self._tables.setdefault((key, double, device), table)
 
     # ---- object protocol ------------------------------------------------------------------------------------------------
@@ -315,10 +316,13 @@ class Schedule:
         return self
 
 
-@torch._dynamo.assume_constant_result
 def _constant_table(schedule: Schedule, key: tuple, double: bool, device: torch.device) -> Table:
     """What a traced program uses: a table is a constant of the graph, guarded by the schedule's identity."""
     return schedule._tables.get((key, double, device)) or schedule._make_table(key, double, device)
+
+
+# what torch.compiler.assume_constant_result does; calling it would import the whole compiler with this module
+_constant_table._dynamo_marked_constant = True
 
 
 # ---- coefficients, float64 ------------------------------------------------------------------------------------------------
@@ -429,9 +433,17 @@ def _steps(steps) -> int:
     return count
 
 
+def _number(name, value):
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        raise TypeError(f"{name}: expected a number, got {type(value).__name__}")
+
+
+def _unit_interval(name, value):
+    _number(name, value)
+    if not 0 < value < 1:
+        raise ValueError(f"{name}: expected a number in (0, 1), got {value!r}")
+
+
 def _beta_range(beta_start, beta_end):
-    for name, beta in (("beta_start", beta_start), ("beta_end", beta_end)):
-        if not isinstance(beta, (int, float)) or isinstance(beta, bool):
-            raise TypeError(f"{name}: expected a number, got {type(beta).__name__}")
-        if not 0 < beta < 1:
-            raise ValueError(f"{name}: expected a number in (0, 1), got {beta!r}")
+    _unit_interval("beta_start", beta_start)
+    _unit_interval("beta_end", beta_end)

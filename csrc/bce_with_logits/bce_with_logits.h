@@ -40,6 +40,7 @@ struct BceWithLogitsArguments {
   bool backward = false;
   // forward: the losses, or one sum for each block of kBceBlock logits, in a fixed order whatever the threads
   Operand out;
+  bool reduced = false;
   double* sums = nullptr;
   // backward: `out` gets gradient · scale · d loss / d x
   BceOperand gradient;

@@ -32,7 +32,7 @@ template <class R> struct BceWithLogits {
       double sum = 0;
       for (int64_t i = block * kBceBlock; i < end; i += kTile)
         sum += tile(i, end - i < kTile ? end - i : kTile);
-      if (a.sums) a.sums[block] = sum;
+      if (a.reduced) a.sums[block] = sum;
     }
   }
 
@@ -57,7 +57,7 @@ template <class R> struct BceWithLogits {
       }
       // weight is padded with 0, hence what lies beyond the end adds nothing
       sum += a.backward ? backward(part, last, lanes) : forward(part, last, lanes);
-      if (!a.sums)
+      if (!a.reduced)
         for (int64_t i = 0; i < rest; ++i)
           out[whole + i] = last[i];
     }
@@ -66,7 +66,7 @@ template <class R> struct BceWithLogits {
   }
 
   FG_HD double forward(const R* const* in, R* out, int64_t n) const {
-    if (!a.sums) {
+    if (!a.reduced) {
       for (int64_t i = 0; i < n; i += kLanes<R>)
         store(out + i, loss(in, i));
       return 0;

@@ -57,7 +57,7 @@ __global__ void __launch_bounds__(kThreads) total_kernel(BceWithLogitsArguments 
 
 template <class R> void launch(const BceWithLogitsArguments& a, cudaStream_t stream) {
   const int64_t blocks = (a.count + kBceBlock - 1) / kBceBlock;
-  if (!a.sums) {
+  if (!a.reduced) {
     const int64_t grid = (a.count + kThreads - 1) / kThreads;
     if (grid > 0) elements_kernel<R><<<static_cast<unsigned>(grid < 0x7FFFFFFF ? grid : 0x7FFFFFFF), kThreads, 0, stream>>>(a);
     return;

@@ -10,43 +10,47 @@ namespace {
 
 // Tensors of one shape, read in the memory order of the first: contiguous, or channels-last where that is.
 struct Operands {
-  const Tensor& like;
+  View like;
   bool channels_last;
-  std::vector<Tensor> copies;
+  std::optional<Input> inputs[5];
+  int used = 0;
 
-  explicit Operands(const Tensor& x) : like(x), channels_last(!x.is_contiguous() && is_channels_last(x)) { copies.reserve(5); }
+  explicit Operands(const Tensor& x) : like(x), channels_last(like.channels_last()) {}
 
-  BceOperand read(const OptionalTensor& x, const char* name) {
-    if (!x) return {};
-    STD_TORCH_CHECK(x->is_cuda() == like.is_cuda() && x->get_device_index() == like.get_device_index(), name,
-                    ": expected the device of input");
-    const bool single = x->dim() == 0;
-    STD_TORCH_CHECK(single || x->numel() == like.numel(), name, ": expected one element or as many as input");
-    copies.push_back(single ? *x : with_layout(*x, channels_last));
-    return {copies.back().const_data_ptr(), dtype_of(*x, name), single};
+  BceOperand read(const Tensor& x, const char* name) {
+    const View view(x);
+    const bool single = view.dim == 0;
+    bool fits = single || view.dim == like.dim;
+    for (int64_t d = 0; fits && d < view.dim; ++d)
+      fits = view.sizes[d] == like.sizes[d];
+    STD_TORCH_CHECK(fits, name, ": expected one element or the shape of input");
+    STD_TORCH_CHECK(view.same_device(like), name, ": expected the device of input");
+    const Input& input = inputs[used++].emplace(x, view, !single && channels_last, name);
+    return {input.view.data, input.dtype, single};
   }
-  Tensor output(DType dtype) const { return empty(like.sizes().data(), like.dim(), channels_last, dtype, like); }
+  BceOperand read(const OptionalTensor& x, const char* name) { return x ? read(*x, name) : BceOperand{}; }
+  Tensor output(DType dtype) const { return empty(like.sizes, like.dim, channels_last, dtype, like); }
 };
 
-// As torch promotes: a tensor without dimensions does not.
-DType result_dtype(const Tensor& input, const Tensor& target, const OptionalTensor& weight, const OptionalTensor& pos_weight) {
-  DType dtype = promoted(dtype_of(input, "input"), dtype_of(target, "target"));
-  for (const OptionalTensor* w : {&weight, &pos_weight})
-    if (*w && (*w)->dim() > 0) dtype = promoted(dtype, dtype_of(**w, "weight"));
+// The promoted dtype; as in torch, a weight without dimensions does not promote.
+DType result_dtype(const BceWithLogitsArguments& a) {
+  DType dtype = promoted(a.input.dtype, a.target.dtype);
+  for (const BceOperand& w : {a.weight, a.pos_weight})
+    if (w.data && !w.single) dtype = promoted(dtype, w.dtype);
   return dtype;
 }
 
 BceWithLogitsArguments arguments_of(Operands& operands, const Tensor& input, const Tensor& target, const OptionalTensor& weight,
-                                    const OptionalTensor& pos_weight, int64_t reduction, DType dtype) {
+                                    const OptionalTensor& pos_weight, int64_t reduction) {
   BceWithLogitsArguments a;
-  a.count = input.numel();
+  a.count = operands.like.numel;
   a.input = operands.read(input, "input");
   a.target = operands.read(target, "target");
   a.weight = operands.read(weight, "weight");
   a.pos_weight = operands.read(pos_weight, "pos_weight");
   STD_TORCH_CHECK(reduction >= kNone && reduction <= kSum, "reduction: expected 0 (none), 1 (mean) or 2 (sum), got ", reduction);
   a.reduction = static_cast<BceReduction>(reduction);
-  a.is_double = dtype == kFloat64;
+  a.is_double = result_dtype(a) == kFloat64;
   return a;
 }
 
@@ -71,49 +75,56 @@ void store_scalar(const Tensor& to, DType dtype, double value) {
 }
 #endif
 
-Tensor forward(Tensor input, Tensor target, OptionalTensor weight, OptionalTensor pos_weight, int64_t reduction) {
+Tensor forward(const Tensor& input, const Tensor& target, const OptionalTensor& weight, const OptionalTensor& pos_weight,
+               int64_t reduction) {
   Operands operands(input);
-  const DType dtype = result_dtype(input, target, weight, pos_weight);
-  BceWithLogitsArguments a = arguments_of(operands, input, target, weight, pos_weight, reduction, dtype);
-  const Tensor out = reduction == kNone ? operands.output(dtype) : empty(nullptr, 0, false, dtype, input);
+  BceWithLogitsArguments a = arguments_of(operands, input, target, weight, pos_weight, reduction);
+  const DType dtype = result_dtype(a);
+  const Tensor out = reduction == kNone ? operands.output(dtype) : empty(nullptr, 0, false, dtype, operands.like);
 #ifdef FG_CUDA
   a.out = {out.mutable_data_ptr(), dtype, 0, 0};
   OptionalTensor sums;
   if (reduction != kNone) {
     const int64_t blocks = blocks_of(a.count);
-    sums = empty(&blocks, 1, false, kFloat64, input);
+    sums = empty(&blocks, 1, false, kFloat64, operands.like);
     a.sums = static_cast<double*>(sums->mutable_data_ptr());
+    a.reduced = true;
   }
-  run_cuda(fastgen_bce_with_logits_cuda, a, input);
+  run_cuda(fastgen_bce_with_logits_cuda, a, operands.like);
 #else
   if (reduction == kNone) {
     a.out = {out.mutable_data_ptr(), dtype, 0, 0};
     run(a);
     return out;
   }
-  std::vector<double> sums(blocks_of(a.count));
-  a.sums = sums.data();
+  // few enough blocks for the stack up to 4 M logits
+  constexpr int64_t on_stack = 256;
+  double few[on_stack];
+  std::vector<double> many;
+  const int64_t blocks = blocks_of(a.count);
+  if (blocks > on_stack) many.resize(blocks);
+  a.sums = blocks > on_stack ? many.data() : few;
+  a.reduced = true;
   run(a);
   double total = 0;
-  for (double sum : sums)
-    total += sum;
+  for (int64_t block = 0; block < blocks; ++block)
+    total += a.sums[block];
   store_scalar(out, dtype, reduction == kMean ? total / static_cast<double>(a.count) : total);
 #endif
   return out;
 }
 
-Tensor backward(Tensor gradient, Tensor input, Tensor target, OptionalTensor weight, OptionalTensor pos_weight, int64_t reduction) {
+Tensor backward(const Tensor& gradient, const Tensor& input, const Tensor& target, const OptionalTensor& weight,
+                const OptionalTensor& pos_weight, int64_t reduction) {
   Operands operands(input);
-  const DType dtype = result_dtype(input, target, weight, pos_weight);
-  BceWithLogitsArguments a = arguments_of(operands, input, target, weight, pos_weight, reduction, dtype);
+  BceWithLogitsArguments a = arguments_of(operands, input, target, weight, pos_weight, reduction);
   a.gradient = operands.read(gradient, "gradient");
   a.backward = true;
   a.scale = reduction == kMean ? 1.0 / static_cast<double>(a.count) : 1.0;
-  const DType input_dtype = dtype_of(input, "input");
-  const Tensor out = operands.output(input_dtype);
-  a.out = {out.mutable_data_ptr(), input_dtype, 0, 0};
+  const Tensor out = operands.output(a.input.dtype);
+  a.out = {out.mutable_data_ptr(), a.input.dtype, 0, 0};
 #ifdef FG_CUDA
-  run_cuda(fastgen_bce_with_logits_cuda, a, input);
+  run_cuda(fastgen_bce_with_logits_cuda, a, operands.like);
 #else
   run(a);
 #endif

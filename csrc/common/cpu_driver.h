@@ -57,7 +57,7 @@ template <class R, class Op> struct Driver {
   Driver(const Elementwise& arguments, const Op& op_) : a(arguments), op(op_) {}
 
   void run(int64_t begin, int64_t end) {
-    if (a.geometry.event < kSmallEvent) {
+    if (a.small_events()) {
       small_events(begin, end);
     } else if (a.geometry.channels_last()) {
       channels_last(begin, end);

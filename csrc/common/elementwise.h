@@ -45,7 +45,7 @@ struct Noise {
 
 constexpr int kMaxInputs = 4, kMaxOutputs = 2, kMaxColumns = 12;
 
-// Below this many elements an event is too short for a vector loop of its own, and tiles span several samples.
+// Below this many elements the event of a batch is too short for a vector loop of its own, and tiles span several samples.
 constexpr int64_t kSmallEvent = 64;
 
 struct Elementwise {
@@ -56,9 +56,10 @@ struct Elementwise {
   Operand out[kMaxOutputs];
   bool is_double = false;  // compute in float64 (and a float64 table), else in float32
 
+  FG_HD bool small_events() const { return geometry.event < kSmallEvent && geometry.batch > 1; }
   // The work of the CPU driver is a range of units: samples where events are small, positions where channels-last, else elements.
   FG_HD int64_t elements_per_unit() const {
-    return geometry.event < kSmallEvent ? geometry.event : geometry.channels_last() ? geometry.channels : 1;
+    return small_events() ? geometry.event : geometry.channels_last() ? geometry.channels : 1;
   }
 };
 

@@ -26,41 +26,69 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 using OptionalTensor = std::optional<Tensor>;
 
-inline DType dtype_of(const Tensor& x, const char* name) {
-  switch (x.scalar_type()) {
-    case ScalarType::Float: return kFloat32;
-    case ScalarType::Double: return kFloat64;
-    case ScalarType::Half: return kFloat16;
-    case ScalarType::BFloat16: return kBFloat16;
-    default: STD_TORCH_CHECK(false, name, ": expected dtype float16, bfloat16, float32 or float64");
-  }
+inline DType promoted(DType a, DType b) {
+  if (a == b) return a;
+  return a == kFloat64 || b == kFloat64 ? kFloat64 : kFloat32;
 }
+inline DType arithmetic_of(DType dtype) { return dtype == kFloat64 ? kFloat64 : kFloat32; }
+
 inline int32_t torch_dtype(DType dtype) {
   static const int32_t dtypes[] = {aoti_torch_dtype_float32(), aoti_torch_dtype_float64(), aoti_torch_dtype_float16(),
                                    aoti_torch_dtype_bfloat16()};
   return dtypes[dtype];
 }
-inline DType promoted(DType a, DType b) {
-  if (a == b) return a;
-  return a == kFloat64 || b == kFloat64 ? kFloat64 : kFloat32;
-}
 
-// (B, C, *spatial) with strides of (B, *spatial, C).
-inline bool is_channels_last(const Tensor& x) {
-  const auto sizes = x.sizes(), strides = x.strides();
-  const int64_t dim = sizes.size();
-  if (dim < 3) return false;
-  int64_t expected = 1;
-  auto matches = [&](int64_t d) {
-    const bool ok = sizes[d] == 1 || strides[d] == expected;
-    expected *= sizes[d];
-    return ok;
-  };
-  if (!matches(1)) return false;
-  for (int64_t d = dim - 1; d >= 2; --d)
-    if (!matches(d)) return false;
-  return matches(0);
-}
+// What an op reads of a tensor, read once: every question to a torch::stable::Tensor is a call into libtorch, and on a 16-element
+// call some fifty of them took a third of the time.
+struct View {
+  const int64_t *sizes, *strides;
+  int64_t dim, numel = 1;
+  int32_t torch_dtype, device_type, device_index;
+  void* data;
+  bool contiguous = true;
+
+  explicit View(const Tensor& x) {
+    const AtenTensorHandle handle = x.get();
+    int64_t *size_array, *stride_array;
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_dim(handle, &dim));
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_sizes(handle, &size_array));
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_strides(handle, &stride_array));
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(handle, &torch_dtype));
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(handle, &device_type));
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(handle, &device_index));
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_data_ptr(handle, &data));
+    sizes = size_array;
+    strides = stride_array;
+    for (int64_t d = dim - 1; d >= 0; --d) {
+      contiguous = contiguous && (sizes[d] == 1 || strides[d] == numel);
+      numel *= sizes[d];
+    }
+    contiguous = contiguous || numel == 0;
+  }
+
+  DType dtype(const char* name) const {
+    for (DType d : {kFloat32, kBFloat16, kFloat16, kFloat64})
+      if (torch_dtype == fastgen::torch_dtype(d)) return d;
+    STD_TORCH_CHECK(false, name, ": expected dtype float16, bfloat16, float32 or float64");
+  }
+  bool same_device(const View& other) const { return device_type == other.device_type && device_index == other.device_index; }
+  bool on_cpu() const { return device_type == aoti_torch_device_type_cpu(); }
+
+  // (B, C, *spatial) with the strides of (B, *spatial, C), and not contiguous as well.
+  bool channels_last() const {
+    if (contiguous || dim < 3) return false;
+    int64_t expected = 1;
+    auto matches = [&](int64_t d) {
+      const bool ok = sizes[d] == 1 || strides[d] == expected;
+      expected *= sizes[d];
+      return ok;
+    };
+    if (!matches(1)) return false;
+    for (int64_t d = dim - 1; d >= 2; --d)
+      if (!matches(d)) return false;
+    return matches(0);
+  }
+};
 
 #ifndef FG_CUDA
 // glibc maps every allocation from 32 MiB on anew, and each 4 KiB page of it faults at its first write. At 64 MiB of output that
@@ -75,13 +103,15 @@ inline void ask_for_huge_pages(void* data, int64_t bytes) {
 }
 #endif
 
-// Strides of (B, C, *spatial): contiguous, or channels-last.
-inline Tensor empty(const int64_t* sizes, int64_t dim, bool channels_last, DType dtype, const Tensor& device_like) {
-  int64_t strides[64], step = 1;
-  STD_TORCH_CHECK(dim <= 64, "expected at most 64 dimensions");
+// A new tensor, contiguous or channels-last, on the device of `like`.
+inline Tensor empty(const int64_t* sizes, int64_t dim, bool channels_last, DType dtype, const View& like) {
+  constexpr int64_t kMaxDim = 64;
+  int64_t strides[kMaxDim], step = 1, numel = 1;
+  STD_TORCH_CHECK(dim <= kMaxDim, "expected at most 64 dimensions, got ", dim);
   auto place = [&](int64_t d) {
     strides[d] = step;
     step *= sizes[d] > 1 ? sizes[d] : 1;
+    numel *= sizes[d];
   };
   if (channels_last) {
     place(1);
@@ -92,120 +122,144 @@ inline Tensor empty(const int64_t* sizes, int64_t dim, bool channels_last, DType
     for (int64_t d = dim - 1; d >= 0; --d)
       place(d);
   }
-  int32_t type, index;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(device_like.get(), &type));
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(device_like.get(), &index));
   AtenTensorHandle handle;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(dim, sizes, strides, torch_dtype(dtype), type, index, &handle));
+  TORCH_ERROR_CODE_CHECK(
+      aoti_torch_empty_strided(dim, sizes, strides, torch_dtype(dtype), like.device_type, like.device_index, &handle));
   Tensor tensor(handle);
 #ifndef FG_CUDA
-  ask_for_huge_pages(tensor.mutable_data_ptr(), step * size_of(dtype));
+  if (numel * size_of(dtype) > 0) ask_for_huge_pages(tensor.mutable_data_ptr(), numel * size_of(dtype));
 #endif
   return tensor;
 }
 
-inline bool same_layout(const Tensor& x, bool channels_last) { return channels_last ? is_channels_last(x) : x.is_contiguous(); }
+// An input in the layout that the op works in: the caller's tensor, or a copy of it that lives as long as this does.
+struct Input {
+  std::optional<Tensor> copy;
+  View view;
+  DType dtype;
 
-// `x` itself where it has the layout, else a copy that has.
-inline Tensor with_layout(const Tensor& x, bool channels_last) {
-  if (same_layout(x, channels_last)) return x;
-  if (!channels_last) return torch::stable::contiguous(x);
-  Tensor copy = empty(x.sizes().data(), x.dim(), true, dtype_of(x, "input"), x);
-  torch::stable::copy_(copy, x);
-  return copy;
-}
-
-// The batch that an op works on: sizes, and the layout of its first input, which the others and the output follow.
-struct Batch {
-  const Tensor& like;
-  bool channels_last;
-  Geometry geometry;
-
-  explicit Batch(const Tensor& x) : like(x), channels_last(!x.is_contiguous() && is_channels_last(x)) {
-    STD_TORCH_CHECK(x.dim() > 0, "expected shape (B, ...), got a tensor without dimensions");
-    geometry.batch = x.size(0);
-    geometry.event = 1;
-    for (int64_t d = 1; d < x.dim(); ++d)
-      geometry.event *= x.size(d);
+  Input(const Tensor& x, const View& original, bool channels_last, const char* name) : view(original), dtype(view.dtype(name)) {
+    if (channels_last ? view.channels_last() : view.contiguous) return;
     if (channels_last) {
-      geometry.channels = x.size(1);
-      geometry.spatial = geometry.channels ? geometry.event / geometry.channels : 0;
+      copy = empty(view.sizes, view.dim, true, dtype, view);
+      torch::stable::copy_(*copy, x);
+    } else {
+      copy = torch::stable::contiguous(x);
     }
-  }
-  Tensor input(const Tensor& x, const char* name, int64_t channel_factor = 1) const {
-    STD_TORCH_CHECK(x.numel() == like.numel() * channel_factor && x.dim() == like.dim() && x.size(0) == like.size(0), name,
-                    ": expected a shape that fits the first input");
-    STD_TORCH_CHECK(x.get_device_index() == like.get_device_index() && x.is_cuda() == like.is_cuda(), name,
-                    ": expected the device of the first input");
-    return with_layout(x, channels_last);
-  }
-  Tensor output(DType dtype) const { return empty(like.sizes().data(), like.dim(), channels_last, dtype, like); }
-  // How a tensor of this layout is addressed, its channels `channel_factor` times the batch's.
-  Operand operand(const Tensor& x, void* data, int64_t channel_factor = 1) const {
-    return {data, dtype_of(x, "input"), geometry.event * channel_factor, geometry.channels * channel_factor};
-  }
-  Operand operand(const Tensor& x, int64_t channel_factor = 1) const {
-    return operand(x, const_cast<void*>(x.const_data_ptr()), channel_factor);
+    view = View(*copy);
   }
 };
 
-// Where an op writes: the caller's tensor if its layout serves, else a tensor of our own that `finish` copies.
-struct Output {
-  Tensor target, written;
-  bool copied = false;
-  Output(const Batch& batch, DType dtype) : target(batch.output(dtype)), written(target) {}
-  Output(const Batch& batch, DType dtype, const Tensor& out) : target(out), written(out) {
-    STD_TORCH_CHECK(dtype_of(out, "out") == dtype && out.numel() == batch.like.numel(),
-                    "out: expected the result's dtype and size");
-    copied = !same_layout(out, batch.channels_last);
-    if (copied) written = batch.output(dtype);
+// The batch that an op works on: sizes, and the layout of its first input, which the others and the output follow.
+struct Batch {
+  const Tensor& tensor;
+  View like;
+  bool channels_last;
+  Geometry geometry;
+
+  explicit Batch(const Tensor& x) : tensor(x), like(x), channels_last(like.channels_last()) {
+    STD_TORCH_CHECK(like.dim > 0, "expected shape (B, ...), got a tensor without dimensions");
+    geometry.batch = like.sizes[0];
+    geometry.event = 1;
+    for (int64_t d = 1; d < like.dim; ++d)
+      geometry.event *= like.sizes[d];
+    if (channels_last) {
+      geometry.channels = like.sizes[1];
+      geometry.spatial = geometry.event / geometry.channels;
+    }
   }
-  void finish() {
-    if (copied) torch::stable::copy_(target, written);
+  Input first(const char* name) const { return Input(tensor, like, channels_last, name); }
+  // A tensor of the first one's shape, or of `channel_factor` times its channels, on its device.
+  Input input(const Tensor& x, const char* name, int64_t channel_factor = 1) const {
+    const View view(x);
+    bool fits = view.dim == like.dim && (channel_factor == 1 || like.dim >= 2);
+    for (int64_t d = 0; fits && d < like.dim; ++d)
+      fits = view.sizes[d] == like.sizes[d] * (d == 1 ? channel_factor : 1);
+    STD_TORCH_CHECK(fits, name, ": expected a shape that fits the first input");
+    STD_TORCH_CHECK(view.same_device(like), name, ": expected the device of the first input");
+    return Input(x, view, channels_last, name);
+  }
+  Tensor output(DType dtype) const { return empty(like.sizes, like.dim, channels_last, dtype, like); }
+
+  // How a tensor of this layout is addressed, its channels `channel_factor` times the batch's.
+  Operand operand(void* data, DType dtype, int64_t channel_factor = 1) const {
+    return {data, dtype, geometry.event * channel_factor, geometry.channels * channel_factor};
+  }
+  Operand operand(const Input& x, int64_t channel_factor = 1) const { return operand(x.view.data, x.dtype, channel_factor); }
+};
+
+// Where an op writes: the caller's tensor if its layout serves, else a tensor of our own that `finish` copies from.
+struct Output {
+  Tensor target;
+  std::optional<Tensor> own;
+  Operand operand;
+
+  Output(const Batch& batch, DType dtype) : target(batch.output(dtype)), operand(batch.operand(target.mutable_data_ptr(), dtype)) {}
+  Output(const Batch& batch, DType dtype, const Tensor& out) : target(out) {
+    const View view(out);
+    STD_TORCH_CHECK(
+        view.dtype("out") == dtype && view.numel == batch.like.numel && view.dim == batch.like.dim && view.same_device(batch.like),
+        "out: expected the result's dtype, shape and device");
+    if (!(batch.channels_last ? view.channels_last() : view.contiguous)) own = batch.output(dtype);
+    operand = batch.operand(own ? own->mutable_data_ptr() : view.data, dtype);
+  }
+  void finish() const {
+    if (own) torch::stable::copy_(const_cast<Tensor&>(target), *own);
   }
 };
 
 // Rows of coefficients, one per timestep, and which of them: by a tensor `t`, or by `index` for all samples.
-inline Rows rows_of(const Tensor& table, const OptionalTensor& t, int64_t index, int64_t columns, const Batch& batch,
-                    bool is_double) {
-  STD_TORCH_CHECK(table.dim() == 2 && table.size(1) == columns && table.is_contiguous(), "rows: expected a contiguous (T, ",
-                  columns, ") table");
-  STD_TORCH_CHECK(dtype_of(table, "rows") == (is_double ? kFloat64 : kFloat32), "rows: expected the dtype of the arithmetic");
-  STD_TORCH_CHECK(table.is_cuda() == batch.like.is_cuda(), "rows: expected the device of the data");
-  Rows rows{table.const_data_ptr(), table.size(0), columns, nullptr, index};
-  if (!t) {
-    STD_TORCH_CHECK(index >= 0 && index < rows.count, "t: expected timesteps within 0 … ", rows.count - 1, ", got ", index);
-    return rows;
-  }
-  STD_TORCH_CHECK(t->scalar_type() == ScalarType::Long && t->dim() == 1 && t->size(0) == batch.geometry.batch &&
-                      t->is_contiguous() && t->is_cuda() == batch.like.is_cuda(),
-                  "t: expected a contiguous int64 tensor of shape (B,) on the data's device");
-  rows.t = static_cast<const int64_t*>(t->const_data_ptr());
+struct RowsInput {
+  std::optional<Tensor> t_copy;
+  Rows rows;
+
+  RowsInput(const Tensor& table, const OptionalTensor& t, int64_t index, int64_t columns, const Batch& batch, DType arithmetic) {
+    const View view(table);
+    STD_TORCH_CHECK(view.dim == 2 && view.sizes[1] == columns && view.contiguous && view.dtype("rows") == arithmetic &&
+                        view.same_device(batch.like),
+                    "rows: expected a contiguous (T, ", columns, ") table in the dtype of the arithmetic on the data's device");
+    rows = {view.data, view.sizes[0], columns, nullptr, index};
+    if (!t) {
+      STD_TORCH_CHECK(index >= 0 && index < rows.count, "t: expected timesteps within 0 … ", rows.count - 1, ", got ", index);
+      return;
+    }
+    View t_view(*t);
+    STD_TORCH_CHECK(t_view.torch_dtype == aoti_torch_dtype_int64() && t_view.dim == 1 && t_view.sizes[0] == batch.geometry.batch &&
+                        t_view.same_device(batch.like),
+                    "t: expected an int64 tensor of shape (B,) on the data's device");
+    if (!t_view.contiguous) {
+      t_copy = torch::stable::contiguous(*t);
+      t_view = View(*t_copy);
+    }
+    rows.t = static_cast<const int64_t*>(t_view.data);
 #ifndef FG_CUDA
-  for (int64_t b = 0; b < batch.geometry.batch; ++b)
-    STD_TORCH_CHECK(rows.t[b] >= 0 && rows.t[b] < rows.count, "t: expected timesteps within 0 … ", rows.count - 1, ", got ",
-                    rows.t[b], " at index ", b);
+    for (int64_t b = 0; b < batch.geometry.batch; ++b)
+      STD_TORCH_CHECK(rows.t[b] >= 0 && rows.t[b] < rows.count, "t: expected timesteps within 0 … ", rows.count - 1, ", got ",
+                      rows.t[b]);
 #endif
-  return rows;
-}
+  }
+};
 
 // A seed tensor of 1 or B elements, or the int, or neither. One element on the CPU is read here, wherever the data is.
 inline Noise noise_of(const OptionalTensor& seeds, const std::optional<int64_t>& seed, int64_t offset, bool offset_is_t,
-                      const Geometry& geometry) {
+                      const Batch& batch) {
   Noise noise;
   noise.offset = offset;
   noise.offset_is_t = offset_is_t;
   if (seeds) {
-    STD_TORCH_CHECK(seeds->scalar_type() == ScalarType::Long && seeds->is_contiguous(), "seed: expected a contiguous int64 tensor");
-    const int64_t count = seeds->numel();
-    STD_TORCH_CHECK(count == 1 || count == geometry.batch, "seed: expected 1 or ", geometry.batch, " elements, got ", count);
+    const View view(*seeds);
+    STD_TORCH_CHECK(view.torch_dtype == aoti_torch_dtype_int64() && view.dim <= 1 && view.contiguous,
+                    "seed: expected a contiguous int64 tensor of 1 or B elements");
+    STD_TORCH_CHECK(view.numel == 1 || view.numel == batch.geometry.batch, "seed: expected 1 or ", batch.geometry.batch,
+                    " elements, got ", view.numel);
     noise.kind = kSeededNoise;
-    const int64_t* data = static_cast<const int64_t*>(seeds->const_data_ptr());
-    if (count == 1 && !seeds->is_cuda()) {
+    const int64_t* data = static_cast<const int64_t*>(view.data);
+    if (view.numel == 1 && view.on_cpu()) {
       noise.seed = data[0];
     } else {
+      STD_TORCH_CHECK(view.same_device(batch.like), "seed: expected the data's device, or one element on the CPU");
       noise.seeds = data;
-      noise.per_sample = count == geometry.batch;
+      noise.per_sample = view.numel == batch.geometry.batch;
     }
   } else if (seed) {
     noise.kind = kSeededNoise;
@@ -216,10 +270,10 @@ inline Noise noise_of(const OptionalTensor& seeds, const std::optional<int64_t>&
 
 #ifdef FG_CUDA
 // Runs `launch(arguments, stream)`, an extern-C launcher that returns a cudaError_t, on the data's device and current stream.
-template <class Arguments> void run_cuda(int (*launch)(const Arguments&, void*), const Arguments& arguments, const Tensor& like) {
-  const torch::stable::accelerator::DeviceGuard guard(like.get_device_index());
+template <class Arguments> void run_cuda(int (*launch)(const Arguments&, void*), const Arguments& arguments, const View& like) {
+  const torch::stable::accelerator::DeviceGuard guard(like.device_index);
   void* stream = nullptr;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(like.get_device_index(), &stream));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(like.device_index, &stream));
   const int error = launch(arguments, stream);
   STD_TORCH_CHECK(error == 0, "CUDA kernel launch failed with cudaError ", error);
 }
@@ -227,7 +281,7 @@ template <class Arguments> void run_cuda(int (*launch)(const Arguments&, void*),
 #define FG_KERNELS(op, Arguments) extern "C" int fastgen_##op##_cuda(const Arguments&, void* stream);
 #else
 // Runs the kernel of this processor over torch's threads. `cost`: elements that are worth a thread, fewer where each costs more.
-template <class Arguments> void run_cpu(CpuKernel<Arguments> kernel, const Arguments& arguments, const Tensor&, int64_t cost) {
+template <class Arguments> void run_cpu(CpuKernel<Arguments> kernel, const Arguments& arguments, const View&, int64_t cost) {
   const int64_t elements = arguments.geometry.batch * arguments.geometry.event;
   if (elements == 0) return;
   const int64_t per_unit = arguments.elements_per_unit(), units = elements / per_unit;

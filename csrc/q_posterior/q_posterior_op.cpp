@@ -16,31 +16,32 @@ template <class R> void fill_variances(const QPosteriorArguments& a) {
 }
 #endif
 
-std::tuple<Tensor, Tensor, Tensor> q_posterior(Tensor x0, Tensor x_t, Tensor rows, OptionalTensor t, int64_t index) {
+std::tuple<Tensor, Tensor, Tensor> q_posterior(const Tensor& x0, const Tensor& x_t, const Tensor& rows, const OptionalTensor& t,
+                                               int64_t index) {
   const Batch batch(x0);
+  const Input x0_input = batch.first("x0"), x_t_input = batch.input(x_t, "x_t");
+  const DType dtype = promoted(x0_input.dtype, x_t_input.dtype), arithmetic = arithmetic_of(dtype);
   QPosteriorArguments a;
   a.geometry = batch.geometry;
-  const DType dtype = promoted(dtype_of(x0, "x0"), dtype_of(x_t, "x_t"));
   a.is_double = dtype == kFloat64;
-  a.rows = rows_of(rows, t, index, QPosteriorColumns::kCount, batch, a.is_double);
-  const Tensor x0_data = batch.input(x0, "x0"), x_t_data = batch.input(x_t, "x_t");
-  a.in[0] = batch.operand(x0_data);
-  a.in[1] = batch.operand(x_t_data);
-  Output mean(batch, dtype);
+  const RowsInput rows_input(rows, t, index, QPosteriorColumns::kCount, batch, arithmetic);
+  a.rows = rows_input.rows;
+  a.in[0] = batch.operand(x0_input);
+  a.in[1] = batch.operand(x_t_input);
+  const Output mean(batch, dtype);
+  a.out[0] = mean.operand;
   int64_t per_sample[64];
-  for (int64_t d = 0; d < x0.dim(); ++d)
+  for (int64_t d = 0; d < batch.like.dim; ++d)
     per_sample[d] = d == 0 ? batch.geometry.batch : 1;
-  const DType arithmetic = a.is_double ? kFloat64 : kFloat32;
-  const Tensor variance = empty(per_sample, x0.dim(), false, arithmetic, x0);
-  const Tensor log_variance = empty(per_sample, x0.dim(), false, arithmetic, x0);
-  a.out[0] = batch.operand(mean.written, mean.written.mutable_data_ptr());
+  const Tensor variance = empty(per_sample, batch.like.dim, false, arithmetic, batch.like);
+  const Tensor log_variance = empty(per_sample, batch.like.dim, false, arithmetic, batch.like);
   a.variance = variance.mutable_data_ptr();
   a.log_variance = log_variance.mutable_data_ptr();
   flatten(a);
 #ifndef FG_CUDA
   a.is_double ? fill_variances<double>(a) : fill_variances<float>(a);
 #endif
-  FG_RUN(q_posterior, a, x0, kPlainGrain);
+  FG_RUN(q_posterior, a, batch.like, kPlainGrain);
   return {mean.target, variance, log_variance};
 }
 

@@ -5,40 +5,41 @@ namespace fastgen {
 FG_KERNELS(q_sample, QSampleArguments)
 namespace {
 
-void run(const Batch& batch, const Tensor& x, const Tensor& rows, const OptionalTensor& t, int64_t index,
-         const OptionalTensor& noise, const OptionalTensor& seeds, std::optional<int64_t> seed, int64_t offset, Output& out) {
+void run(const Batch& batch, const Tensor& rows, const OptionalTensor& t, int64_t index, const OptionalTensor& noise,
+         const OptionalTensor& seeds, std::optional<int64_t> seed, int64_t offset, const Input& x, const Output& out) {
   QSampleArguments a;
   a.geometry = batch.geometry;
-  const Tensor x_data = batch.input(x, "x");
-  a.in[0] = batch.operand(x_data);
-  a.is_double = a.in[0].dtype == kFloat64;
-  a.rows = rows_of(rows, t, index, QSampleColumns::kCount, batch, a.is_double);
-  a.noise = noise_of(seeds, seed, offset, false, a.geometry);
-  OptionalTensor noise_data;
+  a.in[0] = batch.operand(x);
+  a.is_double = x.dtype == kFloat64;
+  const RowsInput rows_input(rows, t, index, QSampleColumns::kCount, batch, arithmetic_of(x.dtype));
+  a.rows = rows_input.rows;
+  a.noise = noise_of(seeds, seed, offset, false, batch);
+  std::optional<Input> given;
   if (noise) {
-    noise_data = batch.input(*noise, "noise");
-    a.in[1] = batch.operand(*noise_data);
+    given.emplace(batch.input(*noise, "noise"));
+    a.in[1] = batch.operand(*given);
     a.noise.kind = kGivenNoise;
   }
-  a.out[0] = batch.operand(out.written, out.written.mutable_data_ptr());
+  a.out[0] = out.operand;
   flatten(a);
-  FG_RUN(q_sample, a, x, grain(a.noise));
+  FG_RUN(q_sample, a, batch.like, grain(a.noise));
   out.finish();
 }
 
-Tensor q_sample_new(Tensor x, Tensor rows, OptionalTensor t, int64_t index, OptionalTensor noise, OptionalTensor seeds,
-                    std::optional<int64_t> seed, int64_t offset) {
+Tensor q_sample_new(const Tensor& x, const Tensor& rows, const OptionalTensor& t, int64_t index, const OptionalTensor& noise,
+                    const OptionalTensor& seeds, std::optional<int64_t> seed, int64_t offset) {
   const Batch batch(x);
-  Output out(batch, dtype_of(x, "x"));
-  run(batch, x, rows, t, index, noise, seeds, seed, offset, out);
+  const Input input = batch.first("x");
+  const Output out(batch, input.dtype);
+  run(batch, rows, t, index, noise, seeds, seed, offset, input, out);
   return out.target;
 }
 
-void q_sample_into(Tensor x, Tensor rows, OptionalTensor t, int64_t index, OptionalTensor noise, OptionalTensor seeds,
-                   std::optional<int64_t> seed, int64_t offset, Tensor out) {
+void q_sample_into(const Tensor& x, const Tensor& rows, const OptionalTensor& t, int64_t index, const OptionalTensor& noise,
+                   const OptionalTensor& seeds, std::optional<int64_t> seed, int64_t offset, const Tensor& out) {
   const Batch batch(x);
-  Output output(batch, dtype_of(x, "x"), out);
-  run(batch, x, rows, t, index, noise, seeds, seed, offset, output);
+  const Input input = batch.first("x");
+  run(batch, rows, t, index, noise, seeds, seed, offset, input, Output(batch, input.dtype, out));
 }
 
 }  // namespace

@@ -6,17 +6,17 @@ namespace fastgen {
 FG_KERNELS(randn, RandnArguments)
 namespace {
 
-void randn(Tensor out, OptionalTensor seeds, std::optional<int64_t> seed, int64_t offset) {
+void randn(const Tensor& out, const OptionalTensor& seeds, std::optional<int64_t> seed, int64_t offset) {
   const Batch batch(out);
   RandnArguments a;
   a.geometry = batch.geometry;
-  const DType dtype = dtype_of(out, "out");
+  const DType dtype = batch.like.dtype("out");
   a.is_double = dtype == kFloat64;
-  a.noise = noise_of(seeds, seed, offset, false, a.geometry);
+  a.noise = noise_of(seeds, seed, offset, false, batch);
   STD_TORCH_CHECK(a.noise.kind == kSeededNoise, "seed: expected one, got none");
-  Output output(batch, dtype, out);
-  a.out[0] = batch.operand(output.written, output.written.mutable_data_ptr());
-  FG_RUN(randn, a, out, kSeededGrain);
+  const Output output(batch, dtype, out);
+  a.out[0] = output.operand;
+  FG_RUN(randn, a, batch.like, kSeededGrain);
   output.finish();
 }
 
