@@ -30,24 +30,24 @@ class Plan(NamedTuple):
     careful: bool  # check the tensors in Python first: eager would broadcast, and a fake accepts anything
 
 
-def plan(op, schedule, x, y, *options):
+def plan(op, schedule, x, y, option=None, other=None):
     """The plan kept for these arguments, or None where there is none yet (or one may not be used, while tracing)."""
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_dynamo_compiling():
         return None
     try:
-        return schedule._plans[op, x.dtype, y.dtype, x.device, _backend._choice.get(), options]
+        return schedule._plans[op, x.dtype, y.dtype, x.device, _backend._choice.get(), option, other]
     except (AttributeError, KeyError, TypeError):
         return None
 
 
-def make_plan(op, schedule, x, y, dtype, table, *options):
+def make_plan(op, schedule, x, y, dtype, table, option=None, other=None):
     """The plan of arguments whose types, dtypes, device and options have been checked."""
     tracing = torch.compiler.is_compiling()
     compiled = _backend.select(x.device.type) == "cpp"
     call = (OPS if tracing else _DIRECT)[op] if compiled else None
     made = Plan(op, table.rows, table.rows.shape[0], table.note, table.noisy, dtype, call, tracing or not compiled)
     if not tracing:
-        schedule._plans[op, x.dtype, y.dtype, x.device, _backend._choice.get(), options] = made
+        schedule._plans[op, x.dtype, y.dtype, x.device, _backend._choice.get(), option, other] = made
     return made
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from . import _checks, _dispatch, rng
@@ -117,39 +119,45 @@ def ddim_step(
 
 
 def _reverse_step(plan, x_t, model_output, t, clip, threshold, learned, noise, seed, generator, return_x0, out):
+    _, rows, end, note, noisy, dtype, call, careful = plan
     given_t = t
-    if type(t) is int and 0 <= t < plan.end:
+    if type(t) is int and 0 <= t < end:
         t, index = None, t
-    elif isinstance(t, torch.Tensor) and not plan.careful:
+    elif isinstance(t, torch.Tensor) and not careful:
         index = 0
     else:
-        t, index = _checks.timestep(t, x_t, plan.end, plan.note)
-    if clip is not None:
+        t, index = _checks.timestep(t, x_t, end, note)
+    if clip is not None and (type(clip) is not float or not 0.0 < clip < math.inf):
         clip = _checks.number("clip", clip, low=0.0, strict=True)
     if threshold is not None:
-        threshold = _checked_threshold(threshold, clip, x_t, plan.rows.dtype)
-    if type(return_x0) is not bool:
+        threshold = _checked_threshold(threshold, clip, x_t, rows.dtype)
+    if return_x0 is not False and return_x0 is not True:
         raise TypeError(f"return_x0: expected a bool, got {type(return_x0).__name__}")
-    if plan.careful or out is not None or (noise is None and seed is None):  # before a seed is drawn or out is written
+    if careful or out is not None or (noise is None and seed is None):  # before a seed is drawn or out is written
         _check_tensors(x_t, model_output, learned, given_t, noise, plan)
     if out is not None:
         inputs = {"x_t": x_t, "model_output": model_output, "noise": noise, "threshold": threshold}
-        _checks.output(out, x_t.shape, plan.dtype, x_t.device, inputs)
+        _checks.output(out, x_t.shape, dtype, x_t.device, inputs)
+    seeds = None
     if type(seed) is int and 0 <= seed < 2**63 and noise is None and generator is None:
-        seeds = None
-    elif plan.noisy or noise is not None or seed is not None or generator is not None:
-        noise, seeds, seed = rng.noise_source("x_t", x_t, plan.dtype, noise, seed, generator)
-    else:
-        seeds = None
-    if not plan.noisy:
+        pass
+    elif noisy or noise is not None or seed is not None or generator is not None:
+        noise, seeds, seed = rng.noise_source("x_t", x_t, dtype, noise, seed, generator)
+    if not noisy:
         noise = seeds = seed = None
-    arguments = (x_t, model_output, plan.rows, t, index, noise, seeds, seed, clip, threshold, learned)
+    recorded = x_t.requires_grad or model_output.requires_grad or (noise is not None and noise.requires_grad)
     try:
-        if torch.is_grad_enabled() and out is None and plan.call is not None:
-            if x_t.requires_grad or model_output.requires_grad or (noise is not None and noise.requires_grad):
-                y, x0 = _DdpmStep.apply(plan, return_x0, *arguments)
-                return (y, x0) if return_x0 else y
-        return _run(plan, arguments, return_x0, out)
+        if recorded and torch.is_grad_enabled() and out is None and call is not None:
+            y, x0 = _DdpmStep.apply(
+                plan, return_x0, x_t, model_output, rows, t, index, noise, seeds, seed, clip, threshold, learned
+            )
+            return (y, x0) if return_x0 else y
+        if careful or return_x0 or out is not None or seeds is not None or clip is not None or threshold is not None or learned:
+            arguments = (x_t, model_output, rows, t, index, noise, seeds, seed, clip, threshold, learned)
+            return _run(plan, arguments, return_x0, out)
+        if seed is None:  # arguments that are left out need not be converted
+            return call(x_t, model_output, rows, t, index, noise)
+        return call(x_t, model_output, rows, t, index, noise, seeds, seed)
     except (RuntimeError, TypeError):
         _check_tensors(x_t, model_output, learned, given_t, noise, plan)
         raise

@@ -54,22 +54,22 @@ def _noised(op, table, x_name, x, t, schedule, noise, seed, generator, offset, o
         _checks.schedule(schedule)
         _checks.batched(x_name, x)
         plan = _dispatch.make_plan(op, schedule, x, x, x.dtype, table(schedule, x.device, x.dtype))
+    _, _, end, note, _, _, _, careful = plan
     given_t = t
-    if type(t) is int and 0 <= t < plan.end:
+    if type(t) is int and 0 <= t < end:
         t, index = None, t
-    elif isinstance(t, torch.Tensor) and not plan.careful:
+    elif isinstance(t, torch.Tensor) and not careful:
         index = 0
     else:
-        t, index = _checks.timestep(t, x, plan.end, plan.note)
+        t, index = _checks.timestep(t, x, end, note)
     if offset != 0 or type(offset) is not int:
         offset = rng.check_offset(offset)
-    if plan.careful or out is not None or (noise is None and seed is None):  # before a seed is drawn or out is written
+    if careful or out is not None or (noise is None and seed is None):  # before a seed is drawn or out is written
         _check_tensors(x_name, x, given_t, noise, plan)
     if out is not None:
         _checks.output(out, x.shape, x.dtype, x.device, {x_name: x, "noise": noise})
-    if type(seed) is int and 0 <= seed < 2**63 and noise is None and generator is None:
-        seeds = None
-    else:
+    seeds = None
+    if type(seed) is not int or not 0 <= seed < 2**63 or noise is not None or generator is not None:
         noise, seeds, seed = rng.noise_source(x_name, x, x.dtype, noise, seed, generator)
     try:
         return _run(plan, x, t, index, noise, seeds, seed, offset, out)
@@ -94,6 +94,8 @@ def _run(plan, x, t, index, noise, seeds, seed, offset, out=None):
         return out
     if torch.is_grad_enabled() and (x.requires_grad or (noise is not None and noise.requires_grad)):
         return _QSample.apply(plan, x, plan.rows, t, index, noise, seeds, seed, offset)
+    if seed is None and seeds is None:  # what is left out need not be converted
+        return plan.call(x, plan.rows, t, index, noise)
     return plan.call(x, plan.rows, t, index, noise, seeds, seed, offset)
 
 

@@ -33,8 +33,11 @@ template <class V> FG_HD V clamp(V x, V bound) {
 // The coefficients of sample b, and the bound of its x0.
 template <class R> FG_HD void ddpm_step_row(const DdpmStepArguments& a, int64_t b, R* row) {
   table_row(a.rows, b, DdpmStepColumns::kCount, row);
-  row[DdpmStepColumns::kBound] = a.clip_kind == kThreshold ? static_cast<const R*>(a.threshold)[b] : static_cast<R>(a.clip);
-  row[DdpmStepColumns::kInverse] = 1 / row[DdpmStepColumns::kBound];
+  R bound = 1;  // no division where nothing is divided: with a row for each of 16 one-element samples it would show
+  if (a.clip_kind == kClamp) bound = static_cast<R>(a.clip);
+  if (a.clip_kind == kThreshold) bound = static_cast<const R*>(a.threshold)[b];
+  row[DdpmStepColumns::kBound] = bound;
+  row[DdpmStepColumns::kInverse] = a.clip_kind == kThreshold ? 1 / bound : R(1);
 }
 
 // One element, or a vector of them: y, and x0 where kClip or kX0 need it. get(column) gives the coefficients.

@@ -96,18 +96,18 @@ void ddpm_step_into(PARAMETERS, const OptionalTensor& x0, const Tensor& out) {
 }  // namespace fastgen
 
 // ddim_step is the same op under its own name, so that a profile tells them apart.
-#define SCHEMA                                                                                                                 \
-  "Tensor x_t, Tensor model_output, Tensor rows, Tensor? t, SymInt index, Tensor? noise, Tensor? seeds, SymInt? seed, float? " \
-  "clip, "                                                                                                                     \
-  "Tensor? threshold, bool learned"
+// The defaults spare the common call the conversion of arguments that it does not use, some 0.05 µs each.
+#define SCHEMA                                                                                                              \
+  "Tensor x_t, Tensor model_output, Tensor rows, Tensor? t, SymInt index, Tensor? noise=None, Tensor? seeds=None, SymInt? " \
+  "seed=None, float? clip=None, Tensor? threshold=None, bool learned=False"
 #ifndef FG_CUDA
 STABLE_TORCH_LIBRARY_FRAGMENT(fastgen, m) {
   m.def("ddpm_step(" SCHEMA ") -> Tensor");
   m.def("ddim_step(" SCHEMA ") -> Tensor");
   m.def("ddpm_step_x0(" SCHEMA ") -> (Tensor, Tensor)");
   m.def("ddim_step_x0(" SCHEMA ") -> (Tensor, Tensor)");
-  m.def("ddpm_step_out(" SCHEMA ", Tensor(b!)? x0, *, Tensor(a!) out) -> ()");
-  m.def("ddim_step_out(" SCHEMA ", Tensor(b!)? x0, *, Tensor(a!) out) -> ()");
+  m.def("ddpm_step_out(" SCHEMA ", Tensor(b!)? x0=None, *, Tensor(a!) out) -> ()");
+  m.def("ddim_step_out(" SCHEMA ", Tensor(b!)? x0=None, *, Tensor(a!) out) -> ()");
 }
 #endif
 STABLE_TORCH_LIBRARY_IMPL(fastgen, FG_DEVICE, m) {

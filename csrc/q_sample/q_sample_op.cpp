@@ -46,13 +46,16 @@ void q_sample_into(const Tensor& x, const Tensor& rows, const OptionalTensor& t,
 }  // namespace fastgen
 
 // q_step is the same op under its own name, so that a profile tells them apart.
-#define ARGUMENTS "Tensor x, Tensor rows, Tensor? t, SymInt index, Tensor? noise, Tensor? seeds, SymInt? seed, SymInt offset"
+// The defaults spare the common call the conversion of arguments that it does not use.
+#define SCHEMA                                                                                                  \
+  "Tensor x, Tensor rows, Tensor? t, SymInt index, Tensor? noise=None, Tensor? seeds=None, SymInt? seed=None, " \
+  "SymInt offset=0"
 #ifndef FG_CUDA
 STABLE_TORCH_LIBRARY_FRAGMENT(fastgen, m) {
-  m.def("q_sample(" ARGUMENTS ") -> Tensor");
-  m.def("q_step(" ARGUMENTS ") -> Tensor");
-  m.def("q_sample_out(" ARGUMENTS ", *, Tensor(a!) out) -> ()");
-  m.def("q_step_out(" ARGUMENTS ", *, Tensor(a!) out) -> ()");
+  m.def("q_sample(" SCHEMA ") -> Tensor");
+  m.def("q_step(" SCHEMA ") -> Tensor");
+  m.def("q_sample_out(" SCHEMA ", *, Tensor(a!) out) -> ()");
+  m.def("q_step_out(" SCHEMA ", *, Tensor(a!) out) -> ()");
 }
 #endif
 STABLE_TORCH_LIBRARY_IMPL(fastgen, FG_DEVICE, m) {
