@@ -129,22 +129,26 @@ def output(out, shape, dtype, device, inputs: dict) -> None:
         raise ValueError("out: expected no tensor that requires grad, since out= cannot record a gradient; use torch.no_grad()")
     if torch.compiler.is_compiling():
         return  # addresses are unknown while tracing; functionalisation copies where tensors overlap
-    if out.numel() and any(stride == 0 and size > 1 for size, stride in zip(out.shape, out.stride(), strict=True)):
+    if not out.is_contiguous() and any(stride == 0 < size - 1 for size, stride in zip(out.shape, out.stride(), strict=True)):
         raise ValueError("out: expected every element to have its own memory, got an expanded tensor")
+    first, last = _span(out)
     for name, x in inputs.items():
-        if x is None or _span(x)[1] <= _span(out)[0] or _span(out)[1] <= _span(x)[0]:
+        if x is None or x is out:
             continue
-        same = x.data_ptr() == out.data_ptr() and x.stride() == out.stride() and x.dtype == out.dtype
-        if not same or x.shape != out.shape:
+        x_first, x_last = _span(x)
+        if x_last <= first or last <= x_first:
+            continue
+        same = x_first == first and x.shape == out.shape and x.stride() == out.stride() and x.dtype == out.dtype
+        if not same:
             raise ValueError(f"out: expected memory apart from {name}, or {name} itself, got an overlapping view of it")
 
 
 def _span(x) -> tuple[int, int]:
     """The first and one-past-last byte address that `x` touches."""
-    if x.numel() == 0:
-        return 0, 0
-    last = sum((size - 1) * stride for size, stride in zip(x.shape, x.stride(), strict=True))
-    return x.data_ptr(), x.data_ptr() + (last + 1) * x.element_size()
+    first, count = x.data_ptr(), x.numel()
+    if count and not x.is_contiguous():
+        count = 1 + sum((size - 1) * stride for size, stride in zip(x.shape, x.stride(), strict=True))
+    return first, first + count * x.itemsize
 
 
 def _dtype(dtype: torch.dtype) -> str:

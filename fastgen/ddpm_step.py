@@ -105,6 +105,8 @@ def ddim_step(
 
     Source: Song et al. 2021 (DDIM), equations (12) and (16).
     """
+    if type(eta) is not float:  # True would find the plan of 1.0
+        eta = _checks.number("eta", eta, low=0.0)
     plan = _dispatch.plan("ddim_step", schedule, x_t, model_output, prediction, eta)
     if plan is None:
         _checks.schedule(schedule)
@@ -133,7 +135,7 @@ def _reverse_step(plan, x_t, model_output, t, clip, threshold, learned, noise, s
         threshold = _checked_threshold(threshold, clip, x_t, rows.dtype)
     if return_x0 is not False and return_x0 is not True:
         raise TypeError(f"return_x0: expected a bool, got {type(return_x0).__name__}")
-    if careful or out is not None or (noise is None and seed is None):  # before a seed is drawn or out is written
+    if careful or (noise is None and seed is None):  # before a seed is drawn; a compiled op checks before it writes
         _check_tensors(x_t, model_output, learned, given_t, noise, plan)
     if out is not None:
         inputs = {"x_t": x_t, "model_output": model_output, "noise": noise, "threshold": threshold}
@@ -244,7 +246,7 @@ def _per_sample(values, dim):
 # ---- fakes ----------------------------------------------------------------------------------------------------------------
 
 
-def _fake(x_t, model_output, rows, t, index, noise, seeds, seed, clip, threshold, learned):
+def _fake(x_t, model_output, rows, t, index, noise=None, seeds=None, seed=None, clip=None, threshold=None, learned=False):
     _dispatch.same_device(x_t, model_output, rows, t, noise, threshold)
     return _dispatch.empty_like(x_t, _checks.result_dtype(x_t, model_output))
 

@@ -64,7 +64,7 @@ def _noised(op, table, x_name, x, t, schedule, noise, seed, generator, offset, o
         t, index = _checks.timestep(t, x, end, note)
     if offset != 0 or type(offset) is not int:
         offset = rng.check_offset(offset)
-    if careful or out is not None or (noise is None and seed is None):  # before a seed is drawn or out is written
+    if careful or (noise is None and seed is None):  # before a seed is drawn; a compiled op checks before it writes
         _check_tensors(x_name, x, given_t, noise, plan)
     if out is not None:
         _checks.output(out, x.shape, x.dtype, x.device, {x_name: x, "noise": noise})
@@ -120,7 +120,7 @@ def reference(x, rows, t, index, noise, seeds, seed, offset):
 # ---- fakes ----------------------------------------------------------------------------------------------------------------
 
 
-def _fake(x, rows, t, index, noise, seeds, seed, offset):
+def _fake(x, rows, t, index, noise=None, seeds=None, seed=None, offset=0):
     _dispatch.same_device(x, rows, t, noise)
     return _dispatch.empty_like(x)
 

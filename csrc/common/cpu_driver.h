@@ -52,9 +52,13 @@ template <class R, class Op> struct Driver {
   const Elementwise& a;
   const Op& op;
   const int inputs = Op::kInputs + (a.noise.kind == kGivenNoise);
+  bool converts = false;  // some operand is not of the type of the arithmetic
   Buffers<R> buffers;
 
-  Driver(const Elementwise& arguments, const Op& op_) : a(arguments), op(op_) {}
+  Driver(const Elementwise& arguments, const Op& op_) : a(arguments), op(op_) {
+    for (int i = 0; i < inputs; ++i) converts = converts || (a.in[i].data && a.in[i].dtype != kNative<R>);
+    for (int i = 0; i < Op::kOutputs; ++i) converts = converts || (a.out[i].data && a.out[i].dtype != kNative<R>);
+  }
 
   void run(int64_t begin, int64_t end) {
     if (a.small_events()) {
@@ -72,8 +76,10 @@ template <class R, class Op> struct Driver {
     for (int64_t b = begin / event, j = begin % event; b * event + j < end; ++b, j = 0) {
       const int64_t stop = end - b * event < event ? end - b * event : event;
       SampleState s(*this, b);
-      for (; j < stop; j += kTile) {
-        const int64_t n = stop - j < kTile ? stop - j : kTile;
+      // without noise to make or dtypes to convert nothing is buffered, and the sample is one tile
+      const int64_t most = s.seeded || converts ? kTile : stop;
+      for (; j < stop; j += most) {
+        const int64_t n = stop - j < most ? stop - j : most;
         const R* z = s.seeded ? fill_normals(s.stream, j, n, buffers.z) : nullptr;
         tile(s.row, s.noise, b, j, n, z);
       }

@@ -17,6 +17,7 @@ namespace fastgen {
 #define FG_VECTOR_BYTES 16
 #define FG_INTRINSIC(name) _mm_##name
 #endif
+#define FG_UNROLL_4 _Pragma("GCC unroll 4")
 #define FG_VECTOR __attribute__((vector_size(FG_VECTOR_BYTES), may_alias))
 
 typedef float FloatV FG_VECTOR;

@@ -35,6 +35,7 @@ template <class R> struct DdpmStep : DdpmStepColumns {
 
   template <bool kNoise, ClipKind kClip, bool kLearned, bool kX0, class C>
   FG_HD void loop(const C& row, const Tile<R>& t, int64_t first) const {
+    FG_UNROLL_4
     for (int64_t i = 0; i < t.n; i += kLanes<R>) {
       const auto get = [&](int column) FG_INLINE { return row.get(column, first + i); };
       Vec<R> v{}, z{}, y, x0{};

@@ -15,6 +15,7 @@ template <class R> struct QPosterior {
   static bool noiseless(const R*) { return true; }
 
   template <bool kNoise, class C> FG_HD void apply(const C& row, const Tile<R>& t, int64_t first) const {
+    FG_UNROLL_4
     for (int64_t i = 0; i < t.n; i += kLanes<R>)
       store(t.out[0] + i, q_posterior_mean(row.get(Columns::kU, first + i), load(t.in[0] + i), row.get(Columns::kV, first + i),
                                            load(t.in[1] + i)));

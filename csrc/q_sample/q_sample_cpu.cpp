@@ -14,6 +14,7 @@ template <class R> struct QSample {
   static bool noiseless(const R* row) { return row[QSampleColumns::kSigma] == 0; }
 
   template <bool kNoise, class C> FG_HD void apply(const C& row, const Tile<R>& t, int64_t first) const {
+    FG_UNROLL_4
     for (int64_t i = 0; i < t.n; i += kLanes<R>) {
       auto y = q_sample(row.get(QSampleColumns::kScale, first + i), load(t.in[0] + i));
       if (kNoise) y = with_noise(y, row.get(QSampleColumns::kSigma, first + i), load(t.z + i));

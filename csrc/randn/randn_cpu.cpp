@@ -14,6 +14,7 @@ template <class R> struct Randn {
   static bool noiseless(const R*) { return false; }
 
   template <bool kNoise, class C> FG_HD void apply(const C&, const Tile<R>& t, int64_t) const {
+    FG_UNROLL_4
     for (int64_t i = 0; i < t.n; i += kLanes<R>)
       store(t.out[0] + i, load(t.z + i));
   }
