@@ -58,7 +58,7 @@ int64_t blocks_of(int64_t count) { return (count + kBceBlock - 1) / kBceBlock; }
 
 #ifndef FG_CUDA
 void run(const BceWithLogitsArguments& a) {
-  const CpuKernel<BceWithLogitsArguments> kernel = bce_with_logits_cpu();
+  const CpuKernel<BceWithLogitsArguments> kernel = bce_with_logits_cpu(isa());
   const int64_t blocks = blocks_of(a.count);
   if (blocks <= 1) return kernel(a, 0, blocks);
   torch::stable::parallel_for(0, blocks, 1, [&](int64_t begin, int64_t end) { kernel(a, begin, end); });

@@ -14,7 +14,7 @@ namespace fastgen {
 namespace {  // internal linkage: the linker must not swap one instruction set's copy for another's
 
 constexpr int64_t kTile = 1024;
-constexpr int64_t kTileBuffer = kTile + kNormalsPerBlock + 8;  // room for the last block of normals and for a vector tail
+constexpr int64_t kTileBuffer = kTile + 2 * kNormalsPerBlock + 8;  // room for the last blocks of normals and for a vector tail
 
 template <class R> struct Tile {
   int64_t n = 0;
@@ -80,7 +80,13 @@ template <class R, class Op> struct Driver {
       const int64_t most = s.seeded || converts ? kTile : stop;
       for (; j < stop; j += most) {
         const int64_t n = stop - j < most ? stop - j : most;
-        const R* z = s.seeded ? fill_normals(s.stream, j, n, buffers.z) : nullptr;
+        const R* z = nullptr;
+        if (s.seeded) {
+          Ahead ahead;  // of no use to randn, which reads nothing
+          for (int i = 0; i < inputs; ++i) ahead.add(a.in[i], b * a.in[i].batch_stride + j);
+          for (int i = 0; i < Op::kOutputs && inputs > 0; ++i) ahead.add(a.out[i], b * a.out[i].batch_stride + j);
+          z = fill_normals(s.stream, j, n, buffers.z, ahead);
+        }
         tile(s.row, s.noise, b, j, n, z);
       }
     }

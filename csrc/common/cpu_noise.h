@@ -35,8 +35,40 @@ FG_HD void store_normals(const Philox4<WordV>& r, double* to) {
       to[4 * g + k] = z[k][lane_of_group(g)];
 }
 
-// Normals of elements j … j+n-1 of one sample. `buffer` must hold n + 3 + kNormalsPerBlock; returns where element j lies in it.
-template <class R> inline R* fill_normals(const Stream& s, int64_t j, int64_t n, R* buffer) {
+// Two blocks, interleaved instruction by instruction: ten dependent rounds leave the multipliers idle half of the time, and the
+// processor's window is too short to find the next block by itself.
+struct WordPair {
+  WordV first, second;
+};
+FG_HD WordPair operator+(WordPair a, uint32_t b) { return {a.first + b, a.second + b}; }
+FG_HD WordPair xor3(WordPair a, WordPair b, WordPair c) {
+  return {fastgen::xor3(a.first, b.first, c.first), fastgen::xor3(a.second, b.second, c.second)};
+}
+FG_HD void multiply_wide(WordPair a, uint32_t b, WordPair& high, WordPair& low) {
+  fastgen::multiply_wide(a.first, b, high.first, low.first);
+  fastgen::multiply_wide(a.second, b, high.second, low.second);
+}
+
+// Memory that is wanted once the noise is there, fetched while it is being made. Without it the two take turns: ddpm_step(seed=) at
+// 16 M elements took 0.95 ns per element, and 0.60 with it; q_sample(seed=) 0.81 and 0.50 (AMD EPYC, Zen 4, 2 threads).
+struct Ahead {
+  const char* from[kMaxInputs + kMaxOutputs];
+  int64_t bytes[kMaxInputs + kMaxOutputs];  // of an element
+  int count = 0;
+  void add(const Operand& x, int64_t offset) {
+    if (!x.data) return;
+    bytes[count] = size_of(x.dtype);
+    from[count] = static_cast<const char*>(x.data) + offset * bytes[count];
+    ++count;
+  }
+  FG_HD void fetch(int64_t element, int64_t elements) const {
+    for (int k = 0; k < count; ++k)
+      for (int64_t at = 0; at < elements * bytes[k]; at += 64) __builtin_prefetch(from[k] + element * bytes[k] + at);
+  }
+};
+
+// Normals of elements j … j+n-1 of one sample. `buffer` must hold n + 3 + 2·kNormalsPerBlock; returns where element j lies in it.
+template <class R> inline R* fill_normals(const Stream& s, int64_t j, int64_t n, R* buffer, const Ahead& ahead = {}) {
   WordV group;
   for (int g = 0; g < kGroupsPerBlock; ++g)
     group[lane_of_group(g)] = static_cast<uint64_t>(j / 4 + g);
@@ -45,9 +77,14 @@ template <class R> inline R* fill_normals(const Stream& s, int64_t j, int64_t n,
               o1 = splat(static_cast<uint64_t>(s.offset) >> 32), k0 = splat(static_cast<uint32_t>(s.seed)),
               k1 = splat(static_cast<uint64_t>(s.seed) >> 32);
   const int64_t count = n + (j & 3);
-  for (int64_t i = 0; i < count; i += kNormalsPerBlock) {
-    store_normals(philox4x32(group, b, o0, o1, k0, k1), buffer + i);
-    group += kGroupsPerBlock;
+  for (int64_t i = 0; i < count; i += 2 * kNormalsPerBlock) {
+    ahead.fetch(i, 2 * kNormalsPerBlock);
+    const auto twice = [](WordV word) FG_INLINE { return WordPair{word, word}; };
+    const Philox4<WordPair> r =
+        philox4x32(WordPair{group, group + kGroupsPerBlock}, twice(b), twice(o0), twice(o1), twice(k0), twice(k1));
+    store_normals({r.r0.first, r.r1.first, r.r2.first, r.r3.first}, buffer + i);
+    store_normals({r.r0.second, r.r1.second, r.r2.second, r.r3.second}, buffer + i + kNormalsPerBlock);
+    group += 2 * kGroupsPerBlock;
   }
   return buffer + (j & 3);
 }

@@ -19,13 +19,13 @@ Isa isa();  // what the processor has, or less by ATEN_CPU_CAPABILITY
 
 }  // namespace fastgen
 
-// In the op layer: declares the three entry points of `op` and `op##_cpu()`, the one to call.
+// In the op layer: declares the three entry points of `op` and `op##_cpu(isa)`, which picks one.
 #define FG_CPU_KERNELS(op, Arguments)                                         \
   extern "C" void fastgen_##op##_default(const Arguments&, int64_t, int64_t); \
   extern "C" void fastgen_##op##_avx2(const Arguments&, int64_t, int64_t);    \
   extern "C" void fastgen_##op##_avx512(const Arguments&, int64_t, int64_t);  \
-  inline ::fastgen::CpuKernel<Arguments> op##_cpu() {                         \
-    switch (::fastgen::isa()) {                                               \
+  inline ::fastgen::CpuKernel<Arguments> op##_cpu(::fastgen::Isa isa) {                         \
+    switch (isa) {                                               \
       case ::fastgen::Isa::kAvx512: return fastgen_##op##_avx512;             \
       case ::fastgen::Isa::kAvx2: return fastgen_##op##_avx2;                 \
       default: return fastgen_##op##_default;                                 \
