@@ -65,32 +65,45 @@ template <class R> struct BceWithLogits {
     return sum;
   }
 
+  // n is whole vectors.
   FG_HD double forward(const R* const* in, R* out, int64_t n) const {
-    if (!a.reduced) {
-      for (int64_t i = 0; i < n; i += kLanes<R>)
-        store(out + i, loss(in, i));
-      return 0;
-    }
+    Twice<Vec<R>> sum{};
+    for_vectors(n, [&](auto load_at, int64_t i) FG_INLINE {
+      const auto loss =
+          bce_loss(load_at(in[kInput] + i), load_at(in[kTarget] + i), load_at(in[kWeight] + i), load_at(in[kPosWeight] + i));
+      if (a.reduced) {
+        add(sum, loss);
+      } else {
+        store(out + i, loss);
+      }
+    });
+    if (!a.reduced) return 0;
     // at most 64 terms a lane between roundings to float32, the rest in float64
-    Vec<R> sum{};
-    for (int64_t i = 0; i < n; i += kLanes<R>)
-      sum += loss(in, i);
     double total = 0;
     for (int k = 0; k < kLanes<R>; ++k)
-      total += static_cast<double>(sum[k]);
+      total += static_cast<double>(sum.first[k]) + static_cast<double>(sum.second[k]);
     return total;
   }
   FG_HD double backward(const R* const* in, R* out, int64_t n) const {
-    const Vec<R> scale = splat<Vec<R>>(a.scale);
-    for (int64_t i = 0; i < n; i += kLanes<R>)
-      store(out + i,
-            load(in[kGradient] + i) * scale *
-                bce_gradient(load(in[kInput] + i), load(in[kTarget] + i), load(in[kWeight] + i), load(in[kPosWeight] + i)));
+    for_vectors(n, [&](auto load_at, int64_t i) FG_INLINE {
+      auto gradient = load_at(in[kGradient] + i);
+      const auto slope =
+          bce_gradient(load_at(in[kInput] + i), load_at(in[kTarget] + i), load_at(in[kWeight] + i), load_at(in[kPosWeight] + i));
+      store(out + i, gradient * splat<decltype(gradient)>(a.scale) * slope);
+    });
     return 0;
   }
-  FG_HD Vec<R> loss(const R* const* in, int64_t i) const {
-    return bce_loss(load(in[kInput] + i), load(in[kTarget] + i), load(in[kWeight] + i), load(in[kPosWeight] + i));
+
+  // body(load, i) for two vectors at a time, and for one where one is left.
+  template <class Body> static FG_HD void for_vectors(int64_t n, Body body) {
+    constexpr int64_t lanes = kLanes<R>;
+    int64_t i = 0;
+    for (; i + 2 * lanes <= n; i += 2 * lanes)
+      body([](const R* from) FG_INLINE { return load_twice(from); }, i);
+    if (i < n) body([](const R* from) FG_INLINE { return load(from); }, i);
   }
+  static FG_HD void add(Twice<Vec<R>>& sum, const Twice<Vec<R>>& term) { sum = sum + term; }
+  static FG_HD void add(Twice<Vec<R>>& sum, Vec<R> term) { sum.first += term; }
 
   static constexpr DType kNative = sizeof(R) == 4 ? kFloat32 : kFloat64;
 

@@ -56,8 +56,10 @@ template <class R, class Op> struct Driver {
   Buffers<R> buffers;
 
   Driver(const Elementwise& arguments, const Op& op_) : a(arguments), op(op_) {
-    for (int i = 0; i < inputs; ++i) converts = converts || (a.in[i].data && a.in[i].dtype != kNative<R>);
-    for (int i = 0; i < Op::kOutputs; ++i) converts = converts || (a.out[i].data && a.out[i].dtype != kNative<R>);
+    for (int i = 0; i < inputs; ++i)
+      converts = converts || (a.in[i].data && a.in[i].dtype != kNative<R>);
+    for (int i = 0; i < Op::kOutputs; ++i)
+      converts = converts || (a.out[i].data && a.out[i].dtype != kNative<R>);
   }
 
   void run(int64_t begin, int64_t end) {
@@ -83,8 +85,10 @@ template <class R, class Op> struct Driver {
         const R* z = nullptr;
         if (s.seeded) {
           Ahead ahead;  // of no use to randn, which reads nothing
-          for (int i = 0; i < inputs; ++i) ahead.add(a.in[i], b * a.in[i].batch_stride + j);
-          for (int i = 0; i < Op::kOutputs && inputs > 0; ++i) ahead.add(a.out[i], b * a.out[i].batch_stride + j);
+          for (int i = 0; i < inputs; ++i)
+            ahead.add(a.in[i], b * a.in[i].batch_stride + j);
+          for (int i = 0; i < Op::kOutputs && inputs > 0; ++i)
+            ahead.add(a.out[i], b * a.out[i].batch_stride + j);
           z = fill_normals(s.stream, j, n, buffers.z, ahead);
         }
         tile(s.row, s.noise, b, j, n, z);

@@ -63,7 +63,8 @@ struct Ahead {
   }
   FG_HD void fetch(int64_t element, int64_t elements) const {
     for (int k = 0; k < count; ++k)
-      for (int64_t at = 0; at < elements * bytes[k]; at += 64) __builtin_prefetch(from[k] + element * bytes[k] + at);
+      for (int64_t at = 0; at < elements * bytes[k]; at += 64)
+        __builtin_prefetch(from[k] + element * bytes[k] + at);
   }
 };
 

@@ -130,4 +130,45 @@ template <class R> FG_HD void store(R* to, Vec<R> v) {
   *reinterpret_cast<Unaligned*>(to) = (Unaligned)v;
 }
 
+// Two vectors that go through a formula side by side, instruction by instruction. A formula is one chain of dependent steps, and
+// the processor's window is too short to overlap it with the next vector's: the loss and its gradient took 1.17 and 0.90 ns per
+// element from the cache on one core one vector at a time, and take 0.81 and 0.68 two at a time (AMD EPYC, Zen 4).
+template <class V> struct Twice {
+  V first, second;
+};
+template <class V> FG_HD Twice<V> twice(V first, V second) { return {first, second}; }
+#define FG_OPERATOR(op) \
+  template <class V> FG_HD auto operator op(Twice<V> a, Twice<V> b) { return twice(a.first op b.first, a.second op b.second); }
+FG_OPERATOR(+)
+FG_OPERATOR(-)
+FG_OPERATOR(*)
+FG_OPERATOR(/)
+FG_OPERATOR(<)
+FG_OPERATOR(>)
+FG_OPERATOR(>=)
+#undef FG_OPERATOR
+template <class V> FG_HD Twice<V> operator-(Twice<V> a) { return {-a.first, -a.second}; }
+template <class V> FG_HD Twice<V> operator<<(Twice<V> a, int by) { return {a.first << by, a.second << by}; }
+template <class V> FG_HD Twice<V> operator>>(Twice<V> a, int by) { return {a.first >> by, a.second >> by}; }
+template <class V> FG_HD Twice<V> fma(Twice<V> a, Twice<V> b, Twice<V> c) {
+  return {fma(a.first, b.first, c.first), fma(a.second, b.second, c.second)};
+}
+template <class M, class V> FG_HD Twice<V> select(Twice<M> mask, Twice<V> a, Twice<V> b) {
+  return {select(mask.first, a.first, b.first), select(mask.second, a.second, b.second)};
+}
+template <class V> FG_HD Twice<V> abs(Twice<V> a) { return {abs(a.first), abs(a.second)}; }
+template <class V> FG_HD auto bits(Twice<V> a) { return twice(bits(a.first), bits(a.second)); }
+template <class V> FG_HD auto from_bits(Twice<V> a) { return twice(from_bits(a.first), from_bits(a.second)); }
+template <class V> struct Lanes<Twice<V>> {
+  using Real = typename Lanes<V>::Real;
+  using Int = Twice<typename Lanes<V>::Int>;
+  static FG_HD Twice<V> splat(Real a) { return twice(Lanes<V>::splat(a), Lanes<V>::splat(a)); }
+  static FG_HD Int splat_int(int64_t a) { return twice(Lanes<V>::splat_int(a), Lanes<V>::splat_int(a)); }
+};
+template <class R> FG_HD Twice<Vec<R>> load_twice(const R* from) { return {load(from), load(from + kLanes<R>)}; }
+template <class R> FG_HD void store(R* to, Twice<Vec<R>> v) {
+  store(to, v.first);
+  store(to + kLanes<R>, v.second);
+}
+
 }  // namespace fastgen

@@ -24,8 +24,8 @@ Isa isa();  // what the processor has, or less by ATEN_CPU_CAPABILITY
   extern "C" void fastgen_##op##_default(const Arguments&, int64_t, int64_t); \
   extern "C" void fastgen_##op##_avx2(const Arguments&, int64_t, int64_t);    \
   extern "C" void fastgen_##op##_avx512(const Arguments&, int64_t, int64_t);  \
-  inline ::fastgen::CpuKernel<Arguments> op##_cpu(::fastgen::Isa isa) {                         \
-    switch (isa) {                                               \
+  inline ::fastgen::CpuKernel<Arguments> op##_cpu(::fastgen::Isa isa) {       \
+    switch (isa) {                                                            \
       case ::fastgen::Isa::kAvx512: return fastgen_##op##_avx512;             \
       case ::fastgen::Isa::kAvx2: return fastgen_##op##_avx2;                 \
       default: return fastgen_##op##_default;                                 \
