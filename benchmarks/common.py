@@ -1,0 +1,193 @@
+"""What the benchmarks share: sizes, buffers colder than the cache, timing in turns, the machine, text tables."""
+
+from __future__ import annotations
+
+import functools
+import gc
+import math
+import os
+import random
+import subprocess
+import time
+from itertools import count, repeat
+from pathlib import Path
+
+import torch
+
+import fastgen
+
+MI = 2**20
+IMAGE = (3, 64, 64)
+TINY = (2, 3, 8, 8)
+DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
+
+
+# ---- sizes -----------------------------------------------------------------------------------------------------------
+
+
+def images(millions: int) -> tuple[int, ...]:
+    """The shape of a batch of images with about `millions` · 2²⁰ elements (within 0.5%)."""
+    return (round(millions * MI / math.prod(IMAGE)), *IMAGE)
+
+
+def grid(tiny: bool = False, large: bool = False):
+    """(shape, dtype) of every default benchmark."""
+    if tiny:
+        return [(TINY, dtype) for dtype in DTYPES]
+    sizes = (1, 4, 16, 64) if large else (1, 4, 16)
+    return [(images(size), torch.float32) for size in sizes] + [(images(4), torch.bfloat16)]
+
+
+def size_name(elements: int) -> str:
+    return f"{round(elements / MI)}M" if elements >= MI // 2 else str(elements)
+
+
+# ---- buffers ---------------------------------------------------------------------------------------------------------
+
+
+@functools.cache
+def cache_bytes() -> int:
+    """The size of the last-level cache; 32 MiB where the system does not say."""
+    sizes = [path.read_text().strip() for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size")]
+    units = {"K": 2**10, "M": 2**20, "G": 2**30}
+    return max((int(size[:-1]) * units[size[-1]] for size in sizes if size[-1:] in units), default=32 * MI)
+
+
+def copies(set_bytes: int) -> int:
+    """How many sets of buffers a benchmark rotates through.
+
+    From 1 MiB on, so many that twice the last-level cache goes by before a set comes round again; a smaller set is
+    meant to be in the cache.
+    """
+    return 1 if set_bytes < MI else 1 + math.ceil(2 * cache_bytes() / set_bytes)
+
+
+def rotation(make) -> list[tuple]:
+    """`copies` results of `make`, each a tuple of tensors and other arguments."""
+    first = make()
+    set_bytes = sum(x.nbytes for x in first if isinstance(x, torch.Tensor))
+    return [first] + [make() for _ in range(copies(set_bytes) - 1)]
+
+
+def free_bytes() -> int:
+    """The memory that can be used without swapping."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return next(int(line.split()[1]) * 2**10 for line in lines if line.startswith("MemAvailable"))
+    except (OSError, StopIteration):
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+# ---- timing ----------------------------------------------------------------------------------------------------------
+
+
+def seconds(call, times: int = 1) -> float:
+    """The mean time of `call`, called `times` times in a row."""
+    start = time.perf_counter()
+    for _ in repeat(None, times):
+        call()
+    return (time.perf_counter() - start) / times
+
+
+def warmed(calls) -> float:
+    """Calls everything once (compilation, page faults), then again; returns the shortest time."""
+    for call in calls:
+        call()
+    return min(seconds(call) for call in calls)
+
+
+def repeats(estimate: float) -> int:
+    """How many calls make one sample: enough for a millisecond where a call is short beside the clock, else one."""
+    return 1 if estimate > 50e-6 else math.ceil(1e-3 / estimate)
+
+
+def in_turns(peers: dict, budget: float, tiny: bool = False) -> dict:
+    """Times peers side by side: {name: [seconds of one call, …]}, one sample of every peer in each round.
+
+    peers: {name: calls to rotate through}. Every round times every peer once, so that a noisy machine hurts all alike
+    and the samples of a round can be compared as pairs; the order within a round is drawn anew, so that nobody always
+    runs in the cache and the heap that the same neighbour left. The rounds last about `budget` seconds in all, and are
+    at least 9 (2 if tiny).
+    """
+    estimates = {name: warmed(calls) for name, calls in peers.items()}
+    times = {name: 1 if tiny else repeats(estimate) for name, estimate in estimates.items()}
+    total = sum(estimates[name] * times[name] for name in peers)
+    rounds = 2 if tiny else min(max(9, int(budget / total)), 500)
+    samples, turn, order = {name: [] for name in peers}, count(), random.Random(0)
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        for _ in range(rounds):
+            for name in order.sample(list(peers), len(peers)):
+                calls = peers[name]
+                samples[name].append(seconds(calls[next(turn) % len(calls)], times[name]))
+    finally:
+        if collecting:
+            gc.enable()
+    return samples
+
+
+# ---- machine and versions --------------------------------------------------------------------------------------------
+
+
+def _git(*arguments: str) -> str | None:
+    try:
+        command = ["git", "-C", str(Path(__file__).parent), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _cpu_model() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return "unknown"
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "unknown")
+
+
+@functools.cache
+def environment() -> dict:
+    """What a number depends on, apart from the code timed."""
+    status = _git("status", "--porcelain")
+    return {
+        "device": "cpu",
+        "cpu": _cpu_model(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
+        "cache_bytes": cache_bytes(),
+        "torch": torch.__version__,
+        "fastgen": fastgen.__version__,
+        "backend": fastgen.backend(),
+        "capability": torch.ops.fastgen.cpu_capability() if fastgen.backend() == "cpp" else "none",
+        "commit": _git("rev-parse", "--short=12", "--verify", "HEAD"),
+        "dirty": None if status is None else bool(status),
+    }
+
+
+def header() -> list[str]:
+    e = environment()
+    cache = f"last-level cache {e['cache_bytes'] / MI:.0f} MiB"
+    tree = ", tree with changes" if e["dirty"] else ""
+    lines = [
+        f"cpu      {e['cpu']}, {e['cores']} cores, {e['threads']} threads, {cache}",
+        f"versions torch {e['torch']}, fastgen {e['fastgen']} (commit {e['commit'] or 'none'}{tree})",
+        f"fastgen  backend {e['backend']}, instruction set {e['capability']}",
+    ]
+    if (e["load"] or 0) > 0.5:
+        lines.append(f"busy     {e['load']:.1f} other processes ran when this began: read the ratios, not the times")
+    return lines
+
+
+# ---- text ------------------------------------------------------------------------------------------------------------
+
+
+def table(head: tuple[str, ...], rows: list[tuple[str, ...]], left: int = 1) -> list[str]:
+    """Lines of an aligned table: the first `left` columns to the left, the rest to the right; an empty row is a gap."""
+    widths = [max(map(len, column)) for column in zip(head, *filter(None, rows), strict=True)]
+    lines = []
+    for row in (head, tuple("-" * width for width in widths), *rows):
+        cells = [c.ljust(w) if i < left else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=bool(row)))]
+        lines.append("  ".join(cells).rstrip())
+    return lines

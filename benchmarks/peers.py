@@ -1,0 +1,273 @@
+"""Every peer, written once: each op of fastgen, the same in eager PyTorch as a user writes it, torch.compile of that,
+and the limit, `torch.add(a, b, out=c)` on as many elements as make it move the bytes that the op must move.
+
+A `Case` is one comparison: an op, how it is called, a shape and a dtype. `prepare` makes calls without arguments of it.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+
+import fastgen
+
+from . import common
+
+SCHEDULE = fastgen.Schedule.linear(1000)
+SEED = 1
+# the limit first: the others are given as shares of it
+PEERS = ("torch.add", "fastgen", "eager", "torch.compile")
+
+
+@dataclass(frozen=True)
+class Case:
+    """What all peers of a group compute, from the same buffers."""
+
+    op: str
+    mode: str  # where the noise comes from, or which passes
+    output: str  # "out" (written where told), "fresh" (a new tensor) or "scalar"
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    tensors: int  # how many tensors of this shape and dtype must be read or written
+    inputs: Callable  # () → one set of arguments
+    ours: Callable  # arguments → a call of fastgen that takes nothing
+    eager: Callable  # the same in PyTorch, a function of the arguments
+    bind: Callable = partial  # (function, *arguments) → a call of a compiled or eager function that takes nothing
+    overhead: bool = False  # a call so small that its limit is one torch.add of as many elements
+
+    def __str__(self):
+        dtype = common.DTYPES[self.dtype]
+        return "-".join(filter(None, (self.op, self.mode, self.output, common.size_name(self.elements), dtype)))
+
+    @property
+    def peers(self) -> tuple[str, ...]:
+        return PEERS[:-1] if self.overhead else PEERS
+
+    @property
+    def elements(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def bytes(self) -> int:
+        """What must be moved; a few coefficients per sample are not counted."""
+        return self.tensors * self.elements * self.dtype.itemsize
+
+    @property
+    def fits(self) -> bool:
+        """Whether the buffers, the limit's and the temporaries of the eager peer leave a quarter of the free memory."""
+        return 2 * self.bytes * common.copies(self.bytes) + 4 * self.bytes < 0.75 * common.free_bytes()
+
+
+def prepare(case: Case, names=PEERS, tiny: bool = False) -> dict[str, list[Callable]]:
+    """{peer: calls to rotate through, one for each set of buffers}; all share the sets, except torch.add."""
+    return {name: _calls(case, name, tiny) for name in names}
+
+
+def _calls(case, name, tiny):
+    if name == "torch.add":
+        return [partial(torch.add, a, b) if c is None else partial(torch.add, a, b, out=c) for a, b, c in _limit(case)]
+    if name == "fastgen":
+        return [case.ours(*arguments) for arguments in sets(case)]
+    function = case.eager if name == "eager" else _compiled(case, tiny)
+    return [case.bind(function, *arguments) for arguments in sets(case)]
+
+
+@functools.lru_cache(maxsize=1)
+def sets(case):
+    """The sets of arguments of the last case, kept for its next peer."""
+    return common.rotation(case.inputs)
+
+
+def _limit(case):
+    elements = case.elements if case.overhead else case.bytes // (3 * case.dtype.itemsize)
+    output = "fresh" if case.output == "fresh" else "out"
+    return common.rotation(lambda: (*_normal(2, (elements,), case.dtype), _output(output, (elements,), case.dtype)))
+
+
+def _compiled(case, tiny):
+    """Compiled for this shape alone. Inductor takes seconds: where `tiny`, one case shows that it works."""
+    torch.compiler.reset()
+    inductor = not tiny or (case.op, case.mode, case.output, case.dtype) == ("q_sample", "noise", "out", torch.float32)
+    return torch.compile(case.eager, dynamic=False, fullgraph=True, backend="inductor" if inductor else "eager")
+
+
+# ---- arguments -------------------------------------------------------------------------------------------------------
+
+
+def _normal(how_many, shape, dtype):
+    return [torch.randn(shape, dtype=dtype) for _ in range(how_many)]
+
+
+def _noise(mode, shape, dtype):
+    return torch.randn(shape, dtype=dtype) if mode == "noise" else None
+
+
+def _output(output, shape, dtype):
+    return torch.full(shape, torch.nan, dtype=dtype) if output == "out" else None  # written, so that its pages exist
+
+
+def _timesteps(shape, t=None):
+    if t is not None:
+        return t
+    return torch.linspace(0, len(SCHEDULE) - 1, shape[0]).long()
+
+
+# ---- eager PyTorch ---------------------------------------------------------------------------------------------------
+
+
+def _tables(*columns):
+    """One float32 table per coefficient, as training code keeps them."""
+    return [column.float() for column in columns]
+
+
+_betas = torch.tensor(SCHEDULE.betas)
+_alphas = 1 - _betas
+_bar = torch.cumprod(_alphas, 0)
+_bar_prev = torch.cat([torch.ones_like(_bar[:1]), _bar[:-1]])
+_variance = _betas * (1 - _bar_prev) / (1 - _bar)
+
+Q_SAMPLE = _tables(_bar.sqrt(), (1 - _bar).sqrt())
+DDPM_STEP = _tables(_alphas.rsqrt(), _betas / (1 - _bar).sqrt(), _variance.sqrt())
+DDIM_STEP = _tables(_bar.rsqrt(), (1 - _bar).sqrt(), _bar_prev.sqrt(), (1 - _bar_prev).sqrt())
+Q_POSTERIOR = _tables(
+    _betas * _bar_prev.sqrt() / (1 - _bar),
+    _alphas.sqrt() * (1 - _bar_prev) / (1 - _bar),
+    _variance,
+    torch.cat([_variance[1:2], _variance[1:]]).log(),
+)
+
+
+def gather(table, t, x):
+    """The coefficient of each sample, in the dtype of the data, shaped to broadcast."""
+    return table[t].to(x.dtype).view(-1, 1, 1, 1)
+
+
+def eager_q_sample(x0, t, noise, out):
+    scale, sigma = (gather(table, t, x0) for table in Q_SAMPLE)
+    noise = torch.randn_like(x0) if noise is None else noise
+    return torch.add(scale * x0, sigma * noise, out=out)
+
+
+def eager_ddpm_step(x_t, model_output, t, noise, out):
+    scale, slope, sigma = (gather(table, t, x_t) for table in DDPM_STEP)
+    noise = torch.randn_like(x_t) if noise is None else noise
+    return torch.add(scale * (x_t - slope * model_output), sigma * noise, out=out)
+
+
+def eager_ddim_step(x_t, model_output, t, out):
+    inverse, sigma, scale_prev, sigma_prev = (gather(table, t, x_t) for table in DDIM_STEP)
+    x0 = inverse * (x_t - sigma * model_output)
+    return torch.add(scale_prev * x0, sigma_prev * model_output, out=out)
+
+
+def eager_q_posterior(x0, x_t, t):
+    u, v, variance, log_variance = (gather(table, t, x0) for table in Q_POSTERIOR)
+    return u * x0 + v * x_t, variance, log_variance
+
+
+def eager_bce_with_logits(input, target):
+    return F.binary_cross_entropy_with_logits(input, target)
+
+
+def gradient(loss, input, target):
+    """Forward and backward to the logits: the loss and its gradient."""
+    value = loss(input, target)
+    return value, *torch.autograd.grad(value, input)
+
+
+# ---- cases -----------------------------------------------------------------------------------------------------------
+
+
+def q_sample(shape, dtype, mode, output, t=None, overhead=False):
+    """mode: "noise" or "seed"; t: an int or a tensor, all timesteps in turn where it is None."""
+
+    def inputs():
+        (x0,) = _normal(1, shape, dtype)
+        return x0, _timesteps(shape, t), _noise(mode, shape, dtype), _output(output, shape, dtype)
+
+    def ours(x0, t, noise, out):
+        if noise is None:
+            return partial(fastgen.q_sample, x0, t, SCHEDULE, seed=SEED, out=out)
+        return partial(fastgen.q_sample, x0, t, SCHEDULE, noise=noise, out=out)
+
+    tensors = 3 if mode == "noise" else 2
+    return Case("q_sample", mode, output, shape, dtype, tensors, inputs, ours, eager_q_sample, overhead=overhead)
+
+
+def ddpm_step(shape, dtype, mode, output, t=None, overhead=False):
+    """mode: "noise" or "seed"; t: an int or a tensor, all timesteps in turn where it is None."""
+
+    def inputs():
+        x_t, m = _normal(2, shape, dtype)
+        return x_t, m, _timesteps(shape, t), _noise(mode, shape, dtype), _output(output, shape, dtype)
+
+    def ours(x_t, m, t, noise, out):
+        if noise is None:
+            return partial(fastgen.ddpm_step, x_t, m, t, SCHEDULE, seed=SEED, out=out)
+        return partial(fastgen.ddpm_step, x_t, m, t, SCHEDULE, noise=noise, out=out)
+
+    tensors = 4 if mode == "noise" else 3
+    return Case("ddpm_step", mode, output, shape, dtype, tensors, inputs, ours, eager_ddpm_step, overhead=overhead)
+
+
+def ddim_step(shape, dtype, output):
+    """η = 0, without noise."""
+
+    def inputs():
+        return *_normal(2, shape, dtype), _timesteps(shape), _output(output, shape, dtype)
+
+    def ours(x_t, m, t, out):
+        return partial(fastgen.ddim_step, x_t, m, t, SCHEDULE, out=out)
+
+    return Case("ddim_step", "", output, shape, dtype, 3, inputs, ours, eager_ddim_step)
+
+
+def q_posterior(shape, dtype):
+    def inputs():
+        return *_normal(2, shape, dtype), _timesteps(shape)
+
+    def ours(x0, x_t, t):
+        return partial(fastgen.q_posterior, x0, x_t, t, SCHEDULE)
+
+    return Case("q_posterior", "", "fresh", shape, dtype, 3, inputs, ours, eager_q_posterior)
+
+
+def randn(shape, dtype):
+    def ours():
+        return partial(fastgen.randn, shape, seed=SEED, dtype=dtype)
+
+    def eager():
+        return torch.randn(shape, dtype=dtype)
+
+    return Case("randn", "seed", "fresh", shape, dtype, 1, tuple, ours, eager)
+
+
+def bce_with_logits(shape, dtype, mode):
+    """mode: "forward", which reads two tensors, or "backward": forward, then backward, which reads two, writes one."""
+    backward = mode == "backward"
+    bind = partial(partial, gradient) if backward else partial
+
+    def inputs():
+        (logits,) = _normal(1, shape, dtype)
+        return logits.requires_grad_(backward), torch.rand(shape).round().to(dtype)
+
+    ours = partial(bind, fastgen.bce_with_logits)
+    tensors = 5 if backward else 2
+    return Case("bce_with_logits", mode, "scalar", shape, dtype, tensors, inputs, ours, eager_bce_with_logits, bind)
+
+
+def calls_of_16():
+    """One call on 16 elements each: what a call costs apart from its work. The timestep is an int or a tensor."""
+    timesteps = {"t_int": 500, "t_tensor": torch.tensor([500])}
+    return [
+        replace(make((1, 1, 4, 4), torch.float32, mode, "fresh", t, overhead=True), mode=f"{mode}-{name}")
+        for make in (ddpm_step, q_sample)
+        for mode in ("seed", "noise")
+        for name, t in timesteps.items()
+    ]
