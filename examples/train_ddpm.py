@@ -1,0 +1,157 @@
+"""Trains a DDPM on 8×8 handwritten digits and samples from it: Algorithms 1 and 2 of Ho et al. 2020.
+
+    python train_ddpm.py --steps 2000 --out runs/ddpm
+
+An interrupted training (Ctrl-C, a reboot) goes on where it was when the same command runs again, and ends with the weights
+of an uninterrupted one: everything random is a function of --seed and the step. Sampling draws the same noise on every
+backend, so the same seed and weights give the same samples to rounding; so does training anew with another backend, as far
+as training does not amplify the rounding.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import common
+import torch
+from torch.nn import functional as F
+
+import fastgen
+from fastgen.models import UNet
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the weights depend on, besides the number of steps; a checkpoint is only ever resumed with the same settings."""
+
+    seed: int = 0
+    batch_size: int = 64
+    timesteps: int = 1000
+    base_channels: int = 32
+    blocks: int = 1
+    learning_rate: float = 2e-3
+    ema_decay: float = 0.995
+
+
+@dataclass
+class Trained:
+    """The outcome of `train`."""
+
+    model: UNet  # the averaged weights, in eval mode: what to sample from
+    schedule: fastgen.Schedule
+    steps: int  # in all, earlier runs included
+    losses: list[float]  # of this run's steps
+
+
+def train(
+    settings: Settings,
+    images: torch.Tensor,
+    *,
+    steps: int,
+    seconds: float | None = None,
+    checkpoint: Path | None = None,
+    fresh: bool = False,
+    save_every: int = 500,
+    device="cpu",
+    progress: bool = True,
+) -> Trained:
+    """Algorithm 1 (4.1 in the lecture note): minimises ‖ε − ε_θ(√ᾱ_t·x0 + √(1−ᾱ_t)·ε, t)‖² over x0, t and ε.
+
+    images: (N, 1, 8, 8) in [−1, 1]. The other arguments are those of `common.training_loop`.
+    """
+    schedule = fastgen.Schedule.linear(settings.timesteps)
+    images = images.to(device)
+    with common.initialised_from(settings.seed):
+        model = _network(settings).to(device)
+    average = copy.deepcopy(model).eval()
+    optimizer = torch.optim.Adam(model.parameters(), lr=settings.learning_rate)
+    noise_seed = common.derived_seed(settings.seed, "noise")
+    network_timesteps = schedule.timestep_tensor(device)
+
+    def train_step(step):
+        generator = common.batch_generator(settings.seed, step)
+        batch = torch.randint(len(images), (settings.batch_size,), generator=generator)
+        t = torch.randint(len(schedule), (settings.batch_size,), generator=generator).to(device)
+        x0 = images[batch.to(device)]
+        # ε is also the target of the loss, so here, unlike in sampling, it has to exist as a tensor
+        noise = fastgen.randn(x0.shape, seed=noise_seed, offset=step, device=device)
+        x_t = fastgen.q_sample(x0, t, schedule, noise=noise)
+        loss = F.mse_loss(model(x_t, network_timesteps[t]), noise)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        common.update_average(average, model, step, settings.ema_decay)
+        return {"loss": loss}
+
+    done, history = common.training_loop(
+        {"model": model, "optimizer": optimizer, "average": average},
+        {"example": "ddpm", **asdict(settings)},
+        train_step,
+        steps=steps,
+        seconds=seconds,
+        checkpoint=checkpoint,
+        fresh=fresh,
+        save_every=save_every,
+        progress=progress,
+    )
+    return Trained(average, schedule, done, [losses["loss"] for losses in history])
+
+
+@torch.no_grad()
+def sample(
+    model: UNet, schedule: fastgen.Schedule, seeds: torch.Tensor, *, clip: float | None = 1.0, progress: bool = False
+) -> torch.Tensor:
+    """Algorithm 2 (4.2 in the lecture note): x_T ~ N(0, I), then x_{t−1} ~ p_θ(x_{t−1} | x_t) for t = T−1 … 0.
+
+    model: in eval mode. schedule: the one of the training or a respacing of it. seeds: int64 (n,) on the model's device, one
+    per sample. Returns (n, 1, 8, 8).
+    """
+    steps = len(schedule)
+    x = fastgen.randn((len(seeds), *common.IMAGE_SHAPE), seed=seeds, offset=steps, device=seeds.device)
+    network_timesteps = schedule.timestep_tensor(seeds.device)
+    for t in common.progress_bar(reversed(range(steps)), total=steps, desc="sampling", disable=not progress):
+        model_output = model(x, network_timesteps[t].expand(len(seeds)))
+        x = fastgen.ddpm_step(x, model_output, t, schedule, clip=clip, seed=seeds)
+    return x
+
+
+def _network(settings: Settings) -> UNet:
+    channels, size, _ = common.IMAGE_SHAPE
+    return UNet(channels, base_channels=settings.base_channels, blocks=settings.blocks, image_size=size)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = common.arguments("Trains a DDPM on 8x8 digits.", steps=3000, out="runs/ddpm", batch_size=Settings.batch_size)
+    parser.add_argument("--timesteps", type=common.positive, default=Settings.timesteps, help="T of the linear noise schedule")
+    parser.add_argument("--sampling-steps", type=common.positive, help="respace the schedule to so many steps for sampling")
+    parser.add_argument("--base-channels", type=common.positive, default=Settings.base_channels, help="width of the U-Net")
+    options = parser.parse_args(arguments)
+    settings = Settings(
+        seed=options.seed,
+        batch_size=options.batch_size,
+        timesteps=options.timesteps,
+        base_channels=options.base_channels,
+    )
+    with common.chosen_backend(options.backend, options.device):
+        trained = train(
+            settings,
+            common.load_digits()[0],
+            steps=options.steps,
+            checkpoint=options.out / "checkpoint.pt",
+            fresh=options.fresh,
+            save_every=options.save_every,
+            device=options.device,
+        )
+        schedule = trained.schedule
+        if options.sampling_steps is not None:
+            schedule = schedule.respace(options.sampling_steps)
+        seeds = common.sample_seeds(options.seed, options.samples, options.device)
+        images = sample(trained.model, schedule, seeds, progress=True)
+    common.write_grid(images, options.out / "samples.png")
+    print(f"{trained.steps} training steps; {options.samples} samples in {options.out / 'samples.png'}")
+
+
+if __name__ == "__main__":
+    common.run_main(main)

@@ -1,0 +1,353 @@
+"""The examples: they learn, an interrupted training ends where an uninterrupted one does, backends agree, commands run."""
+
+import dataclasses
+import importlib
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import fastgen
+
+for _needed in ("sklearn", "tqdm", "PIL"):
+    pytest.importorskip(_needed)
+from PIL import Image  # noqa: E402
+
+EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
+
+
+def _imported(*names):
+    """The examples as modules. They find each other by their folder, as scripts do; the names are given back at the end,
+    since other folders have a common.py too."""
+    before = {name: sys.modules.pop(name) for name in names if name in sys.modules}
+    sys.path.insert(0, str(EXAMPLES))
+    try:
+        return [importlib.import_module(name) for name in names]
+    finally:
+        sys.path.remove(str(EXAMPLES))
+        for name in names:
+            sys.modules.pop(name, None)
+        sys.modules.update(before)
+
+
+common, train_ddpm, train_gan, demo = _imported("common", "train_ddpm", "train_gan", "demo")
+
+DDPM = train_ddpm.Settings(batch_size=16, timesteps=50, base_channels=16)
+GAN = train_gan.Settings(batch_size=16, k=2, latent_dim=4, base_channels=8)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread():
+    """So small networks gain nothing from a second thread, and on a busy machine wait for it most of the time."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def images():
+    return common.load_digits()[0]
+
+
+def ddpm(images, steps, settings=DDPM, **options):
+    return train_ddpm.train(settings, images, steps=steps, progress=False, **options)
+
+
+def gan(images, steps, settings=GAN, **options):
+    return train_gan.train(settings, images, steps=steps, progress=False, **options)
+
+
+def weights(trained):
+    return (trained.model if hasattr(trained, "model") else trained.generator).state_dict()
+
+
+# ---- data and randomness --------------------------------------------------------------------------------------------------
+
+
+def test_data_is_scaled_and_split_without_overlap():
+    train, train_labels, held_out, held_out_labels = common.load_digits()
+    assert train.shape == (1437, 1, 8, 8)
+    assert held_out.shape == (360, 1, 8, 8)
+    assert train.dtype == torch.float32
+    assert (train.min(), train.max()) == (-1, 1)
+    assert len(train_labels) == 1437
+    assert np.ptp(np.bincount(held_out_labels)) <= 3  # stratified: 35 to 37 of each digit
+    assert len(torch.unique(torch.cat([train, held_out]).flatten(1), dim=0)) == 1797
+
+
+def test_seeds_depend_on_every_argument_and_not_on_the_number_of_samples():
+    seeds = {common.derived_seed(s, p, i) for s in (0, 1, -1) for p in ("noise", "batch") for i in (0, 1, 10)}
+    assert len(seeds) == 18
+    assert all(0 <= seed < 2**62 for seed in seeds)
+    assert torch.equal(common.sample_seeds(3, 8)[:2], common.sample_seeds(3, 2))
+
+
+def test_initial_weights_leave_the_default_generator_alone():
+    before = torch.get_rng_state()
+    with common.initialised_from(0):
+        first = torch.randn(3)
+    assert torch.equal(torch.get_rng_state(), before)
+    with common.initialised_from(0):
+        assert torch.equal(torch.randn(3), first)
+
+
+# ---- training -------------------------------------------------------------------------------------------------------------
+
+
+def test_ddpm_learns(images):
+    trained = ddpm(images, 60, dataclasses.replace(DDPM, learning_rate=5e-3))
+    # an untrained network returns 0, whose loss is the noise's variance
+    assert trained.losses[0] == pytest.approx(1.0, abs=0.15)
+    assert np.mean(trained.losses[-10:]) < 0.6
+
+
+def test_gan_learns_to_tell_real_from_fake(images):
+    losses = gan(images, 25, dataclasses.replace(GAN, k=4)).losses
+    # the discriminator starts undecided, at 2·log 2, and is far ahead of a generator that takes every fifth step
+    assert losses[0]["discriminator"] == pytest.approx(2 * np.log(2), abs=0.15)
+    assert np.mean([loss["discriminator"] for loss in losses[-5:]]) < 1.1
+    assert all(np.isfinite(list(loss.values())).all() for loss in losses)
+
+
+@pytest.mark.parametrize("train", [ddpm, gan])
+def test_resumed_equals_uninterrupted(train, images, tmp_path):
+    whole = weights(train(images, 6))
+    path = tmp_path / "checkpoint.pt"
+    first = train(images, 4, checkpoint=path)
+    torch.randn(17)  # whatever else draws from the default generator must not matter
+    second = train(images, 6, checkpoint=path)
+    assert (first.steps, second.steps, len(second.losses)) == (4, 6, 2)
+    for name, value in weights(second).items():
+        torch.testing.assert_close(value, whole[name], rtol=0, atol=0, msg=name)
+    third = train(images, 6, checkpoint=path)  # nothing left to do
+    assert (third.steps, third.losses) == (6, [])
+    assert torch.equal(next(iter(weights(third).values())), next(iter(whole.values())))
+    assert train(images, 1, checkpoint=path, fresh=True).steps == 1
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_another_seed_gives_other_weights(images):
+    first, second = weights(ddpm(images, 1)), weights(ddpm(images, 1, dataclasses.replace(DDPM, seed=1)))
+    assert not torch.equal(first["head.weight"], second["head.weight"])
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_and_stops(number, tmp_path, capsys):
+    path = tmp_path / "checkpoint.pt"
+    counter = torch.nn.Linear(1, 1)
+
+    def train_step(step):
+        with torch.no_grad():
+            counter.weight.fill_(step)
+        if step == 3:
+            signal.raise_signal(number)
+        return {"loss": torch.zeros(())}
+
+    def run(steps):
+        parts = {"counter": counter}
+        return common.training_loop(parts, {"a": 1}, train_step, steps=steps, checkpoint=path, progress=False)
+
+    previous = signal.getsignal(number)
+    with pytest.raises(SystemExit, match="130"):
+        common.run_main(lambda: run(10))
+    assert "stopped after step 4 of 10: saved to" in capsys.readouterr().out
+    assert signal.getsignal(number) is previous
+    counter.weight.data.fill_(-1)
+    assert run(4) == (4, [])
+    assert counter.weight.item() == 3
+    assert run(6)[0] == 6
+
+
+def test_the_time_limit_counts_earlier_runs(images, tmp_path):
+    path = tmp_path / "checkpoint.pt"
+    trained = ddpm(images, 1000, seconds=1e-9, checkpoint=path)
+    assert trained.steps == 1
+    assert ddpm(images, 1000, seconds=1e-9, checkpoint=path).losses == []
+
+
+# ---- checkpoints ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_checkpoint_made_with_other_settings_is_refused(images, tmp_path):
+    path = tmp_path / "checkpoint.pt"
+    ddpm(images, 1, checkpoint=path)
+    message = r"was made with other settings: batch_size = 16 \(now 8\), seed = 0 \(now 7\); use --fresh"
+    with pytest.raises(common.CheckpointError, match=message):
+        ddpm(images, 2, dataclasses.replace(DDPM, seed=7, batch_size=8), checkpoint=path)
+    with pytest.raises(common.CheckpointError, match=r"example = 'ddpm' \(now 'gan'\)"):
+        gan(images, 2, checkpoint=path)
+    ddpm(images, 1, dataclasses.replace(DDPM, seed=7), checkpoint=path, fresh=True)
+
+
+def test_a_file_that_is_no_checkpoint_is_refused(tmp_path):
+    path = tmp_path / "checkpoint.pt"
+    path.write_bytes(b"not a checkpoint")
+    with pytest.raises(common.CheckpointError, match="no checkpoint that can be read"):
+        common.load_checkpoint(path, {})
+
+
+def test_an_interrupted_save_leaves_the_old_checkpoint(tmp_path, monkeypatch):
+    path = tmp_path / "checkpoint.pt"
+    common.save_checkpoint(path, {"settings": {}, "step": 1})
+
+    def interrupted(content, file):
+        file.write(b"half of it")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(torch, "save", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        common.save_checkpoint(path, {"settings": {}, "step": 2})
+    assert common.load_checkpoint(path, {})["step"] == 1
+    assert list(tmp_path.iterdir()) == [path]
+
+
+# ---- sampling -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def trained(images):
+    return ddpm(images, 20)
+
+
+def test_sampling_agrees_between_backends(trained):
+    seeds = common.sample_seeds(0, 4)
+    with fastgen.use_backend("eager"):
+        eager = train_ddpm.sample(trained.model, trained.schedule, seeds)
+    # Noise agrees to 1e-6 and a step to a few float32 roundings; the network passes differences on through 50 steps. Images
+    # are within −1 … 1 and a grey level is 8e-3 wide.
+    automatic = train_ddpm.sample(trained.model, trained.schedule, seeds)
+    torch.testing.assert_close(automatic, eager, rtol=0, atol=2e-5)
+    assert eager.std() > 0.1
+
+
+def test_training_agrees_between_backends(images, trained):
+    with fastgen.use_backend("eager"):
+        eager = ddpm(images, 20)
+    # Not weight by weight: Adam divides a gradient by its own size, so where it is all rounding so is the step
+    torch.testing.assert_close(torch.tensor(eager.losses), torch.tensor(trained.losses), rtol=2e-5, atol=0)
+
+
+def test_a_sample_does_not_depend_on_the_samples_beside_it(trained):
+    seeds = common.sample_seeds(0, 5)
+    schedule = trained.schedule.respace(10)
+    together = train_ddpm.sample(trained.model, schedule, seeds)
+    alone = train_ddpm.sample(trained.model, schedule, seeds[3:4])
+    # the noise is bit-equal; convolutions round differently for another batch size
+    torch.testing.assert_close(together[3:4], alone, rtol=0, atol=2e-5)
+    assert together.shape == (5, 1, 8, 8)
+    assert together.abs().max() <= 1  # the last step returns the clipped x0
+
+
+def test_gan_samples(images):
+    generator = gan(images, 1).generator
+    seeds = common.sample_seeds(0, 5)
+    together = train_gan.sample(generator, seeds)
+    torch.testing.assert_close(together[2:3], train_gan.sample(generator, seeds[2:3]), rtol=0, atol=1e-5)
+
+
+def test_grid(tmp_path):
+    images = torch.full((3, 1, 2, 2), -1.0)
+    images[1], images[2, 0, 0, 1] = 1.0, 3.0
+    common.write_grid(images, tmp_path / "new" / "grid.png", columns=2, scale=2)
+    picture = np.asarray(Image.open(tmp_path / "new" / "grid.png"))
+    assert picture.shape == (14, 14)  # 2 rows and columns of 2 pixels and a gap, all twice as wide, and the last gap
+    assert np.all(picture[2:6, 2:6] == 0)
+    assert np.all(picture[2:6, 8:12] == 255)
+    assert np.all(picture[8:10, 4:6] == 255)
+    assert np.all(picture[8:12, 8:12] == 64)
+    common.write_grid(torch.zeros(2, 3, 4, 4), tmp_path / "colour.png")
+    assert Image.open(tmp_path / "colour.png").mode == "RGB"
+
+
+# ---- the demo's numbers ---------------------------------------------------------------------------------------------------
+
+
+def test_frechet_distance_of_known_gaussians():
+    x = np.random.default_rng(0).standard_normal((500, 4)) @ np.diag([1.0, 2.0, 3.0, 0.0])
+    assert demo.frechet_distance(x, x) == pytest.approx(0.0, abs=1e-6)
+    shift = np.array([3.0, 0.0, 0.0, 4.0])
+    assert demo.frechet_distance(x, x + shift) == pytest.approx(25.0, abs=1e-6)
+    # √(C·4C) = 2C, so what is left of C + 4C − 2·2C is C
+    assert demo.frechet_distance(x, 2 * x) - np.sum(x.mean(0) ** 2) == pytest.approx(np.trace(np.cov(x.T)), rel=1e-6)
+
+
+def test_the_handwritten_steps_compute_what_fastgen_computes(monkeypatch):
+    schedule = fastgen.Schedule.linear(1000)
+    by_hand = demo.HandWritten(schedule)
+    generator = torch.Generator().manual_seed(0)
+    x, m, z = torch.randn((3, 5, 1, 4, 4), generator=generator)
+    t = torch.tensor([0, 1, 17, 500, 999])
+    monkeypatch.setattr(torch, "randn_like", lambda x: z)
+    # at t = 999, x0 = 159·x − 159·m loses digits before it is clipped
+    expected = fastgen.ddpm_step(x, m, t, schedule, clip=1.0, noise=z)
+    torch.testing.assert_close(by_hand.ddpm_step(x, m, t), expected, rtol=0, atol=5e-5)
+    torch.testing.assert_close(by_hand.q_sample(x, t), fastgen.q_sample(x, t, schedule, noise=z), rtol=0, atol=2e-6)
+
+
+# ---- command lines --------------------------------------------------------------------------------------------------------
+
+TINY_TRAINING = ["--steps", "2", "--batch-size", "8", "--samples", "4", "--base-channels", "8"]
+TINY_DEMO = ["--steps", "2", "--samples", "40", "--sampling-steps", "2", "--base-channels", "8", "--timing-rounds", "1"]
+
+
+@pytest.fixture(scope="module")
+def commands(tmp_path_factory):
+    """(exit status, output, directory) of every script, run side by side."""
+    scripts = {
+        "train_ddpm": [*TINY_TRAINING, "--timesteps", "5", "--backend", "eager"],
+        "train_gan": [*TINY_TRAINING, "--k", "2"],
+        "demo": TINY_DEMO,
+    }
+    root = tmp_path_factory.mktemp("commands")
+    python_path = os.pathsep.join(filter(None, [str(EXAMPLES.parent), os.environ.get("PYTHONPATH")]))
+    # without a limit each of the processes would use every core
+    environment = {**os.environ, "PYTHONPATH": python_path, "PYTHONIOENCODING": "utf-8", "OMP_NUM_THREADS": "1"}
+    running = {}
+    for name, arguments in scripts.items():
+        command = [sys.executable, str(EXAMPLES / f"{name}.py"), *arguments, "--out", str(root / name)]
+        running[name] = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8", env=environment, cwd=root
+        )
+    outputs = {name: process.communicate(timeout=300)[0] for name, process in running.items()}
+    return {name: (running[name].returncode, outputs[name], root / name) for name in scripts}
+
+
+@pytest.mark.parametrize("name", ["train_ddpm", "train_gan"])
+def test_training_commands_write_the_grid_and_the_checkpoint(name, commands):
+    status, output, directory = commands[name]
+    assert status == 0, output
+    assert "2 training steps; 4 samples in" in output
+    assert sorted(path.name for path in directory.iterdir()) == ["checkpoint.pt", "samples.png"]
+    Image.open(directory / "samples.png").verify()
+
+
+def test_demo_command_prints_its_tables(commands):
+    status, output, directory = commands["demo"]
+    assert status == 0, output
+    assert "Trained 2 steps now, 2 in all" in output
+    for words in ("Fréchet distance", "noise (the ceiling)", "training digits (the floor)", "ddpm_step  (8, 3, 256, 256)", "ratio"):
+        assert words in output
+    assert sorted(path.name for path in directory.iterdir()) == ["checkpoint.pt", "digits.png"]
+    Image.open(directory / "digits.png").verify()
+
+
+def test_commands_say_what_is_wrong_in_one_line(commands):
+    directory = commands["train_ddpm"][2]
+
+    def run(*arguments):
+        common.run_main(lambda: train_ddpm.main([*TINY_TRAINING, "--timesteps", "5", "--out", str(directory), *arguments]))
+
+    with pytest.raises(SystemExit, match="^error: .*batch_size = 8 .now 9."):
+        run("--batch-size", "9")
+    with pytest.raises(SystemExit, match="^error: .*'triton' is not available"):
+        if "triton" in fastgen.available_backends("cpu"):
+            pytest.skip("Triton runs on the CPU here")
+        run("--backend", "triton")
+    with pytest.raises(SystemExit, match="2"):
+        run("--steps", "0")
