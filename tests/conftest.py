@@ -1,0 +1,120 @@
+"""Fixtures and helpers shared by the tests: which backends and devices run, test data, tolerances."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import fastgen
+
+sys.path.insert(0, str(Path(__file__).parent))  # for `import reference`, under every import mode of pytest
+
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+DEVICES = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
+PLACES = [(device, name) for device in DEVICES for name in fastgen.available_backends(device)]
+SHAPES = [(0, 3), (3, 0), (1,), (5,), (5, 1), (3, 127), (3, 128), (3, 129), (2, 3, 5, 7), (2, 2, 3, 4, 5)]
+TIMESTEPS = {"first": 0, "middle": 17, "last": 39, "mixed": [39, 0, 17]}  # of `schedule`
+
+
+def pytest_report_header(config):
+    return fastgen.backend_info().splitlines()
+
+
+def pytest_make_parametrize_id(config, val, argname):
+    if isinstance(val, torch.dtype):
+        return str(val).removeprefix("torch.")
+    return str(val).replace(" ", "") if isinstance(val, (tuple, list)) else None
+
+
+@pytest.fixture(params=PLACES, ids="-".join)
+def place(request):
+    return request.param
+
+
+@pytest.fixture
+def backend(place):
+    """Runs the test on every backend of every device."""
+    with fastgen.use_backend(place[1]):
+        yield place[1]
+
+
+@pytest.fixture
+def device(place, backend):
+    """The device that goes with `backend`."""
+    return torch.device(place[0])
+
+
+@pytest.fixture(scope="session")
+def schedule():
+    """Forty steps whose coefficients are neither tiny nor huge."""
+    return fastgen.Schedule.linear(40, 1e-3, 0.2)
+
+
+def normal(shape, seed, dtype=torch.float32, device="cpu"):
+    """Test data: normal numbers that have nothing to do with fastgen's."""
+    return torch.tensor(np.random.default_rng(seed).standard_normal(shape)).to(device, dtype)
+
+
+def on(device, t):
+    """A list of timesteps as a tensor, an int as it is."""
+    return torch.tensor(t, device=device) if isinstance(t, list) else t
+
+
+def channels_last(x):
+    """The values of `x` with dimension 1 innermost in memory."""
+    return x.movedim(1, -1).contiguous().movedim(-1, 1)
+
+
+def unaligned(x):
+    """The values of `x`, contiguous, one element past an aligned address."""
+    return torch.cat([x.new_zeros(1), x.reshape(-1)])[1:].view(x.shape)
+
+
+def transposed(x):
+    """The values of `x` with its dimensions in reverse order in memory."""
+    return x.permute(*reversed(range(x.dim()))).contiguous().permute(*reversed(range(x.dim())))
+
+
+def sliced(x):
+    """The values of `x` with gaps between them: every third column of a wider tensor."""
+    wide = x.new_zeros(*x.shape[:-1], 3 * x.shape[-1] + 1)
+    wide[..., 1::3] = x
+    return wide[..., 1::3]
+
+
+LAYOUTS = {
+    "contiguous": torch.clone,
+    "channels_last": channels_last,
+    "unaligned": unaligned,
+    "transposed": transposed,
+    "sliced": sliced,
+}
+
+
+def tolerance(dtype, scale=1.0):
+    """Half a unit in the last place for the one rounding at the store, plus a few roundings of the arithmetic (float32, or
+    float64 for float64) on terms as large as `scale`."""
+    if dtype == torch.float64:
+        return {"rtol": 0.0, "atol": 1e-14 * scale}
+    tiny = 2.0**-25 if dtype == torch.float16 else 0.0  # half the spacing of float16's subnormals
+    return {"rtol": 0.5 * torch.finfo(dtype).eps, "atol": 5e-7 * scale + tiny}
+
+
+def array(x):
+    return x.detach().cpu().double().numpy()
+
+
+def assert_close(actual, expected, scale=None):
+    """A tensor against the float64 truth (array or tensor), to the accuracy that its dtype is owed. NaN and inf must match."""
+    expected = array(expected) if isinstance(expected, torch.Tensor) else np.asarray(expected, np.float64)
+    if scale is None:
+        scale = max(1.0, np.max(np.abs(expected), initial=0.0, where=np.isfinite(expected)))
+    np.testing.assert_allclose(array(actual), expected, **tolerance(actual.dtype, scale), equal_nan=True)
+
+
+def assert_same(actual, expected):
+    """Bit for bit, NaN equal to NaN."""
+    assert actual.dtype == expected.dtype and actual.shape == expected.shape
+    torch.testing.assert_close(actual, expected, rtol=0, atol=0, equal_nan=True)

@@ -1,0 +1,156 @@
+"""What fastgen promises, in float64 NumPy: written from the papers and the random-number contract, using none of its code.
+
+Timesteps are 0-based ints or arrays of shape (B,); data is (B, *event).
+"""
+
+import numpy as np
+
+MASK = np.uint64(0xFFFFFFFF)
+SHIFT = np.uint64(32)
+
+
+# ---- random numbers -------------------------------------------------------------------------------------------------
+
+
+def philox4x32(counter, key):
+    """Philox4x32-10 of Salmon et al., SC'11: four counter words and two key words to four random words, as uint32 arrays."""
+    c0, c1, c2, c3 = (np.asarray(word, np.uint64) for word in counter)
+    k0, k1 = (np.asarray(word, np.uint64) for word in key)
+    for _ in range(10):
+        left, right = np.uint64(0xD2511F53) * c0, np.uint64(0xCD9E8D57) * c2
+        c0, c1, c2, c3 = (right >> SHIFT) ^ c1 ^ k0, right & MASK, (left >> SHIFT) ^ c3 ^ k1, left & MASK
+        k0, k1 = (k0 + np.uint64(0x9E3779B9)) & MASK, (k1 + np.uint64(0xBB67AE85)) & MASK
+    return tuple(word.astype(np.uint32) for word in np.broadcast_arrays(c0, c1, c2, c3))
+
+
+def words(shape, seed, offset=0):
+    """The random words of every group of four elements, (B, groups, 4). `seed`: an int, or a list of B ints; `offset` too."""
+    batch, event = shape[0], int(np.prod(shape[1:], dtype=np.int64))
+    per_sample = not np.isscalar(seed)
+    samples = np.zeros(batch, np.uint64) if per_sample else np.arange(batch, dtype=np.uint64)
+    seeds = np.array([s % 2**64 for s in (seed if per_sample else [seed])], np.uint64)
+    offsets = np.array([offset] if np.isscalar(offset) else offset, np.uint64)
+    groups = np.arange(-(-event // 4), dtype=np.uint64)
+    seeds, offsets, samples = seeds[:, None], offsets[:, None], samples[:, None]
+    return np.stack(philox4x32((groups & MASK, samples, offsets & MASK, offsets >> SHIFT), (seeds & MASK, seeds >> SHIFT)), axis=-1)
+
+
+def box_muller(r0, r1):
+    radius = np.sqrt(-2.0 * np.log((r0.astype(np.float64) + 0.5) * 2.0**-32))
+    angle = 2.0 * np.pi * (r1.astype(np.float64) * 2.0**-32)
+    return radius * np.cos(angle), radius * np.sin(angle)
+
+
+def normals(shape, seed, offset=0):
+    r = words(shape, seed, offset)
+    z = np.stack([*box_muller(r[..., 0], r[..., 1]), *box_muller(r[..., 2], r[..., 3])], axis=-1)
+    return z.reshape(shape[0], -1)[:, : int(np.prod(shape[1:], dtype=np.int64))].reshape(shape)
+
+
+# ---- diffusion ------------------------------------------------------------------------------------------------------
+
+
+def coefficients(betas, t, ndim):
+    """β_t, ᾱ_t and ᾱ_{t−1}, each a scalar or of shape (B, 1, …, 1); ᾱ_{−1} = 1."""
+    cumprod = np.array([np.prod(1.0 - np.asarray(betas[:k])) for k in range(len(betas) + 1)])
+    t = np.asarray(t)
+    t = t.reshape(t.shape + (1,) * (ndim - 1)) if t.ndim else t
+    return np.asarray(betas)[t], cumprod[t + 1], cumprod[t]
+
+
+def q_sample(x0, betas, t, noise):
+    """Ho et al. 2020, equation (4)."""
+    _, bar, _ = coefficients(betas, t, x0.ndim)
+    return np.sqrt(bar) * x0 + np.sqrt(1.0 - bar) * noise
+
+
+def q_step(x_prev, betas, t, noise):
+    """Ho et al. 2020, equation (2)."""
+    beta, _, _ = coefficients(betas, t, x_prev.ndim)
+    return np.sqrt(1.0 - beta) * x_prev + np.sqrt(beta) * noise
+
+
+def q_posterior(x0, x_t, betas, t):
+    """Mean and variance of q(x_{t−1} | x_t, x_0), by Bayes' rule: N(x_{t−1}; √ᾱ_{t−1}·x0, 1−ᾱ_{t−1}) times
+    N(x_t; √α_t·x_{t−1}, β_t), whose precisions α_t/β_t and 1/(1−ᾱ_{t−1}) add up."""
+    beta, _, prev = coefficients(betas, t, x0.ndim)
+    alpha = 1.0 - beta
+    total = alpha * (1.0 - prev) + beta
+    mean = (np.sqrt(prev) * beta * x0 + np.sqrt(alpha) * (1.0 - prev) * x_t) / total
+    return mean, beta * (1.0 - prev) / total
+
+
+def mu_theta(x_t, epsilon, betas, t):
+    """Equation (4.3) of the lecture note: the mean of the reverse step."""
+    beta, bar, _ = coefficients(betas, t, x_t.ndim)
+    return (x_t - beta / np.sqrt(1.0 - bar) * epsilon) / np.sqrt(1.0 - beta)
+
+
+def predicted_x0(x_t, m, betas, t, prediction, clip=None, threshold=None):
+    """What the network's output says x_0 is: from x_t = √ᾱ·x0 + √(1−ᾱ)·ε, or v = √ᾱ·ε − √(1−ᾱ)·x0 (Salimans & Ho 2022)."""
+    _, bar, _ = coefficients(betas, t, x_t.ndim)
+    if prediction == "epsilon":
+        x0 = (x_t - np.sqrt(1.0 - bar) * m) / np.sqrt(bar)
+    elif prediction == "v_prediction":
+        x0 = np.sqrt(bar) * x_t - np.sqrt(1.0 - bar) * m
+    else:
+        x0 = m
+    if clip is not None:
+        x0 = np.clip(x0, -clip, clip)
+    if threshold is not None:  # dynamic thresholding, Saharia et al. 2022
+        s = threshold.reshape(-1, *[1] * (x_t.ndim - 1))
+        x0 = np.clip(x0, -s, s) / s
+    return x0
+
+
+def ddpm_step(x_t, m, betas, t, z, prediction="epsilon", variance="posterior", clip=None, threshold=None):
+    """(x_{t−1}, x0) of Algorithm 4.2, with σ_t² by `variance`; no noise at t = 0."""
+    if variance in ("learned", "learned_range"):
+        m, v = np.split(m, 2, axis=1)
+    x0 = predicted_x0(x_t, m, betas, t, prediction, clip, threshold)
+    mean, tilde = q_posterior(x0, x_t, betas, t)
+    beta, _, _ = coefficients(betas, t, x_t.ndim)
+    if variance == "posterior":
+        sigma = np.sqrt(tilde)
+    elif variance == "beta":
+        sigma = np.sqrt(beta)
+    elif variance == "learned":
+        sigma = np.exp(0.5 * v)
+    else:  # equation (15) of Nichol & Dhariwal 2021; β̃ at t = 0 only has to be something positive, since nothing uses it
+        f = (v + 1.0) / 2.0
+        sigma = np.exp(0.5 * (f * np.log(beta) + (1.0 - f) * np.log(np.where(tilde > 0, tilde, beta))))
+    t = np.asarray(t)
+    last = (t == 0).reshape(t.shape + (1,) * (x_t.ndim - 1)) if t.ndim else t == 0
+    return np.where(last, mean, mean + sigma * z), x0
+
+
+def ddim_step(x_t, m, betas, t, z, eta=0.0, prediction="epsilon", clip=None, threshold=None):
+    """(x_{t−1}, x0) of Song et al. 2021, equations (12) and (16), with ε read off the clipped x0."""
+    _, bar, prev = coefficients(betas, t, x_t.ndim)
+    x0 = predicted_x0(x_t, m, betas, t, prediction, clip, threshold)
+    epsilon = (x_t - np.sqrt(bar) * x0) / np.sqrt(1.0 - bar)
+    sigma = eta * np.sqrt((1.0 - prev) / (1.0 - bar)) * np.sqrt(1.0 - bar / prev)
+    direction = np.sqrt(np.maximum(1.0 - prev - sigma**2, 0.0)) * epsilon
+    return np.sqrt(prev) * x0 + direction + np.where(sigma == 0, 0.0, sigma * z), x0
+
+
+# ---- loss -----------------------------------------------------------------------------------------------------------
+
+
+def bce_with_logits(x, y, weight=None, pos_weight=None, reduction="mean"):
+    """−w·(p·y·log σ(x) + (1−y)·log(1−σ(x))), with log σ(x) = −log(e⁰ + e^{−x}); equation (2.2) of the lecture note."""
+    p = 1.0 if pos_weight is None else pos_weight
+    loss = p * y * np.logaddexp(0.0, -x) + (1.0 - y) * np.logaddexp(0.0, x)
+    loss = loss if weight is None else weight * loss
+    return {"none": np.asarray, "mean": np.mean, "sum": np.sum}[reduction](loss)
+
+
+def sigmoid(x):
+    return np.exp(-np.logaddexp(0.0, -x))
+
+
+def bce_with_logits_gradient(x, y, weight=None, pos_weight=None):
+    """The derivative by x of each element's loss."""
+    p = 1.0 if pos_weight is None else pos_weight
+    gradient = (1.0 - y) * sigmoid(x) - p * y * sigmoid(-x)
+    return gradient if weight is None else weight * gradient

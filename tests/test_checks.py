@@ -1,0 +1,347 @@
+"""Bad input is refused by every op on every backend alike: TypeError for a wrong type or dtype, ValueError for the rest, a
+message that starts with the argument's name, and nothing written."""
+
+import numpy as np
+import pytest
+import torch
+from conftest import normal
+
+import fastgen
+
+BETAS = fastgen.Schedule.linear(10).betas
+SHAPE = (3, 4, 5)
+SENTINEL = 7.0
+
+
+def arguments(op, device):
+    """A good call of `op`, with a schedule that has no table yet."""
+    schedule = fastgen.Schedule.from_betas(BETAS)
+    x, y = normal(SHAPE, 0, device=device), normal(SHAPE, 1, device=device)
+    return {
+        "q_sample": {"x0": x, "t": 5, "schedule": schedule},
+        "q_step": {"x_prev": x, "t": 5, "schedule": schedule},
+        "q_posterior": {"x0": x, "x_t": y, "t": 5, "schedule": schedule},
+        "ddpm_step": {"x_t": x, "model_output": y, "t": 5, "schedule": schedule},
+        "ddim_step": {"x_t": x, "model_output": y, "t": 5, "schedule": schedule, "eta": 0.5},
+        "bce_with_logits": {"input": x, "target": y},
+        "randn": {"shape": SHAPE, "seed": 1, "device": device},
+    }[op]
+
+
+NOISY = ("q_sample", "q_step", "ddpm_step", "ddim_step")
+STEPS = ("ddpm_step", "ddim_step")
+TIMED = (*NOISY, "q_posterior")
+DATA = {"q_sample": "x0", "q_step": "x_prev", "q_posterior": "x0", "ddpm_step": "x_t", "ddim_step": "x_t"}
+SECOND = {"q_posterior": "x_t", "ddpm_step": "model_output", "ddim_step": "model_output"}
+
+# (ops, what is changed, the error, the start of its message); tensors are moved to the device
+CASES = [
+    # the schedule and the timestep
+    (TIMED, {"schedule": None}, TypeError, "schedule"),
+    (TIMED, {"schedule": BETAS}, TypeError, "schedule"),
+    (TIMED, {"t": -1}, ValueError, "t"),
+    (TIMED, {"t": 10}, ValueError, "t"),
+    (TIMED, {"t": 2**63}, ValueError, "t"),
+    (TIMED, {"t": 5.0}, TypeError, "t"),
+    (TIMED, {"t": True}, TypeError, "t"),
+    (TIMED, {"t": None}, TypeError, "t"),
+    (TIMED, {"t": "5"}, TypeError, "t"),
+    (TIMED, {"t": [1, 2, 3]}, TypeError, "t"),
+    (TIMED, {"t": np.array([1, 2, 3])}, TypeError, "t"),
+    (TIMED, {"t": torch.tensor([1, 2, 3], dtype=torch.int32)}, TypeError, "t"),
+    (TIMED, {"t": torch.tensor([1.0, 2.0, 3.0])}, TypeError, "t"),
+    (TIMED, {"t": torch.tensor([True, True, True])}, TypeError, "t"),
+    (TIMED, {"t": torch.tensor(1)}, ValueError, "t"),
+    (TIMED, {"t": torch.tensor([1])}, ValueError, "t"),
+    (TIMED, {"t": torch.tensor([1, 2, 3, 4])}, ValueError, "t"),
+    (TIMED, {"t": torch.tensor([[1], [2], [3]])}, ValueError, "t"),
+    (TIMED, {"t": torch.empty(3, dtype=torch.int64, device="meta")}, ValueError, "t"),
+    # where noise comes from
+    (NOISY, {"noise": torch.zeros(SHAPE), "seed": 1}, ValueError, "noise, seed, generator"),
+    (NOISY, {"noise": torch.zeros(SHAPE), "generator": torch.Generator()}, ValueError, "noise, seed, generator"),
+    (NOISY, {"seed": 1, "generator": torch.Generator()}, ValueError, "noise, seed, generator"),
+    (NOISY, {"seed": torch.tensor([1]), "generator": torch.Generator()}, ValueError, "noise, seed, generator"),
+    (NOISY, {"noise": 0.0}, TypeError, "noise"),
+    (NOISY, {"noise": torch.zeros(SHAPE, dtype=torch.int64)}, TypeError, "noise"),
+    (NOISY, {"noise": torch.zeros(SHAPE, dtype=torch.complex64)}, TypeError, "noise"),
+    (NOISY, {"noise": torch.zeros(3, 4, 1)}, ValueError, "noise"),
+    (NOISY, {"noise": torch.zeros(3, 5, 4)}, ValueError, "noise"),
+    (NOISY, {"noise": torch.zeros(3, 20)}, ValueError, "noise"),
+    (NOISY, {"noise": torch.zeros(1, 3, 4, 5)}, ValueError, "noise"),
+    (NOISY, {"noise": torch.zeros(SHAPE, device="meta")}, ValueError, "noise"),
+    (NOISY, {"generator": 1}, TypeError, "generator"),
+    ((*NOISY, "randn"), {"seed": 1.0}, TypeError, "seed"),
+    ((*NOISY, "randn"), {"seed": True}, TypeError, "seed"),
+    ((*NOISY, "randn"), {"seed": "1"}, TypeError, "seed"),
+    ((*NOISY, "randn"), {"seed": [1, 2, 3]}, TypeError, "seed"),
+    ((*NOISY, "randn"), {"seed": 2**64}, ValueError, "seed"),
+    ((*NOISY, "randn"), {"seed": -(2**63) - 1}, ValueError, "seed"),
+    ((*NOISY, "randn"), {"seed": torch.tensor([1, 2, 3], dtype=torch.int32)}, TypeError, "seed"),
+    ((*NOISY, "randn"), {"seed": torch.tensor([1.0])}, TypeError, "seed"),
+    ((*NOISY, "randn"), {"seed": torch.tensor([1, 2])}, ValueError, "seed"),
+    ((*NOISY, "randn"), {"seed": torch.tensor([[1, 2, 3]])}, ValueError, "seed"),
+    ((*NOISY, "randn"), {"seed": torch.tensor([], dtype=torch.int64)}, ValueError, "seed"),
+    ((*NOISY, "randn"), {"seed": torch.empty(3, dtype=torch.int64, device="meta")}, ValueError, "seed"),
+    (("q_sample", "q_step", "randn"), {"offset": -1, "seed": 1}, ValueError, "offset"),
+    (("q_sample", "q_step", "randn"), {"offset": 2**63, "seed": 1}, ValueError, "offset"),
+    (("q_sample", "q_step", "randn"), {"offset": 0.0, "seed": 1}, TypeError, "offset"),
+    (("q_sample", "q_step", "randn"), {"offset": True, "seed": 1}, TypeError, "offset"),
+    (("randn",), {"seed": None}, TypeError, "seed"),
+    # options
+    (STEPS, {"prediction": "noise"}, ValueError, "prediction"),
+    (STEPS, {"prediction": None}, ValueError, "prediction"),
+    (("ddpm_step",), {"variance": "fixed"}, ValueError, "variance"),
+    (("ddpm_step",), {"variance": 1}, ValueError, "variance"),
+    (STEPS, {"clip": 0.0}, ValueError, "clip"),
+    (STEPS, {"clip": -1.0}, ValueError, "clip"),
+    (STEPS, {"clip": float("nan")}, ValueError, "clip"),
+    (STEPS, {"clip": float("inf")}, ValueError, "clip"),
+    (STEPS, {"clip": True}, TypeError, "clip"),
+    (STEPS, {"clip": "1"}, TypeError, "clip"),
+    (STEPS, {"clip": torch.tensor(1.0)}, TypeError, "clip"),
+    (STEPS, {"clip": 1.0, "threshold": torch.ones(3)}, ValueError, "clip, threshold"),
+    (STEPS, {"threshold": 1.0}, TypeError, "threshold"),
+    (STEPS, {"threshold": torch.ones(3, dtype=torch.int64)}, TypeError, "threshold"),
+    (STEPS, {"threshold": torch.ones(4)}, ValueError, "threshold"),
+    (STEPS, {"threshold": torch.ones(3, 1)}, ValueError, "threshold"),
+    (STEPS, {"threshold": torch.tensor(1.0)}, ValueError, "threshold"),
+    (STEPS, {"threshold": torch.ones(3, device="meta")}, ValueError, "threshold"),
+    (STEPS, {"threshold": torch.ones(3, requires_grad=True)}, ValueError, "threshold"),
+    (STEPS, {"return_x0": 1}, TypeError, "return_x0"),
+    (STEPS, {"return_x0": None}, TypeError, "return_x0"),
+    (("ddim_step",), {"eta": -0.1}, ValueError, "eta"),
+    (("ddim_step",), {"eta": 1.1}, ValueError, "eta"),
+    (("ddim_step",), {"eta": float("nan")}, ValueError, "eta"),
+    (("ddim_step",), {"eta": "0"}, TypeError, "eta"),
+    (("ddim_step",), {"eta": True}, TypeError, "eta"),
+    (("ddim_step",), {"eta": None}, TypeError, "eta"),
+    (("ddpm_step",), {"variance": "learned", "model_output": torch.zeros(SHAPE)}, ValueError, "model_output"),
+    (("ddpm_step",), {"variance": "learned", "model_output": torch.zeros(3, 8, 4)}, ValueError, "model_output"),
+    (("ddpm_step",), {"variance": "learned", "model_output": torch.zeros(3, 4, 10)}, ValueError, "model_output"),
+    (("ddpm_step",), {"variance": "learned", "model_output": torch.zeros(3, 8, 1, 5)}, ValueError, "model_output"),
+    (("ddpm_step",), {"variance": "learned_range", "model_output": torch.zeros(3, 8)}, ValueError, "model_output"),
+    (("ddpm_step",), {"variance": "learned_range", "model_output": torch.zeros(3, 12, 5)}, ValueError, "model_output"),
+    (("ddpm_step",), {"variance": "learned", "x_t": torch.zeros(3), "model_output": torch.zeros(6)}, ValueError, "x_t"),
+    (("ddpm_step",), {"model_output": torch.zeros(3, 8, 5)}, ValueError, "model_output"),
+    # randn
+    (("randn",), {"shape": ()}, ValueError, "shape"),
+    (("randn",), {"shape": (3, -1)}, ValueError, "shape"),
+    (("randn",), {"shape": 3}, TypeError, "shape"),
+    (("randn",), {"shape": (3.0,)}, TypeError, "shape"),
+    (("randn",), {"shape": "ab"}, TypeError, "shape"),
+    (("randn",), {"dtype": torch.int64}, TypeError, "dtype"),
+    (("randn",), {"dtype": torch.complex64}, TypeError, "dtype"),
+    (("randn",), {"dtype": "float32"}, TypeError, "dtype"),
+    (("randn",), {"device": "nowhere"}, ValueError, "device"),
+    (("randn",), {"device": 1.5}, TypeError, "device"),
+    # the loss
+    (("bce_with_logits",), {"target": torch.zeros(3, 4)}, ValueError, "target"),
+    (("bce_with_logits",), {"target": torch.zeros(3, 5, 4)}, ValueError, "target"),
+    (("bce_with_logits",), {"target": torch.zeros(60)}, ValueError, "target"),
+    (("bce_with_logits",), {"target": torch.tensor(0.0)}, ValueError, "target"),
+    (("bce_with_logits",), {"target": torch.zeros(SHAPE, dtype=torch.int64)}, TypeError, "target"),
+    (("bce_with_logits",), {"target": torch.zeros(SHAPE, dtype=torch.bool)}, TypeError, "target"),
+    (("bce_with_logits",), {"target": 1.0}, TypeError, "target"),
+    (("bce_with_logits",), {"target": torch.zeros(SHAPE, device="meta")}, ValueError, "target"),
+    (("bce_with_logits",), {"input": torch.zeros(SHAPE, dtype=torch.int64)}, TypeError, "input"),
+    (("bce_with_logits",), {"input": None}, TypeError, "input"),
+    (("bce_with_logits",), {"reduction": "batchmean"}, ValueError, "reduction"),
+    (("bce_with_logits",), {"reduction": None}, ValueError, "reduction"),
+]
+CASES += [
+    (("bce_with_logits",), {name: bad}, error, name)
+    for name in ("weight", "pos_weight")
+    for bad, error in [
+        (2.0, TypeError),
+        (torch.ones(5, dtype=torch.int64), TypeError),
+        (torch.ones(4), ValueError),
+        (torch.ones(3, 1, 1, 1), ValueError),
+        (torch.ones(1, *SHAPE), ValueError),
+        (torch.ones(5, device="meta"), ValueError),
+    ]
+]
+for op, name in DATA.items():
+    CASES += [
+        ((op,), {name: None}, TypeError, name),
+        ((op,), {name: np.zeros(SHAPE)}, TypeError, name),
+        ((op,), {name: torch.zeros(SHAPE, dtype=torch.int64)}, TypeError, name),
+        ((op,), {name: torch.zeros(SHAPE, dtype=torch.bool)}, TypeError, name),
+        ((op,), {name: torch.zeros(SHAPE, dtype=torch.complex64)}, TypeError, name),
+        ((op,), {name: torch.zeros(SHAPE, dtype=torch.float8_e4m3fn)}, TypeError, name),
+        ((op,), {name: torch.zeros(SHAPE).to_sparse()}, TypeError, name),
+        ((op,), {name: torch.tensor(1.0)}, ValueError, name),
+    ]
+for op, name in SECOND.items():
+    CASES += [
+        ((op,), {name: 1.0}, TypeError, name),
+        ((op,), {name: torch.zeros(SHAPE, dtype=torch.int32)}, TypeError, name),
+        ((op,), {name: torch.zeros(SHAPE, dtype=torch.complex128)}, TypeError, name),
+        ((op,), {name: torch.zeros(3, 4, 6)}, ValueError, name),
+        ((op,), {name: torch.zeros(1, 4, 5)}, ValueError, name),
+        ((op,), {name: torch.zeros(3, 5, 4)}, ValueError, name),
+        ((op,), {name: torch.zeros(60)}, ValueError, name),
+        ((op,), {name: torch.zeros(SHAPE, device="meta")}, ValueError, name),
+    ]
+EACH = [(op, *case[1:]) for case in CASES for op in case[0]]
+
+
+def describe(value):
+    if isinstance(value, torch.Tensor):
+        return f"{str(value.dtype)[6:]}{list(value.shape)}{'' if value.device.type == 'cpu' else value.device}".replace(" ", "")
+    return str(value).replace(" ", "") if isinstance(value, (int, float, str, tuple, list)) else type(value).__name__
+
+
+def case_id(case):
+    return f"{case[0]}-" + "-".join(f"{name}={describe(value)}" for name, value in case[1].items())
+
+
+def moved(value, device):
+    return (
+        value.detach().to(device).requires_grad_(value.requires_grad)
+        if isinstance(value, torch.Tensor) and not value.is_meta
+        else value
+    )
+
+
+@pytest.mark.parametrize("op, change, error, start", EACH, ids=map(case_id, EACH))
+def test_bad_arguments(device, op, change, error, start):
+    """The first call with a schedule, and calls after a good one, which find what that one left to be found."""
+    good = arguments(op, device)
+    bad = {**good, **{name: moved(value, device) for name, value in change.items()}}
+    out = torch.full(SHAPE, SENTINEL, device=device)
+    call = getattr(fastgen, op)
+    for how in ({}, {"out": out}) if op in NOISY else ({},):
+        with pytest.raises(error, match=f"^{start}: expected "):
+            call(**bad, **how)
+        call(**good)
+        if op == "ddim_step":
+            call(**{**good, "eta": 1.0})
+        if "variance" in change:
+            wide = torch.zeros(3, 8, 5, device=device)
+            for variance in ("learned", "learned_range"):
+                call(**{**good, "variance": variance, "model_output": wide})
+        with pytest.raises(error, match=f"^{start}: expected "):
+            call(**bad, **how)
+    assert torch.all(out == SENTINEL)
+
+
+@pytest.mark.parametrize("op", TIMED)
+@pytest.mark.parametrize("bad", [-1, 10, 2**40, -(2**63)])
+@pytest.mark.parametrize("position", [0, 2])
+def test_timesteps_of_a_tensor_outside_the_schedule(device, op, bad, position):
+    """ValueError on the CPU; on a GPU, where looking would synchronise, that sample is NaN and the others are right."""
+    kwargs = arguments(op, device)
+    t = torch.tensor([5, 5, 5], device=device)
+    t[position] = bad
+    out = torch.full(SHAPE, SENTINEL, device=device)
+    if device.type == "cpu":
+        for how in ({}, {"out": out}) if op in NOISY else ({},):
+            with pytest.raises(ValueError, match=f"^t: expected timesteps within 0 … 9, got {bad}"):
+                getattr(fastgen, op)(**{**kwargs, "t": t}, **how)
+        assert torch.all(out == SENTINEL)
+    else:
+        result = getattr(fastgen, op)(**{**kwargs, "t": t})
+        result = result[0] if op == "q_posterior" else result
+        assert result.isnan().flatten(1).all(1).tolist() == [i == position for i in range(3)]
+
+
+@pytest.mark.parametrize("op", TIMED)
+@pytest.mark.parametrize("t", [np.int64(5), np.int32(5)])
+def test_numpy_ints_are_ints(device, op, t):
+    kwargs = arguments(op, device)
+    torch.manual_seed(0)
+    expected = getattr(fastgen, op)(**kwargs)
+    torch.manual_seed(0)
+    actual = getattr(fastgen, op)(**{**kwargs, "t": t})
+    first = lambda y: y[0] if isinstance(y, tuple) else y  # noqa: E731
+    assert torch.equal(first(actual), first(expected))
+
+
+# ---- out= -----------------------------------------------------------------------------------------------------------
+
+
+def filled(shape, **how):
+    return torch.full(shape, SENTINEL, **how)
+
+
+BAD_OUT = {
+    "type": (lambda device: 1.0, TypeError),
+    "integer": (lambda device: torch.full(SHAPE, 7, device=device), TypeError),
+    "float64": (lambda device: filled(SHAPE, device=device, dtype=torch.float64), TypeError),
+    "bfloat16": (lambda device: filled(SHAPE, device=device, dtype=torch.bfloat16), TypeError),
+    "flat": (lambda device: filled((60,), device=device), ValueError),
+    "small": (lambda device: filled((3, 4, 1), device=device), ValueError),
+    "large": (lambda device: filled((4, 4, 5), device=device), ValueError),
+    "empty": (lambda device: filled((0,), device=device), ValueError),
+    "elsewhere": (lambda device: torch.empty(SHAPE, device="meta"), ValueError),
+    "expanded": (lambda device: filled((3, 1, 5), device=device).expand(SHAPE), ValueError),
+    "requires_grad": (lambda device: filled(SHAPE, device=device).requires_grad_(), ValueError),
+}
+
+
+@pytest.mark.parametrize("op", NOISY)
+@pytest.mark.parametrize("make, error", BAD_OUT.values(), ids=BAD_OUT)
+def test_bad_out(device, op, make, error):
+    out = make(device)
+    with pytest.raises(error, match="^out: expected "):
+        getattr(fastgen, op)(**arguments(op, device), out=out)
+    if isinstance(out, torch.Tensor) and not out.is_meta:
+        assert torch.all(out == SENTINEL)
+
+
+@pytest.mark.parametrize("op", STEPS)
+def test_out_has_the_promoted_dtype(device, op):
+    kwargs = arguments(op, device)
+    kwargs["x_t"] = kwargs["x_t"].bfloat16()
+    out = filled(SHAPE, device=device, dtype=torch.bfloat16)
+    with pytest.raises(TypeError, match="^out: expected dtype float32"):
+        getattr(fastgen, op)(**kwargs, out=out)
+    assert torch.all(out == SENTINEL)
+
+
+@pytest.mark.parametrize("op", NOISY)
+def test_out_cannot_record_a_gradient(device, op):
+    kwargs = arguments(op, device)
+    for name in {DATA[op], SECOND.get(op, DATA[op])}:
+        leaf = kwargs[name].clone().requires_grad_()
+        out = filled(SHAPE, device=device)
+        with pytest.raises(ValueError, match="^out: expected "):
+            getattr(fastgen, op)(**{**kwargs, name: leaf}, out=out)
+        assert torch.all(out == SENTINEL)
+        with torch.no_grad():
+            getattr(fastgen, op)(**{**kwargs, name: leaf}, out=out)
+        assert not torch.any(out == SENTINEL) and not out.requires_grad
+
+
+@pytest.mark.parametrize("op", NOISY)
+def test_out_may_not_overlap_an_input_in_part(device, op):
+    """Memory shared in any way but being the same tensor could be overwritten before it is read."""
+    kwargs = arguments(op, device)
+    buffer = torch.full((200,), SENTINEL, device=device)
+    shifted, out = buffer[1:61].view(SHAPE), buffer[:60].view(SHAPE)
+    reversed_strides = buffer[:60].view(5, 4, 3).permute(2, 1, 0)
+    for name in (DATA[op], SECOND.get(op), "noise"):
+        for overlapping in (shifted, reversed_strides) if name else ():
+            with pytest.raises(ValueError, match=f"^out: expected memory apart from {name}"):
+                getattr(fastgen, op)(**{**kwargs, name: overlapping}, out=out)
+    assert torch.all(buffer == SENTINEL)
+    getattr(fastgen, op)(**{**kwargs, DATA[op]: buffer[60:120].view(SHAPE)}, out=out)  # beside each other is fine
+    assert torch.all(buffer[60:] == SENTINEL)
+
+
+@pytest.mark.parametrize("op", STEPS)
+def test_out_may_not_be_the_threshold(device, op):
+    kwargs = {**arguments(op, device), "x_t": torch.zeros(3, device=device), "model_output": torch.zeros(3, device=device)}
+    threshold = torch.ones(4, device=device)
+    with pytest.raises(ValueError, match="^out: expected memory apart from threshold"):
+        getattr(fastgen, op)(**kwargs, threshold=threshold[:3], out=threshold[1:])
+    assert torch.all(threshold == 1)
+
+
+@pytest.mark.parametrize("op", NOISY)
+def test_refusal_draws_no_random_number(device, op):
+    state = torch.get_rng_state()
+    for change in ({"t": 10}, {"out": torch.zeros(2, device=device)}, {"noise": torch.zeros(2, device=device)}):
+        with pytest.raises(ValueError):
+            getattr(fastgen, op)(**{**arguments(op, device), **change})
+    assert torch.equal(torch.get_rng_state(), state)

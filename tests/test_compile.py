@@ -1,0 +1,210 @@
+"""Every op under torch.compile(fullgraph=True), forward and backward, without growing numbers of recompilations."""
+
+import pytest
+import torch
+from conftest import DEVICES, assert_close, assert_same, channels_last, normal
+from torch._dynamo.testing import CompileCounterWithBackend
+
+import fastgen
+
+SHAPE = (3, 4, 5)
+
+
+@pytest.fixture(autouse=True)
+def fresh_dynamo():
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+def compiled(function, backend="aot_eager"):
+    """`function` compiled without graph breaks, and the counter of its compilations."""
+    counter = CompileCounterWithBackend(backend)
+    return torch.compile(function, fullgraph=True, backend=counter), counter
+
+
+FORWARD = {
+    "q_sample": lambda s, x, m, t, seed: fastgen.q_sample(x, t, s, seed=seed, offset=3),
+    "q_step": lambda s, x, m, t, seed: fastgen.q_step(x, t, s, noise=m),
+    "q_posterior": lambda s, x, m, t, seed: fastgen.q_posterior(x, m, t, s),
+    "ddpm_step": lambda s, x, m, t, seed: fastgen.ddpm_step(x, m, t, s, seed=seed),
+    "ddpm_step_clip_x0": lambda s, x, m, t, seed: fastgen.ddpm_step(x, m, t, s, clip=1.0, seed=seed, return_x0=True),
+    "ddpm_step_learned": lambda s, x, m, t, seed: fastgen.ddpm_step(
+        x, torch.cat([m, x], 1), t, s, variance="learned", threshold=x.abs().amax((1, 2)), seed=seed
+    ),
+    "ddim_step": lambda s, x, m, t, seed: fastgen.ddim_step(x, m, t, s, eta=0.5, prediction="v_prediction", seed=seed),
+    "ddim_step_out": lambda s, x, m, t, seed: fastgen.ddim_step(x, m, t, s, out=torch.empty_like(x)),
+    "randn": lambda s, x, m, t, seed: fastgen.randn((3, 7), seed=seed, offset=2, device=x.device) + x[0, 0, 0],
+    "bce_with_logits": lambda s, x, m, t, seed: fastgen.bce_with_logits(x, m.sigmoid(), m.abs(), "sum", x[0].abs()),
+}
+
+
+@pytest.mark.parametrize("per_sample", [False, True], ids=["ints", "tensors"])
+@pytest.mark.parametrize("function", FORWARD.values(), ids=FORWARD)
+def test_forward(device, schedule, function, per_sample):
+    x, m = normal(SHAPE, 0, device=device), normal(SHAPE, 1, device=device)
+    t, seed = (torch.tensor([39, 0, 5], device=device), torch.tensor([5, -1, 2**40], device=device)) if per_sample else (7, 11)
+    fast, counter = compiled(lambda x, m, t, seed: function(schedule, x, m, t, seed))
+    actual, expected = fast(x, m, t, seed), function(schedule, x, m, t, seed)
+    for a, e in zip(actual, expected, strict=True) if isinstance(actual, tuple) else [(actual, expected)]:
+        assert_same(a, e)
+    assert counter.frame_count == 1
+
+
+BACKWARD = {
+    "q_sample": lambda s, x, m, t: fastgen.q_sample(x, t, s, noise=m),
+    "ddpm_step": lambda s, x, m, t: fastgen.ddpm_step(x, m, t, s, seed=3),
+    "ddpm_step_clip": lambda s, x, m, t: fastgen.ddpm_step(x, m, t, s, seed=3, clip=1.0, return_x0=True)[1],
+    "bce_with_logits": lambda s, x, m, t: fastgen.bce_with_logits(x, m.sigmoid(), reduction="none"),
+}
+
+
+@pytest.mark.parametrize("function", BACKWARD.values(), ids=BACKWARD)
+def test_backward(device, schedule, function):
+    x, m, g = (normal(SHAPE, seed, device=device) for seed in range(3))
+    t = torch.tensor([39, 0, 5], device=device)
+    fast, _ = compiled(lambda x, m, t: function(schedule, x, m, t))
+    gradients = []
+    for f in (fast, lambda x, m, t: function(schedule, x, m, t)):
+        leaves = x.clone().requires_grad_(), m.clone().requires_grad_()
+        f(*leaves, t).backward(g)
+        gradients.append([leaf.grad for leaf in leaves])
+    for a, e in zip(*gradients, strict=True):
+        assert_close(a, e, scale=50)
+        assert a.any()
+
+
+# inductor takes its time, so it runs on the backend that would be chosen for the device, and on no other
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_training_step_with_inductor(device, schedule):
+    """Algorithm 4.1 of the lecture note, compiled to kernels of inductor's beside fastgen's."""
+
+    def loss(x0, t, weight, seed):
+        noise = fastgen.randn(x0.shape, seed=seed, device=x0.device)
+        x_t = fastgen.q_sample(x0, t, schedule, seed=seed)
+        return ((torch.tanh(x_t * weight) - noise) ** 2).mean() + fastgen.bce_with_logits(x_t * weight, x0.sigmoid())
+
+    x0, t = channels_last(normal((3, 4, 5, 1), 0, device=device)), torch.tensor([39, 0, 5], device=device)
+    results = []
+    for f in (compiled(loss, "inductor")[0], loss):
+        weight = torch.full((4, 1, 1), 0.5, device=device, requires_grad=True)
+        value = f(x0, t, weight, 3)
+        results.append([value, *torch.autograd.grad(value, weight)])
+    for a, e in zip(*results, strict=True):
+        torch.testing.assert_close(a, e)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_sampling_loop_with_inductor(device, schedule):
+    """Algorithm 4.2; then steps with noise that nobody chose, fresh on every call and governed by torch.manual_seed."""
+
+    def step(x, t, seed=None):
+        return fastgen.ddpm_step(x, torch.tanh(x), t, schedule, clip=1.0, seed=seed)
+
+    fast, counter = compiled(step, "inductor")
+    x = y = normal(SHAPE, 0, device=device)
+    seeds = torch.tensor([1, 2, 3], device=device)
+    for t in reversed(range(40)):
+        x, y = fast(x, t, seeds), step(y, t, seeds)
+        torch.testing.assert_close(x, y)
+    assert counter.frame_count <= 4
+    torch.manual_seed(3)
+    first, second = fast(x, 7), fast(x, 7)
+    torch.manual_seed(3)
+    assert_same(fast(x, 7), first)
+    assert not torch.equal(first, second)
+
+
+# ---- recompilations -------------------------------------------------------------------------------------------------
+
+
+def test_int_timesteps_and_seeds_do_not_recompile_without_bound(device, schedule):
+    """One program for the first, one for any other, and one each for 0 and 1, which dynamo never generalises."""
+
+    def step(x, t, seed):
+        return fastgen.ddpm_step(fastgen.q_sample(x, t, schedule, seed=seed), x, t, schedule, seed=seed)
+
+    fast, counter = compiled(step)
+    x = normal(SHAPE, 0, device=device)
+    for t in range(40):
+        seed = 1000 - 100 * t  # negative ones too
+        assert_close(fast(x, t, seed), step(x, t, seed), scale=50)
+    assert counter.frame_count <= 6
+
+
+def test_batch_sizes_do_not_recompile_without_bound(device, schedule):
+    def step(x, t, seeds):
+        return fastgen.ddpm_step(x, x, t, schedule, seed=seeds)
+
+    fast, counter = compiled(step)
+    for batch in (2, 3, 4, 7, 16):
+        x, t = normal((batch, 5), 0, device=device), torch.arange(batch, device=device)
+        assert_close(fast(x, t, t + 5), step(x, t, t + 5), scale=50)
+    assert counter.frame_count <= 3
+
+
+def test_tensor_timesteps_and_seeds_never_recompile(device, schedule):
+    fast, counter = compiled(lambda x, t, seed: fastgen.q_sample(x, t, schedule, seed=seed))
+    x = normal(SHAPE, 0, device=device)
+    for k in range(5):
+        t, seed = torch.tensor([k, 39 - k, 3], device=device), torch.tensor([k], device=device)
+        assert_same(fast(x, t, seed), fastgen.q_sample(x, t, schedule, seed=seed))
+    assert counter.frame_count == 1
+
+
+def test_schedules_in_turn(device, schedule):
+    """A table is a constant of the graph; another schedule is another graph, and neither takes the other's place."""
+    fast, counter = compiled(lambda x, t, schedule: fastgen.q_sample(x, t, schedule, seed=1))
+    x, t = normal(SHAPE, 0, device=device), torch.tensor([3, 0, 9], device=device)
+    schedules = [schedule, fastgen.Schedule.cosine(10), schedule.respace(10)]
+    for s in schedules * 2:
+        assert_same(fast(x, t, s), fastgen.q_sample(x, t, s, seed=1))
+    assert counter.frame_count == 3
+
+
+def test_change_of_backend_recompiles(device, schedule):
+    fast, counter = compiled(lambda x: fastgen.ddpm_step(x, x, 5, schedule, seed=1))
+    x = normal(SHAPE, 0, device=device)
+    names = fastgen.available_backends(device)
+    for name in names * 2:
+        with fastgen.use_backend(name):
+            assert_same(fast(x), fastgen.ddpm_step(x, x, 5, schedule, seed=1))
+    assert counter.frame_count == len(names)
+
+
+# ---- random numbers and errors --------------------------------------------------------------------------------------
+
+
+def test_noise_that_nobody_chose_is_fresh_on_every_call(device, schedule):
+    fast, counter = compiled(lambda x: fastgen.q_sample(x, 5, schedule))
+    x = normal(SHAPE, 0, device=device)
+    torch.manual_seed(3)
+    first, second = fast(x), fast(x)
+    torch.manual_seed(3)
+    assert_same(fast(x), first)
+    assert not torch.equal(first, second)
+    torch.manual_seed(4)
+    assert not torch.equal(fast(x), first)
+    assert counter.frame_count == 1
+
+
+def test_bad_arguments_are_refused_while_tracing(device, schedule):
+    x = normal(SHAPE, 0, device=device)
+    for bad in ({"noise": x[:2]}, {"noise": x, "seed": 1}, {"out": x[0]}):
+        fast, _ = compiled(lambda x, bad=bad: fastgen.q_sample(x, 5, schedule, **bad))
+        with pytest.raises(Exception, match="expected"):
+            fast(x)
+
+
+def test_timesteps_outside_the_schedule(device, schedule):
+    """A compiled program looks at the values of t only inside the op: it raises, or that sample is NaN; never other memory."""
+    fast, _ = compiled(lambda x, t: fastgen.q_sample(x, t, schedule, seed=1))
+    x, t = normal(SHAPE, 0, device=device), torch.tensor([3, 40, -1], device=device)
+    fast(x, torch.tensor([3, 4, 5], device=device))
+    if fastgen.backend(device) == "cpp" and device.type == "cpu":
+        with pytest.raises(RuntimeError, match="t: expected timesteps within 0 … 39, got 40"):
+            fast(x, t)
+    else:
+        assert fast(x, t).isnan().flatten(1).all(1).tolist() == [False, True, True]

@@ -1,0 +1,303 @@
+"""Which backend runs, and the compiled ops under torch.ops.fastgen."""
+
+import contextvars
+import os
+import subprocess
+import sys
+import threading
+
+import pytest
+import torch
+from conftest import channels_last, normal
+
+import fastgen
+
+compiled = pytest.mark.skipif(not fastgen._backend.HAS_OPS, reason="the compiled library is absent")
+UNAVAILABLE = [name for name in ("cpp", "triton", "eager") if name not in fastgen.available_backends()]
+
+
+def run_python(code, **environment):
+    """Runs `code` in a fresh interpreter that imports the same fastgen; (exit status, output)."""
+    path = os.pathsep.join([os.path.dirname(os.path.dirname(fastgen.__file__)), *sys.path])
+    environment = {**os.environ, "PYTHONPATH": path, **environment}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    return done.returncode, done.stdout + done.stderr
+
+
+# ---- choosing -------------------------------------------------------------------------------------------------------
+
+
+def test_automatic_order():
+    names = fastgen.available_backends()
+    assert "eager" in names and names == tuple(name for name in ("cpp", "triton", "eager") if name in names)
+    with fastgen.use_backend(None):
+        assert fastgen.backend() == fastgen.backend("cpu") == ("cpp" if "cpp" in names else "eager")
+
+
+def test_use_backend(backend, device):
+    assert fastgen.backend(device) == backend
+    with fastgen.use_backend("eager"):
+        assert fastgen.backend(device) == "eager"
+        with fastgen.use_backend(backend):
+            assert fastgen.backend(device) == backend
+            with fastgen.use_backend("auto"):
+                assert fastgen.backend(device) == fastgen.available_backends(device)[0]
+        assert fastgen.backend(device) == "eager"
+    assert fastgen.backend(device) == backend
+
+
+def test_use_backend_is_restored_after_an_error(backend, device):
+    with pytest.raises(KeyError), fastgen.use_backend("eager"):
+        raise KeyError
+    assert fastgen.backend(device) == backend
+
+
+def test_eager_runs_no_compiled_op(device, schedule):
+    """The choice decides what runs, not only what `backend` says."""
+    x = normal((2, 3), 0, device=device)
+    for name, expected in [("eager", False), *([("cpp", True)] if "cpp" in fastgen.available_backends(device) else [])]:
+        with fastgen.use_backend(name), torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+            fastgen.q_sample(x, 5, schedule, seed=1)
+            fastgen.ddpm_step(x, x, 5, schedule, seed=1)
+            fastgen.bce_with_logits(x, x)
+        assert any(event.key.startswith("fastgen::") for event in profile.key_averages()) == expected
+
+
+DERIVATIVES = {
+    "q_sample": lambda schedule, x: fastgen.q_sample(x, 5, schedule, seed=1),
+    "q_posterior": lambda schedule, x: fastgen.q_posterior(x, x, 5, schedule)[0],
+    "ddpm_step": lambda schedule, x: fastgen.ddpm_step(x, x, 5, schedule, seed=1, clip=3.0),
+    "bce_with_logits": lambda schedule, x: fastgen.bce_with_logits(x, torch.zeros_like(x), reduction="sum"),
+}
+
+
+@pytest.mark.parametrize("function", DERIVATIVES.values(), ids=DERIVATIVES)
+@pytest.mark.parametrize("transform", ["grad", "jvp"])
+def test_functional_derivatives_are_right_or_refused(device, schedule, function, transform):
+    """A derivative by torch.func, in reverse or forward mode, may be refused but never be zero in silence."""
+    x = torch.ones(2, 3, dtype=torch.float64, device=device)
+    f = lambda x: function(schedule, x).sum()  # noqa: E731
+    leaf = x.clone().requires_grad_()
+    (exact,) = torch.autograd.grad(f(leaf), leaf)
+    try:
+        derivative = torch.func.grad(f)(x) if transform == "grad" else torch.func.jvp(f, (x,), (torch.ones_like(x),))[1]
+    except (RuntimeError, NotImplementedError):
+        return
+    torch.testing.assert_close(derivative, exact if transform == "grad" else exact.sum())
+
+
+def test_unknown_names_are_refused():
+    for name in ("cuda", "", "EAGER", 1):
+        with (
+            pytest.raises(ValueError, match="^name: expected one of 'cpp', 'triton', 'eager' or 'auto'"),
+            fastgen.use_backend(name),
+        ):
+            pass
+
+
+@pytest.mark.parametrize("name", UNAVAILABLE)
+def test_unavailable_backends_are_refused(name):
+    """The message says why, and what there is."""
+    before = fastgen.backend()
+    with (
+        pytest.raises(RuntimeError, match=rf"^name: backend '{name}' is not available.*available: .*'eager'"),
+        fastgen.use_backend(name),
+    ):
+        pass
+    assert fastgen.backend() == before
+
+
+def test_threads_choose_for_themselves():
+    inside, done, seen = threading.Event(), threading.Event(), {}
+    automatic = fastgen.backend()
+
+    def choose_eager():
+        seen["start"] = fastgen.backend()
+        with fastgen.use_backend("eager"):
+            inside.set()
+            done.wait(10)
+            seen["end"] = fastgen.backend()
+
+    with fastgen.use_backend(fastgen.available_backends()[0]):
+        thread = threading.Thread(target=choose_eager)
+        thread.start()
+        assert inside.wait(10)
+        seen["main"] = fastgen.backend()
+        done.set()
+        thread.join()
+    assert seen == {"start": automatic, "main": fastgen.available_backends()[0], "end": "eager"}
+
+
+def test_backend_info():
+    text = fastgen.backend_info()
+    assert torch.__version__ in text and all(f"{device}: backend '{fastgen.backend(device)}'" in text for device in ("cpu",))
+
+
+# ---- the environment ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def import_with(monkeypatch):
+    """What importing fastgen with FASTGEN_BACKEND=name does, without a process of its own."""
+
+    def choose(name):
+        monkeypatch.setenv("FASTGEN_BACKEND", name)
+        monkeypatch.setattr(fastgen._backend, "_choice", contextvars.ContextVar("fresh", default=None))
+        monkeypatch.setattr(fastgen._backend, "_traced_choice", None)
+        fastgen._backend._from_environment()
+
+    return choose
+
+
+@pytest.mark.parametrize("name", [*fastgen.available_backends(), "auto", ""])
+def test_environment_chooses(import_with, name):
+    import_with(name)
+    assert fastgen.backend() == (name if name not in ("auto", "") else fastgen.available_backends()[0])
+    with fastgen.use_backend("auto"):  # what the program says wins
+        assert fastgen.backend() == fastgen.available_backends()[0]
+
+
+@pytest.mark.parametrize("name, error", [("nonsense", ValueError), *[(name, RuntimeError) for name in UNAVAILABLE]])
+def test_bad_environment_is_refused_at_the_first_op(import_with, name, error):
+    import_with(name)
+    for call in (fastgen.backend, lambda: fastgen.randn((2, 3), seed=1)):
+        with pytest.raises(error, match=f"^backend: .*'{name}'|^backend: .*'eager'"):
+            call()
+
+
+def test_environment_in_another_process():
+    code = "import fastgen; print(fastgen.backend(), fastgen.randn((1, 1), seed=1).shape)"
+    assert run_python(code, FASTGEN_BACKEND="eager") == (0, "eager torch.Size([1, 1])\n")
+
+
+# ---- the compiled ops -----------------------------------------------------------------------------------------------
+
+T2 = torch.tensor([3, 0])
+SEEDS = torch.tensor([1, -2])
+
+
+def op_samples():
+    """(op, arguments, keyword arguments) of every compiled op, with each kind of timestep, noise and option."""
+    schedule, cpu = fastgen.Schedule.linear(10), torch.device("cpu")
+    x, m, z = (normal((2, 3, 4), seed) for seed in range(3))
+    two, image = normal((2, 6, 4), 3), normal((2, 3, 4, 5), 4)
+    forward = [
+        (x, None, 3, None, None, 5, 0),
+        (x, T2, 0, z, None, None, 0),
+        (x.bfloat16(), T2, 0, None, SEEDS, None, 2**33),
+        (channels_last(image), None, 3, None, torch.tensor([7]), None, 0),
+        (x.transpose(0, 2).contiguous().transpose(0, 2), None, 3, None, None, None, 0),
+        (x[:0], T2[:0], 0, None, None, 5, 0),
+    ]
+    for op, table in (("q_sample", schedule.q_sample_table), ("q_step", schedule.q_step_table)):
+        for data, *rest in forward:
+            arguments = (data, table(cpu, data.dtype).rows, *rest)
+            yield op, arguments, {}
+            yield op + "_out", arguments, {"out": torch.empty(data.shape, dtype=data.dtype)}
+    reverse = [
+        (x, m, None, 3, z, None, None, None, None, False),
+        (x, m.double(), T2, 0, None, None, 5, 1.5, None, False),
+        (x.half(), m.bfloat16(), T2, 0, None, SEEDS, None, None, torch.ones(2), False),
+        (x, two, None, 3, None, torch.tensor([7]), None, 1.0, None, True),
+        (channels_last(image), image, None, 3, None, None, None, None, None, False),
+        (x[:0], m[:0], T2[:0], 0, None, None, 5, None, None, False),
+    ]
+    for data, output, *rest in reverse:
+        dtype = torch.promote_types(data.dtype, output.dtype)
+        ddpm = schedule.ddpm_step_table("epsilon", "learned" if rest[-1] else "beta", cpu, dtype).rows
+        steps = (
+            [("ddpm_step", ddpm)]
+            if rest[-1]
+            else [("ddpm_step", ddpm), ("ddim_step", schedule.ddim_step_table("sample", 0.5, cpu, dtype).rows)]
+        )
+        for op, rows in steps:
+            arguments = (data, output, rows, *rest)
+            yield op, arguments, {}
+            yield op + "_x0", arguments, {}
+            yield op + "_out", (*arguments, None), {"out": torch.empty(data.shape, dtype=dtype)}
+            yield op + "_out", (*arguments, torch.empty(data.shape, dtype=dtype)), {"out": torch.empty(data.shape, dtype=dtype)}
+    posterior = schedule.q_posterior_table(cpu, torch.float32).rows
+    for arguments in [(x, m, None, 3), (x.bfloat16(), m, T2, 0), (channels_last(image), image, None, 0)]:
+        yield "q_posterior", (*arguments[:2], posterior, *arguments[2:]), {}
+    for arguments in [(torch.empty(2, 5), None, 7, 0), (torch.empty(2, 3, 4).half(), SEEDS, None, 3)]:
+        yield "randn", arguments, {}
+    for reduction in range(3):
+        for arguments in [
+            (x, m, None, None, reduction),
+            (x.bfloat16(), m, torch.tensor(2.0), z.abs(), reduction),
+            (channels_last(image), image.sigmoid(), image.abs(), None, reduction),
+        ]:
+            yield "bce_with_logits", arguments, {}
+            loss = torch.ops.fastgen.bce_with_logits(*arguments)
+            yield "bce_with_logits_backward", (torch.ones_like(loss), *arguments), {}
+
+
+OPS = sorted(
+    {"q_sample", "q_step", "ddpm_step", "ddim_step", "q_posterior", "randn", "bce_with_logits", "bce_with_logits_backward"}
+)
+OPS += [f"{op}_out" for op in ("q_sample", "q_step", "ddpm_step", "ddim_step")] + ["ddpm_step_x0", "ddim_step_x0"]
+
+
+@compiled
+@pytest.mark.parametrize("op", OPS)
+def test_opcheck(op):
+    samples = [sample for sample in op_samples() if sample[0] == op]
+    assert len(samples) >= 2
+    for _, arguments, keywords in samples:
+        torch.library.opcheck(getattr(torch.ops.fastgen, op).default, arguments, keywords)
+
+
+@compiled
+def test_every_op_is_checked():
+    registered = {
+        name.split("::")[1].split(".")[0] for name in torch._C._dispatch_get_all_op_names() if name.startswith("fastgen::")
+    }
+    assert registered - {"cpu_capability"} == set(OPS)
+
+
+BAD_CALLS = """
+import torch, fastgen
+x, cpu = torch.zeros(3, 4), torch.device("cpu")
+schedule = fastgen.Schedule.linear(10)
+rows, posterior = schedule.q_sample_table(cpu, x.dtype).rows, schedule.q_posterior_table(cpu, x.dtype).rows
+step = schedule.ddpm_step_table("epsilon", "learned", cpu, x.dtype).rows
+ops, t = torch.ops.fastgen, torch.tensor([1, 2, 3])
+calls = {
+    "index": lambda: ops.q_sample(x, rows, None, 10, None, None, 1, 0),
+    "negative index": lambda: ops.q_sample(x, rows, None, -1, None, None, 1, 0),
+    "t": lambda: ops.q_sample(x, rows, t + 7, 0, None, None, 1, 0),
+    "t of another length": lambda: ops.q_sample(x, rows, t[:2], 0, None, None, 1, 0),
+    "t of another dtype": lambda: ops.q_sample(x, rows, t.int(), 0, None, None, 1, 0),
+    "noise": lambda: ops.q_sample(x, rows, None, 1, x[:2], None, None, 0),
+    "seeds": lambda: ops.q_sample(x, rows, None, 1, None, t[:2], None, 0),
+    "columns": lambda: ops.q_sample(x, rows[:, :1].contiguous(), None, 1, None, None, 1, 0),
+    "precision of the rows": lambda: ops.q_sample(x, rows.double(), None, 1, None, None, 1, 0),
+    "out": lambda: ops.q_sample_out(x, rows, None, 1, None, None, 1, 0, out=x[:2].clone()),
+    "dtype of out": lambda: ops.q_sample_out(x, rows, None, 1, None, None, 1, 0, out=x.double()),
+    "dtype": lambda: ops.q_sample(x.long(), rows, None, 1, None, None, 1, 0),
+    "model_output": lambda: ops.ddpm_step(x, x[:2], step, None, 1, None, None, 1, None, None, False),
+    "learned": lambda: ops.ddpm_step(x, x, step, None, 1, None, None, 1, None, None, True),
+    "threshold": lambda: ops.ddpm_step(x, x, step, None, 1, None, None, 1, None, torch.ones(2), False),
+    "precision of the threshold": lambda: ops.ddpm_step(x, x, step, None, 1, None, None, 1, None, torch.ones(3).double(), False),
+    "x0": lambda: ops.ddpm_step_out(x, x, step, None, 1, None, None, 1, None, None, False, x[:2].clone(), out=x.clone()),
+    "x_t": lambda: ops.q_posterior(x, x[:2], posterior, None, 1),
+    "no seed": lambda: ops.randn(x, None, None, 0),
+    "target": lambda: ops.bce_with_logits(x, x[:2], None, None, 1),
+    "weight": lambda: ops.bce_with_logits(x, x, x[:2], None, 1),
+    "reduction": lambda: ops.bce_with_logits(x, x, None, None, 3),
+    "gradient": lambda: ops.bce_with_logits_backward(x[:2], x, x, None, None, 0),
+}
+for name, call in calls.items():
+    try:
+        call()
+    except RuntimeError:
+        continue
+    print(name, "was accepted")
+print("done")
+"""
+
+
+@compiled
+def test_memory_is_safe_without_the_python_layer():
+    """What would read or write outside a tensor is refused by the ops themselves. In a process of its own, lest it crash."""
+    assert run_python(BAD_CALLS) == (0, "done\n")

@@ -1,0 +1,72 @@
+"""The same bits on every run and for any number of threads.
+
+These tests have a file of their own, the last to run: once the number of threads has been set, MKL splits even the smallest
+arrays among them, which makes the eager backend's normals some ten times slower for the rest of the process.
+"""
+
+import pytest
+import torch
+from conftest import assert_close, assert_same, channels_last, normal, transposed
+
+import fastgen
+
+SHAPE = (3, 4, 9_001)  # enough for two threads, with an uneven split
+T = [3, 0, 39]
+
+
+def randn(schedule, x, t):
+    yield fastgen.randn(x.shape, seed=5, dtype=x.dtype, device=x.device)
+    yield fastgen.randn((20_001, 3), seed=5, dtype=x.dtype, device=x.device)
+
+
+def q_sample(schedule, x, t):
+    yield fastgen.q_sample(x, t, schedule, noise=x.flip(0))
+    for arrange in (torch.clone, channels_last, transposed):
+        yield fastgen.q_sample(arrange(x), t, schedule, seed=-1)
+
+
+def q_posterior(schedule, x, t):
+    yield from fastgen.q_posterior(x, x.flip(0), t, schedule)
+
+
+def ddpm_step(schedule, x, t):
+    yield fastgen.ddpm_step(x, x.flip(0), t, schedule, noise=x.flip(2))
+    yield from fastgen.ddpm_step(channels_last(x), x.flip(0), t, schedule, clip=1.0, seed=t, return_x0=True)
+
+
+def learned_variance(schedule, x, t):
+    yield fastgen.ddpm_step(x, torch.cat([x, x.flip(0)], 1), t, schedule, variance="learned_range", seed=3)
+
+
+def bce_with_logits(schedule, x, t):
+    for reduction in ("none", "mean", "sum"):
+        leaf = x.clone().requires_grad_()
+        loss = fastgen.bce_with_logits(leaf, x.flip(2).abs().clamp(max=1), x[0].abs(), reduction)
+        yield loss.detach()
+        yield torch.autograd.grad(loss.sum(), leaf)[0]
+
+
+@pytest.fixture
+def with_threads():
+    """Runs a function with a number of threads."""
+    before = torch.get_num_threads()
+
+    def run(threads, function, *arguments):
+        torch.set_num_threads(threads)
+        return list(function(*arguments))
+
+    yield run
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("function", [randn, q_sample, q_posterior, ddpm_step, learned_variance, bce_with_logits])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+def test_number_of_threads_changes_no_bit(backend, device, schedule, with_threads, function, dtype):
+    arguments = schedule, normal(SHAPE, 0, dtype, device), torch.tensor(T, device=device)
+    two, one, again = (with_threads(threads, function, *arguments) for threads in (2, 1, 2))
+    for a, b in zip(two, again, strict=True):
+        assert_same(a, b)
+    # PyTorch's own exponentials round by where a thread's share begins, so eager owes no more than that here
+    eager = backend == "eager" and function in (learned_variance, bce_with_logits)
+    for a, b in zip(two, one, strict=True):
+        (assert_close if eager else assert_same)(a, b)
