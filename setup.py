@@ -151,7 +151,10 @@ class NinjaBuild(build_ext):
         package = ROOT / "fastgen" if self.inplace else Path(self.build_lib).resolve() / "fastgen"
         build.mkdir(parents=True, exist_ok=True)
         package.mkdir(parents=True, exist_ok=True)
-        (build / "build.ninja").write_text(ninja_file(build, package, wanted_cuda()))
+        cuda = wanted_cuda()
+        if cuda is None and not self.inplace:
+            (package / "_fastgen_cuda.so").unlink(missing_ok=True)  # an earlier build's would be packaged
+        (build / "build.ninja").write_text(ninja_file(build, package, cuda))
         ninja = shutil.which("ninja") or str(Path(sys.executable).parent / "ninja")
         subprocess.check_call([ninja, "-C", str(build)])
 

@@ -56,6 +56,18 @@ def op(name):
     return OPS[name] if torch.compiler.is_compiling() else _DIRECT[name]
 
 
+def written(out):
+    """`out`, once a compiled op has written to it: what autograd has to know of, so that a stale value is not used in silence."""
+    if not torch.compiler.is_compiling():
+        torch.autograd.graph.increment_version(out)
+    return out
+
+
+def decomposed(plan):
+    """The plan where forward-mode derivatives are asked for, which the compiled ops do not carry: the eager reference."""
+    return plan._replace(call=None, careful=True)
+
+
 def gathered(rows, t, index, dim):
     """The columns of each sample's row, shaped to broadcast against (B, *event); NaN for a timestep outside the table."""
     if t is None:
@@ -97,7 +109,14 @@ def register_fakes(ops, fake):
     for name in ops:
         _register(name, fake)
         if hasattr(torch.ops.fastgen, name + "_out"):
-            _register(name + "_out", lambda *arguments, **out: None)
+            _register(name + "_out", _out_fake(fake))
+
+
+def _out_fake(fake):
+    def out_fake(*arguments, out):
+        same_device(fake(*arguments[: fake.__code__.co_argcount]), out)
+
+    return out_fake
 
 
 def _register(name, fake):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch.autograd import forward_ad
 
 from . import _backend, _checks, _dispatch
 
@@ -24,8 +25,9 @@ def bce_with_logits(input, target, weight=None, reduction="mean", pos_weight=Non
         pos_weight: broadcastable to input, or None: the weight of positive examples.
 
     Returns a scalar, or a tensor of input's shape for "none", in the promoted dtype of the tensors. The mean of nothing is NaN.
-    Differentiable in input and target, twice; gradients to weight or pos_weight take the decomposed path. The sum is in float64
-    over fixed blocks: the same bits on every run, for any number of threads. Half precision computes in float32. The two terms
+    Differentiable in input and target, twice; gradients to weight or pos_weight and forward-mode derivatives take the decomposed
+    path. Losses are added in float32 within 1024 of them and in float64 beyond, over fixed blocks: the same bits on every run, for
+    any number of threads. Half precision computes in float32. The two terms
     are kept apart, so that a tiny loss or gradient of a confident right answer keeps its digits, where
     `torch.nn.functional.binary_cross_entropy_with_logits` in float32 rounds it to 0 from logits of about −17 on.
 
@@ -41,7 +43,7 @@ def bce_with_logits(input, target, weight=None, reduction="mean", pos_weight=Non
     if pos_weight is not None:
         pos_weight = _broadcast("pos_weight", pos_weight, input)
     arguments = (input, target, weight, pos_weight, REDUCTIONS.index(reduction))
-    if _backend.select(input.device.type) == "eager":
+    if _backend.select(input.device.type) == "eager" or forward_ad._current_level >= 0:
         return reference(*arguments)
     if torch.is_grad_enabled():
         if (weight is not None and weight.requires_grad) or (pos_weight is not None and pos_weight.requires_grad):

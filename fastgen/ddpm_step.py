@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
+from torch.autograd import forward_ad
 
 from . import _checks, _dispatch, rng
 from .q_sample import scaled
@@ -43,7 +44,8 @@ def ddpm_step(
         variance: σ_t² = β̃_t ("posterior"), β_t ("beta"), exp(v) ("learned"), or β_t^f·β̃_t^{1−f} with f = (v+1)/2
             ("learned_range").
         clip: a number c > 0; x0 is clamped to ±c.
-        threshold: floating tensor (B,) of bounds s > 0; x0 becomes clamp(x0, ±s)/s. Not together with clip. No gradient.
+        threshold: floating tensor (B,) of bounds s > 0, which are not checked; x0 becomes
+            clamp(x0, ±s)/s. Not together with clip. No gradient.
         noise: z itself, the shape of x_t, any of the four dtypes.
         seed: int or int64 tensor of 1 or B elements; z is then `fastgen.randn(x_t.shape, seed=seed, offset=t)`, made in
             registers and never stored.
@@ -101,7 +103,8 @@ def ddim_step(
     η = 0 is deterministic (no noise is drawn or read), η = 1 is `ddpm_step` with variance "posterior". ε is read off the
     clipped x0. x_{t−1} is the previous step of `schedule`, so respace the schedule for larger strides.
 
-    eta: a number within 0 … 1. The other arguments, the result and the errors are those of `ddpm_step`.
+    eta: a number within 0 … 1, a constant where the call is compiled. The other arguments, the result and the errors are those of
+    `ddpm_step`.
 
     Source: Song et al. 2021 (DDIM), equations (12) and (16).
     """
@@ -121,6 +124,8 @@ def ddim_step(
 
 
 def _reverse_step(plan, x_t, model_output, t, clip, threshold, learned, noise, seed, generator, return_x0, out):
+    if forward_ad._current_level >= 0:
+        plan = _dispatch.decomposed(plan)
     _, rows, end, note, noisy, dtype, call, careful = plan
     given_t = t
     if type(t) is int and 0 <= t < end:
@@ -135,7 +140,8 @@ def _reverse_step(plan, x_t, model_output, t, clip, threshold, learned, noise, s
         threshold = _checked_threshold(threshold, clip, x_t, rows.dtype)
     if return_x0 is not False and return_x0 is not True:
         raise TypeError(f"return_x0: expected a bool, got {type(return_x0).__name__}")
-    if careful or (noise is None and seed is None):  # before a seed is drawn; a compiled op checks before it writes
+    # before a seed is drawn, out is looked at or noise is dropped; of what else is wrong a compiled op complains before it writes
+    if careful or (noise is None and seed is None) or (noise is not None and (out is not None or not noisy)):
         _check_tensors(x_t, model_output, learned, given_t, noise, plan)
     if out is not None:
         inputs = {"x_t": x_t, "model_output": model_output, "noise": noise, "threshold": threshold}
@@ -173,6 +179,7 @@ def _run(plan, arguments, return_x0, out):
     if out is not None:
         x0 = _dispatch.empty_like(arguments[0], plan.dtype) if return_x0 else None
         _dispatch.op(plan.op + "_out")(*arguments, x0, out=out)
+        _dispatch.written(out)
         return (out, x0) if return_x0 else out
     return _dispatch.op(plan.op + "_x0")(*arguments) if return_x0 else plan.call(*arguments)
 
@@ -224,7 +231,7 @@ def reference(x_t, model_output, rows, t, index, noise, seeds, seed, clip, thres
         noise = rng.normals(shape, seeds, seed, index if t is None else t, x.device, rows.dtype)
     sigma = c["S"]
     if learned and noise is not None:
-        noise = torch.exp(c["L"] * v + c["M"]) * noise.to(rows.dtype)
+        noise = torch.exp(torch.where(sigma == 0, 0.0, c["L"] * v + c["M"])) * noise.to(rows.dtype)
     return _dispatch.with_noise(y, sigma, noise).to(dtype), x0.to(dtype)
 
 
@@ -234,6 +241,7 @@ def _columns(rows, t, index, dim):
 
 def _clipped(x0, clip, threshold):
     if clip is not None:
+        clip = min(clip, torch.finfo(x0.dtype).max)
         return x0.clamp(-clip, clip)
     bound = _per_sample(threshold, x0.dim())
     return x0.clamp(-bound, bound) / bound
@@ -326,14 +334,15 @@ def _general_backward(ctx, y_gradient, x0_gradient, x_needed, m_needed, noise_ne
             inner = inner / bound
         to_x, to_m = c["V"] * g + c["P"] * inner, c["Q"] * inner
     to_noise = None
-    if learned:
+    if learned:  # at S = 0 neither v nor the noise is looked at, were they infinite or NaN
         to_v = torch.zeros_like(to_m)
         if noise is not None or seeds is not None or seed is not None:
             z = noise
             if z is None:
                 z = rng.normals(shape, seeds, seed, index if t is None else t, x.device, x.dtype)
-            deviation = c["S"] * torch.exp(c["L"] * v + c["M"])
-            to_v = torch.where(c["S"] == 0, 0.0, g * deviation * c["L"] * z.to(x.dtype))
+            still = c["S"] == 0
+            deviation = c["S"] * torch.exp(torch.where(still, 0.0, c["L"] * v + c["M"]))
+            to_v = torch.where(still, 0.0, g * deviation * c["L"] * z.to(x.dtype))
             to_noise = g * deviation
         to_m = torch.cat([to_m, to_v], dim=1)
     elif noise_needed:

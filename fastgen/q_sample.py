@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch.autograd import forward_ad
 
 from . import _checks, _dispatch, rng
 from .schedule import Schedule
@@ -54,6 +55,8 @@ def _noised(op, table, x_name, x, t, schedule, noise, seed, generator, offset, o
         _checks.schedule(schedule)
         _checks.batched(x_name, x)
         plan = _dispatch.make_plan(op, schedule, x, x, x.dtype, table(schedule, x.device, x.dtype))
+    if forward_ad._current_level >= 0:
+        plan = _dispatch.decomposed(plan)
     _, _, end, note, _, _, _, careful = plan
     given_t = t
     if type(t) is int and 0 <= t < end:
@@ -64,7 +67,8 @@ def _noised(op, table, x_name, x, t, schedule, noise, seed, generator, offset, o
         t, index = _checks.timestep(t, x, end, note)
     if offset != 0 or type(offset) is not int:
         offset = rng.check_offset(offset)
-    if careful or (noise is None and seed is None):  # before a seed is drawn; a compiled op checks before it writes
+    # before a seed is drawn or out is looked at; of what else is wrong a compiled op complains before it writes
+    if careful or (noise is None and seed is None) or (noise is not None and out is not None):
         _check_tensors(x_name, x, given_t, noise, plan)
     if out is not None:
         _checks.output(out, x.shape, x.dtype, x.device, {x_name: x, "noise": noise})
@@ -91,7 +95,7 @@ def _run(plan, x, t, index, noise, seeds, seed, offset, out=None):
         return y if out is None else out.copy_(y)
     if out is not None:
         _dispatch.op(plan.op + "_out")(x, plan.rows, t, index, noise, seeds, seed, offset, out=out)
-        return out
+        return _dispatch.written(out)
     if torch.is_grad_enabled() and (x.requires_grad or (noise is not None and noise.requires_grad)):
         return _QSample.apply(plan, x, plan.rows, t, index, noise, seeds, seed, offset)
     if seed is None and seeds is None:  # what is left out need not be converted

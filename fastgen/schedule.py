@@ -179,6 +179,8 @@ class Schedule:
                 keep = np.array([operator.index(step) for step in steps], dtype=np.int64)
             except TypeError as error:
                 raise TypeError(f"steps: expected ints, got {steps!r}") from error
+            except OverflowError as error:
+                raise ValueError(f"steps: expected an increasing list within 0 … {total - 1}, got {steps!r}") from error
             if keep.size == 0 or keep[0] < 0 or keep[-1] >= total or np.any(np.diff(keep) <= 0):
                 raise ValueError(f"steps: expected an increasing list within 0 … {total - 1}, got {keep.tolist()}")
             label = str(keep.tolist()) if keep.size <= 8 else f"<{keep.size} steps>"
@@ -244,7 +246,10 @@ class Schedule:
         return self._table(("ddim_step", prediction, eta), device, dtype)
 
     def timestep_tensor(self, device=None) -> torch.Tensor:
-        """`timesteps` as an int64 tensor on `device`, cached: `schedule.timestep_tensor(device)[t]` is what the network gets."""
+        """`timesteps` as an int64 tensor on `device`, cached: `schedule.timestep_tensor(device)[t]` is what the network gets.
+
+        The tensor is shared by all callers; do not write to it.
+        """
         device = torch.device("cpu") if device is None else torch.device(device)
         if device not in self._timestep_tensors:
             self._timestep_tensors[device] = torch.tensor(self.timesteps, device=device)
@@ -418,9 +423,8 @@ _NOISE_COLUMN = {
 
 
 def _frozen(values, dtype) -> np.ndarray:
-    array = np.array(values, dtype=dtype)
-    array.flags.writeable = False
-    return array
+    # over immutable bytes, so that not even setflags makes it writeable
+    return np.frombuffer(np.array(values, dtype=dtype).tobytes(), dtype=dtype)
 
 
 def _steps(steps) -> int:

@@ -475,3 +475,18 @@ def test_gradients_are_recorded_only_where_asked(device, schedule, kind):
         x = case.x.clone().requires_grad_()
         assert not case(3, schedule, x=x, seed=1).requires_grad
         assert_same(case(3, schedule, x=x, seed=1, out=torch.empty_like(case.x)), case(3, schedule, seed=1))
+
+
+@pytest.mark.parametrize(("noise", "error"), [(torch.zeros(1), ValueError), (torch.zeros(2, 3, dtype=torch.int64), TypeError)])
+def test_noise_is_checked_where_none_is_added(backend, noise, error):
+    x = torch.ones(2, 3)
+    with pytest.raises(error, match="^noise"):
+        fastgen.ddim_step(x, x, 3, fastgen.Schedule.linear(10), noise=noise)
+
+
+def test_learned_variance_at_t0_has_finite_gradients(backend):
+    x, noise = torch.ones(1, 1, 3), torch.ones(1, 1, 3, requires_grad=True)
+    output = torch.cat([torch.ones(1, 1, 3), torch.full((1, 1, 3), 300.0)], dim=1).requires_grad_()
+    schedule = fastgen.Schedule.linear(10)
+    fastgen.ddpm_step(x, output, 0, schedule, variance="learned", noise=noise).sum().backward()
+    assert torch.isfinite(output.grad).all() and torch.equal(noise.grad, torch.zeros_like(noise))

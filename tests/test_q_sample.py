@@ -292,3 +292,12 @@ def test_unaligned_and_empty_gradients(device, schedule, op):
         x = x.requires_grad_()
         op(x, 3, schedule, seed=1).sum().backward()
         assert x.grad.shape == x.shape and torch.all(x.grad > 0)
+
+
+def test_out_is_known_to_have_changed(backend):
+    """A backward that needs what `out` held before is refused, as for any in-place operation."""
+    parameter, state = torch.ones(2, 3, requires_grad=True), torch.zeros(2, 3)
+    loss = (parameter * state).sum()
+    fastgen.q_sample(torch.ones(2, 3), 3, fastgen.Schedule.linear(10), seed=1, out=state)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
