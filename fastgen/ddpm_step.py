@@ -141,8 +141,10 @@ def _reverse_step(plan, x_t, model_output, t, clip, threshold, learned, noise, s
     if return_x0 is not False and return_x0 is not True:
         raise TypeError(f"return_x0: expected a bool, got {type(return_x0).__name__}")
     # before a seed is drawn, out is looked at or noise is dropped; of what else is wrong a compiled op complains before it writes
-    if careful or (noise is None and seed is None) or (noise is not None and (out is not None or not noisy)):
+    if careful or (noise is None and seed is None):
         _check_tensors(x_t, model_output, learned, given_t, noise, plan)
+    elif noise is not None and (out is not None or not noisy):
+        _checks.like("noise", noise, "x_t", x_t)
     if out is not None:
         inputs = {"x_t": x_t, "model_output": model_output, "noise": noise, "threshold": threshold}
         _checks.output(out, x_t.shape, dtype, x_t.device, inputs)

@@ -68,8 +68,10 @@ def _noised(op, table, x_name, x, t, schedule, noise, seed, generator, offset, o
     if offset != 0 or type(offset) is not int:
         offset = rng.check_offset(offset)
     # before a seed is drawn or out is looked at; of what else is wrong a compiled op complains before it writes
-    if careful or (noise is None and seed is None) or (noise is not None and out is not None):
+    if careful or (noise is None and seed is None):
         _check_tensors(x_name, x, given_t, noise, plan)
+    elif noise is not None and out is not None:
+        _checks.like("noise", noise, x_name, x)
     if out is not None:
         _checks.output(out, x.shape, x.dtype, x.device, {x_name: x, "noise": noise})
     seeds = None
