@@ -1,26 +1,31 @@
 // Binary cross entropy on logits: w·(p·y·softplus(−x) + (1 − y)·softplus(x)). Host and device.
 //
-// The two terms are kept apart: written as (1 − y)·x + …, a confident right answer's loss is the difference of two large numbers
-// and rounds to 0, and its gradient σ(x) − y likewise.
+// With softplus(±x) = max(±x, 0) + tail, tail = log1p(e^−|x|), that is w·(|x|·(p·y if x < 0, else 1 − y) + (p·y + 1 − y)·tail).
+// Nothing is subtracted from a number of its own size: written as (1 − y)·x + …, a confident right answer's loss is the difference
+// of two large numbers and rounds to 0, and its gradient σ(x) − y likewise.
 #pragma once
 #include "common/elementwise.h"
 #include "common/real_math.h"
 
 namespace fastgen {
 
-// y, p·y and w as they are where there is no weight: p = w = 1.
-template <class V> FG_HD V bce_loss(V x, V y, V weight, V pos_weight) {
-  const V zero = splat<V>(0.0), tail = log1p_unit(exp(-abs(x)));
-  const V positive = select(x < zero, -x, zero) + tail, negative = select(x > zero, x, zero) + tail;
-  return weight * fma(pos_weight * y, positive, (splat<V>(1.0) - y) * negative);
+// The weight where there is none: no load, no multiplication.
+struct One {};
+template <class V> FG_HD V operator*(One, V v) { return v; }
+
+// W and P: V or One. NaN in x reaches the result through e^−|x|.
+template <class V, class W, class P> FG_HD V bce_loss(V x, V y, W weight, P pos_weight) {
+  const V size = abs(x), positive = pos_weight * y, negative = splat<V>(1.0) - y;
+  V tail = log1p_unit(exp_negative(-size));
+  if constexpr (sizeof(P) > sizeof(One)) tail = (positive + negative) * tail;
+  return weight * fma(size, select(x < splat<V>(0.0), positive, negative), tail);
 }
 
-// d loss / d x = w·((1 − y)·σ(x) − p·y·σ(−x))
-template <class V> FG_HD V bce_gradient(V x, V y, V weight, V pos_weight) {
-  const V one = splat<V>(1.0), e = exp(-abs(x)), larger = one / (one + e), smaller = e * larger;
+// d loss / d x = w·((1 − y)·σ(x) − p·y·σ(−x)), the larger σ being 1/(1 + e) and the smaller e/(1 + e) with e = e^−|x|
+template <class V, class W, class P> FG_HD V bce_gradient(V x, V y, W weight, P pos_weight) {
+  const V one = splat<V>(1.0), e = exp_negative(-abs(x)), positive = pos_weight * y, negative = one - y;
   const auto right = x >= splat<V>(0.0);
-  const V positive = select(right, smaller, larger), negative = select(right, larger, smaller);
-  return weight * fma(one - y, negative, -(pos_weight * y * positive));
+  return weight * (fma(negative, select(right, one, e), -(positive * select(right, e, one))) / (one + e));
 }
 
 enum BceReduction : int32_t { kNone, kMean, kSum };

@@ -119,6 +119,7 @@ Tensor backward(const Tensor& gradient, const Tensor& input, const Tensor& targe
   Operands operands(input);
   BceWithLogitsArguments a = arguments_of(operands, input, target, weight, pos_weight, reduction);
   a.gradient = operands.read(gradient, "gradient");
+  STD_TORCH_CHECK(reduction == kNone || a.gradient.single, "gradient: expected one element for a mean or a sum");
   a.backward = true;
   a.scale = reduction == kMean ? 1.0 / static_cast<double>(a.count) : 1.0;
   const Tensor out = operands.output(a.input.dtype);

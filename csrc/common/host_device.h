@@ -48,6 +48,11 @@ FG_HD float abs(float a) { return ::fabsf(a); }
 FG_HD double abs(double a) { return ::fabs(a); }
 
 template <class T> FG_HD T select(bool mask, T a, T b) { return mask ? a : b; }
+// b where either is NaN, as the processors' own instructions have it.
+FG_HD float max(float a, float b) { return a > b ? a : b; }
+FG_HD double max(double a, double b) { return a > b ? a : b; }
+FG_HD float min(float a, float b) { return a < b ? a : b; }
+FG_HD double min(double a, double b) { return a < b ? a : b; }
 
 FG_HD int32_t bits(float a) {
   int32_t b;

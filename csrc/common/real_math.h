@@ -13,6 +13,8 @@ template <class V, class... C> FG_HD V polynomial(V x, V accumulated, double nex
 }
 
 constexpr double kLn2 = 0.693147180559945309417232121458;
+// A number added and subtracted to round to the nearest integer.
+template <class V> constexpr double kRounder = kIsDouble<V> ? 6755399441055744.0 : 12582912.0;
 
 // ln(1 + f) for f in [√½ − 1, √2 − 1]; relative error 3e-8 in float before rounding.
 template <class V> FG_HD V log1p_reduced(V f) {
@@ -39,42 +41,58 @@ template <class V> FG_HD V log_positive(V u) {
   return fma(to_real(exponent), splat<V>(kLn2), log1p_reduced(f));
 }
 
-// ln(1 + e) for e in [0, 1]; a few ulp down to the smallest e. NaN stays NaN.
+// ln(1 + e) for e in [0, 1]; 2 ulp down to the smallest e. NaN stays NaN.
 template <class V> FG_HD V log1p_unit(V e) {
-  // 1 + e = 2·(1 + (e − 1)/2) where e is above √2 − 1
-  const auto upper = e > splat<V>(0.41421356237309503);
-  const V l = log1p_reduced(select(upper, (e - splat<V>(1.0)) * splat<V>(0.5), e));
-  return select(upper, l + splat<V>(kLn2), l);
+  if constexpr (kIsDouble<V>) {
+    // 1 + e = 2·(1 + (e − 1)/2) where e is above √2 − 1
+    const auto upper = e > splat<V>(0.41421356237309503);
+    const V l = log1p_reduced(select(upper, (e - splat<V>(1.0)) * splat<V>(0.5), e));
+    return select(upper, l + splat<V>(kLn2), l);
+  } else {
+    // one fit for the whole range, relative error 3e-8: six instructions fewer than the reduction above
+    const V tail = polynomial(e, splat<V>(0.005364825439855958), -0.030065796732173827, 0.0792045427807816, -0.1375380295017657,
+                              0.19153655223918847, -0.2485716373892416, 0.3332132262660457, -0.49999647963834715);
+    return fma(e * e, tail, e);
+  }
 }
 
-// exp(x); overflows to inf, underflows through the subnormals to 0, NaN stays NaN.
-template <class V> FG_HD V exp(V x) {
-  constexpr double low = kIsDouble<V> ? -746.0 : -104.0, high = kIsDouble<V> ? 710.0 : 89.0;
-  // a number added and subtracted to round to the nearest integer
-  constexpr double rounder = kIsDouble<V> ? 6755399441055744.0 : 12582912.0;
-  V bounded = select(x < splat<V>(low), splat<V>(low), x);
-  bounded = select(bounded > splat<V>(high), splat<V>(high), bounded);
-  const V shifted = fma(bounded, splat<V>(1.0 / kLn2), splat<V>(rounder));
-  const V n = shifted - splat<V>(rounder);
+// a·2ⁿ, rounded once where the result is subnormal; n is a whole number within ±252 (float) or ±2044 (double). In two factors,
+// so that neither leaves the normal range.
+template <class V> FG_HD V scale(V a, V n) {
+  constexpr int bias = kIsDouble<V> ? 1023 : 127, mantissa_bits = kIsDouble<V> ? 52 : 23;
+  const V rounder = splat<V>(kRounder<V>);
+  const auto whole = bits(n + rounder) - bits(rounder);
+  const auto half = whole >> 1;
+  const V first = from_bits((half + Lanes<V>::splat_int(bias)) << mantissa_bits);
+  const V second = from_bits((whole - half + Lanes<V>::splat_int(bias)) << mantissa_bits);
+  return a * first * second;
+}
+
+// exp(x) for x that the other two have bounded from below, or from above as well.
+template <class V> FG_HD V exp_bounded(V x) {
+  const V rounder = splat<V>(kRounder<V>);
+  const V n = fma(x, splat<V>(1.0 / kLn2), rounder) - rounder;
   V r, result;
   if constexpr (kIsDouble<V>) {
-    r = fma(n, splat<V>(-6.93147180369123816490e-01), bounded);
+    r = fma(n, splat<V>(-6.93147180369123816490e-01), x);
     r = fma(n, splat<V>(-1.90821492927058770002e-10), r);
     result = polynomial(r, splat<V>(1.0 / 6227020800.0), 1.0 / 479001600, 1.0 / 39916800, 1.0 / 3628800, 1.0 / 362880, 1.0 / 40320,
                         1.0 / 5040, 1.0 / 720, 1.0 / 120, 1.0 / 24, 1.0 / 6, 0.5, 1.0, 1.0);
   } else {
-    r = fma(n, splat<V>(-0.693359375), bounded);
+    r = fma(n, splat<V>(-0.693359375), x);
     r = fma(n, splat<V>(2.12194440e-4), r);
     result = polynomial(r, splat<V>(0.0013814467238262296), 0.008368780836462975, 0.04166839271783829, 0.1666651964187622,
                         0.4999999403953552, 1.0, 1.0);
   }
-  // 2^n in two factors, so that neither leaves the normal range
-  const auto whole = bits(shifted) - bits(splat<V>(rounder));
-  const auto half = whole >> 1;
-  constexpr int bias = kIsDouble<V> ? 1023 : 127, mantissa_bits = kIsDouble<V> ? 52 : 23;
-  const V first = from_bits((half + Lanes<V>::splat_int(bias)) << mantissa_bits);
-  const V second = from_bits((whole - half + Lanes<V>::splat_int(bias)) << mantissa_bits);
-  return result * first * second;
+  return scale(result, n);
+}
+
+// exp(x) for x ≤ 0; underflows through the subnormals to 0, NaN stays NaN.
+template <class V> FG_HD V exp_negative(V x) { return exp_bounded(max(splat<V>(kIsDouble<V> ? -746.0 : -104.0), x)); }
+
+// exp(x); overflows to inf as well.
+template <class V> FG_HD V exp(V x) {
+  return exp_bounded(min(splat<V>(kIsDouble<V> ? 710.0 : 89.0), max(splat<V>(kIsDouble<V> ? -746.0 : -104.0), x)));
 }
 
 }  // namespace fastgen
