@@ -125,8 +125,8 @@ def output(out, shape, dtype, device, inputs: dict) -> None:
         raise ValueError(f"out: expected a tensor on {device}, got one on {out.device}")
     if out.shape != shape:
         raise ValueError(f"out: expected shape {tuple(shape)}, got {tuple(out.shape)}")
-    if torch.is_grad_enabled() and (out.requires_grad or any(x.requires_grad for x in inputs.values() if x is not None)):
-        raise ValueError("out: expected no tensor that requires grad, since out= cannot record a gradient; use torch.no_grad()")
+    if torch.is_grad_enabled():
+        ungraded_output(out, *inputs.values())
     if torch.compiler.is_compiling():
         return  # addresses are unknown while tracing; functionalisation copies where tensors overlap
     first, last = _span(out)
@@ -141,6 +141,12 @@ def output(out, shape, dtype, device, inputs: dict) -> None:
         same = x_first == first and x.shape == out.shape and x.stride() == out.stride() and x.dtype == out.dtype
         if not same:
             raise ValueError(f"out: expected memory apart from {name}, or {name} itself, got an overlapping view of it")
+
+
+def ungraded_output(out, *inputs) -> None:
+    """Where gradients are enabled: neither `out` nor an input requires one."""
+    if any(isinstance(x, torch.Tensor) and x.requires_grad for x in (out, *inputs)):
+        raise ValueError("out: expected no tensor that requires grad, since out= cannot record a gradient; use torch.no_grad()")
 
 
 def _span(x) -> tuple[int, int]:

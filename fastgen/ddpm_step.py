@@ -140,14 +140,11 @@ def _reverse_step(plan, x_t, model_output, t, clip, threshold, learned, noise, s
         threshold = _checked_threshold(threshold, clip, x_t, rows.dtype)
     if return_x0 is not False and return_x0 is not True:
         raise TypeError(f"return_x0: expected a bool, got {type(return_x0).__name__}")
-    # before a seed is drawn, out is looked at or noise is dropped; of what else is wrong a compiled op complains before it writes
-    if careful or (noise is None and seed is None):
-        _check_tensors(x_t, model_output, learned, given_t, noise, plan)
-    elif noise is not None and (out is not None or not noisy):
-        _checks.like("noise", noise, "x_t", x_t)
-    if out is not None:
-        inputs = {"x_t": x_t, "model_output": model_output, "noise": noise, "threshold": threshold}
-        _checks.output(out, x_t.shape, dtype, x_t.device, inputs)
+    # before a seed is drawn or noise is dropped; of what else is wrong a compiled op complains before it writes
+    if careful or (noise is None and seed is None) or (noise is not None and not noisy):
+        _check_tensors(x_t, model_output, learned, given_t, noise, plan, threshold, out)
+    elif out is not None and torch.is_grad_enabled():
+        _checks.ungraded_output(out, x_t, model_output, noise)
     seeds = None
     if type(seed) is int and 0 <= seed < 2**63 and noise is None and generator is None:
         pass
@@ -169,7 +166,7 @@ def _reverse_step(plan, x_t, model_output, t, clip, threshold, learned, noise, s
             return call(x_t, model_output, rows, t, index, noise)
         return call(x_t, model_output, rows, t, index, noise, seeds, seed)
     except (RuntimeError, TypeError):
-        _check_tensors(x_t, model_output, learned, given_t, noise, plan)
+        _check_tensors(x_t, model_output, learned, given_t, noise, plan, threshold, out)
         raise
 
 
@@ -193,11 +190,14 @@ def _check_inputs(x_t, model_output, learned):
     return _checks.result_dtype(x_t, model_output)
 
 
-def _check_tensors(x_t, model_output, learned, t, noise, plan):
+def _check_tensors(x_t, model_output, learned, t, noise, plan, threshold, out):
     _check_inputs(x_t, model_output, learned)
     _checks.timestep(t, x_t, plan.end, plan.note)
     if noise is not None:
         _checks.like("noise", noise, "x_t", x_t)
+    if out is not None:
+        inputs = {"x_t": x_t, "model_output": model_output, "noise": noise, "threshold": threshold}
+        _checks.output(out, x_t.shape, plan.dtype, x_t.device, inputs)
 
 
 def _checked_threshold(threshold, clip, x_t, dtype):

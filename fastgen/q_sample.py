@@ -67,28 +67,28 @@ def _noised(op, table, x_name, x, t, schedule, noise, seed, generator, offset, o
         t, index = _checks.timestep(t, x, end, note)
     if offset != 0 or type(offset) is not int:
         offset = rng.check_offset(offset)
-    # before a seed is drawn or out is looked at; of what else is wrong a compiled op complains before it writes
+    # before a seed is drawn; of what else is wrong a compiled op complains before it writes
     if careful or (noise is None and seed is None):
-        _check_tensors(x_name, x, given_t, noise, plan)
-    elif noise is not None and out is not None:
-        _checks.like("noise", noise, x_name, x)
-    if out is not None:
-        _checks.output(out, x.shape, x.dtype, x.device, {x_name: x, "noise": noise})
+        _check_tensors(x_name, x, given_t, noise, plan, out)
+    elif out is not None and torch.is_grad_enabled():
+        _checks.ungraded_output(out, x, noise)
     seeds = None
     if type(seed) is not int or not 0 <= seed < 2**63 or noise is not None or generator is not None:
         noise, seeds, seed = rng.noise_source(x_name, x, x.dtype, noise, seed, generator)
     try:
         return _run(plan, x, t, index, noise, seeds, seed, offset, out)
     except (RuntimeError, TypeError):
-        _check_tensors(x_name, x, given_t, noise, plan)
+        _check_tensors(x_name, x, given_t, noise, plan, out)
         raise
 
 
-def _check_tensors(x_name, x, t, noise, plan):
+def _check_tensors(x_name, x, t, noise, plan, out):
     _checks.batched(x_name, x)
     _checks.timestep(t, x, plan.end, plan.note)
     if noise is not None:
         _checks.like("noise", noise, x_name, x)
+    if out is not None:
+        _checks.output(out, x.shape, plan.dtype, x.device, {x_name: x, "noise": noise})
 
 
 def _run(plan, x, t, index, noise, seeds, seed, offset, out=None):

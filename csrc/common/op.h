@@ -9,6 +9,7 @@
 
 #include <sys/mman.h>
 
+#include <initializer_list>
 #include <optional>
 
 #include "common/elementwise.h"
@@ -70,6 +71,14 @@ struct View {
     for (DType d : {kFloat32, kBFloat16, kFloat16, kFloat64})
       if (torch_dtype == fastgen::torch_dtype(d)) return d;
     STD_TORCH_CHECK(false, name, ": expected dtype float16, bfloat16, float32 or float64");
+  }
+  // How many elements' worth of memory lies between the first element and the end of the last.
+  int64_t span() const {
+    if (contiguous) return numel;
+    int64_t last = 0;
+    for (int64_t d = 0; d < dim; ++d)
+      last += (sizes[d] - 1) * strides[d];
+    return last + 1;
   }
   bool same_device(const View& other) const { return device_type == other.device_type && device_index == other.device_index; }
   bool on_cpu() const { return device_type == aoti_torch_device_type_cpu(); }
@@ -195,13 +204,27 @@ struct Output {
   Operand operand;
 
   Output(const Batch& batch, DType dtype) : target(batch.output(dtype)), operand(batch.operand(target.mutable_data_ptr(), dtype)) {}
-  Output(const Batch& batch, DType dtype, const Tensor& out) : target(out) {
+  // `inputs`: the tensors that the op reads, null where there is none. `out` may be one of them, and overlap none otherwise.
+  Output(const Batch& batch, DType dtype, const Tensor& out, std::initializer_list<const Tensor*> inputs) : target(out) {
     const View view(out);
-    STD_TORCH_CHECK(
-        view.dtype("out") == dtype && view.numel == batch.like.numel && view.dim == batch.like.dim && view.same_device(batch.like),
-        "out: expected the result's dtype, shape and device");
+    bool fits = view.dtype("out") == dtype && view.dim == batch.like.dim && view.same_device(batch.like);
+    for (int64_t d = 0; fits && d < view.dim; ++d)
+      fits = view.sizes[d] == batch.like.sizes[d];
+    STD_TORCH_CHECK(fits, "out: expected the result's dtype, shape and device");
+    STD_TORCH_CHECK(view.span() >= view.numel, "out: expected every element to have its own memory");
+    for (const Tensor* x : inputs)
+      STD_TORCH_CHECK(!x || apart_or_same(view, View(*x)), "out: expected memory apart from the inputs, or one of them");
     if (!(batch.channels_last ? view.channels_last() : view.contiguous)) own = batch.output(dtype);
     operand = batch.operand(own ? own->mutable_data_ptr() : view.data, dtype);
+  }
+  static bool apart_or_same(const View& a, const View& b) {
+    const char *a_data = static_cast<const char*>(a.data), *b_data = static_cast<const char*>(b.data);
+    const int64_t a_size = size_of(a.dtype("out")), b_size = size_of(b.dtype("input"));
+    if (b_data + b.span() * b_size <= a_data || a_data + a.span() * a_size <= b_data) return true;
+    bool same = a_data == b_data && a.torch_dtype == b.torch_dtype && a.dim == b.dim;
+    for (int64_t d = 0; same && d < a.dim; ++d)
+      same = a.sizes[d] == b.sizes[d] && a.strides[d] == b.strides[d];
+    return same;
   }
   void finish() const {
     if (own) torch::stable::copy_(const_cast<Tensor&>(target), *own);

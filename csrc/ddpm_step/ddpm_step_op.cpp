@@ -86,9 +86,10 @@ std::tuple<Tensor, Tensor> ddpm_step_x0(PARAMETERS) {
 
 void ddpm_step_into(PARAMETERS, const OptionalTensor& x0, const Tensor& out) {
   const Inputs inputs(x, model_output, learned);
-  const Output output(inputs.batch, inputs.dtype, out);
+  const Output output(inputs.batch, inputs.dtype, out,
+                      {&x, &model_output, noise ? &*noise : nullptr, threshold ? &*threshold : nullptr});
   std::optional<Output> x0_output;
-  if (x0) x0_output.emplace(inputs.batch, inputs.dtype, *x0);
+  if (x0) x0_output.emplace(inputs.batch, inputs.dtype, *x0, std::initializer_list<const Tensor*>{&out});
   run(inputs, ARGUMENTS, output, x0_output ? &*x0_output : nullptr);
 }
 

@@ -39,7 +39,7 @@ void q_sample_into(const Tensor& x, const Tensor& rows, const OptionalTensor& t,
                    const OptionalTensor& seeds, std::optional<int64_t> seed, int64_t offset, const Tensor& out) {
   const Batch batch(x);
   const Input input = batch.first("x");
-  run(batch, rows, t, index, noise, seeds, seed, offset, input, Output(batch, input.dtype, out));
+  run(batch, rows, t, index, noise, seeds, seed, offset, input, Output(batch, input.dtype, out, {&x, noise ? &*noise : nullptr}));
 }
 
 }  // namespace

@@ -14,7 +14,7 @@ void randn(const Tensor& out, const OptionalTensor& seeds, std::optional<int64_t
   a.is_double = dtype == kFloat64;
   a.noise = noise_of(seeds, seed, offset, false, batch);
   STD_TORCH_CHECK(a.noise.kind == kSeededNoise, "seed: expected one, got none");
-  const Output output(batch, dtype, out);
+  const Output output(batch, dtype, out, {});
   a.out[0] = output.operand;
   FG_RUN(randn, a, batch.like, kSeededGrain);
   output.finish();
