@@ -28,26 +28,31 @@ class Plan(NamedTuple):
     dtype: torch.dtype  # of the result
     call: Any  # the compiled op; None for the eager backend
     careful: bool  # check the tensors in Python first: eager would broadcast, and a fake accepts anything
+    learned: bool = False  # whether the network's output carries a variance too
+
+
+_is_dynamo_compiling = torch.compiler.is_dynamo_compiling  # found once, which saves 0.02 µs a call
 
 
 def plan(op, schedule, x, y, option=None, other=None):
     """The plan kept for these arguments, or None where there is none yet (or one may not be used, while tracing)."""
-    if torch.compiler.is_dynamo_compiling():
+    if _is_dynamo_compiling():
         return None
     try:
-        return schedule._plans[op, x.dtype, y.dtype, x.device, _backend._choice.get(), option, other]
+        # True for the CPU: to make, hash and compare a torch.device takes 0.1 µs
+        return schedule._plans[op, x.dtype, y.dtype, x.is_cpu or x.device, _backend._choice.get(), option, other]
     except (AttributeError, KeyError, TypeError):
         return None
 
 
-def make_plan(op, schedule, x, y, dtype, table, option=None, other=None):
+def make_plan(op, schedule, x, y, dtype, table, option=None, other=None, learned=False):
     """The plan of arguments whose types, dtypes, device and options have been checked."""
     tracing = torch.compiler.is_compiling()
     compiled = _backend.select(x.device.type) == "cpp"
     call = (OPS if tracing else _DIRECT)[op] if compiled else None
-    made = Plan(op, table.rows, table.rows.shape[0], table.note, table.noisy, dtype, call, tracing or not compiled)
+    made = Plan(op, table.rows, table.rows.shape[0], table.note, table.noisy, dtype, call, tracing or not compiled, learned)
     if not tracing:
-        schedule._plans[op, x.dtype, y.dtype, x.device, _backend._choice.get(), option, other] = made
+        schedule._plans[op, x.dtype, y.dtype, x.is_cpu or x.device, _backend._choice.get(), option, other] = made
     return made
 
 

@@ -66,16 +66,16 @@ def ddpm_step(
     Sources: Ho et al. 2020, equations (6), (7) and (11); learned variances: Nichol & Dhariwal 2021, equation (15);
     v: Salimans & Ho 2022; threshold: Saharia et al. 2022 (Imagen), section 2.3.
     """
-    learned = variance in LEARNED_VARIANCES
     plan = _dispatch.plan("ddpm_step", schedule, x_t, model_output, prediction, variance)
     if plan is None:
         _checks.schedule(schedule)
         _checks.option("prediction", prediction, PREDICTIONS)
         _checks.option("variance", variance, VARIANCES)
+        learned = variance in LEARNED_VARIANCES
         dtype = _check_inputs(x_t, model_output, learned)
         table = schedule.ddpm_step_table(prediction, variance, x_t.device, dtype)
-        plan = _dispatch.make_plan("ddpm_step", schedule, x_t, model_output, dtype, table, prediction, variance)
-    return _reverse_step(plan, x_t, model_output, t, clip, threshold, learned, noise, seed, generator, return_x0, out)
+        plan = _dispatch.make_plan("ddpm_step", schedule, x_t, model_output, dtype, table, prediction, variance, learned)
+    return _reverse_step(plan, x_t, model_output, t, clip, threshold, noise, seed, generator, return_x0, out)
 
 
 def ddim_step(
@@ -120,13 +120,13 @@ def ddim_step(
         dtype = _check_inputs(x_t, model_output, False)
         table = schedule.ddim_step_table(prediction, eta, x_t.device, dtype)
         plan = _dispatch.make_plan("ddim_step", schedule, x_t, model_output, dtype, table, prediction, eta)
-    return _reverse_step(plan, x_t, model_output, t, clip, threshold, False, noise, seed, generator, return_x0, out)
+    return _reverse_step(plan, x_t, model_output, t, clip, threshold, noise, seed, generator, return_x0, out)
 
 
-def _reverse_step(plan, x_t, model_output, t, clip, threshold, learned, noise, seed, generator, return_x0, out):
+def _reverse_step(plan, x_t, model_output, t, clip, threshold, noise, seed, generator, return_x0, out):
     if forward_ad._current_level >= 0:
         plan = _dispatch.decomposed(plan)
-    _, rows, end, note, noisy, dtype, call, careful = plan
+    _, rows, end, note, noisy, dtype, call, careful, learned = plan
     given_t = t
     if type(t) is int and 0 <= t < end:
         t, index = None, t
@@ -142,13 +142,15 @@ def _reverse_step(plan, x_t, model_output, t, clip, threshold, learned, noise, s
         raise TypeError(f"return_x0: expected a bool, got {type(return_x0).__name__}")
     # before a seed is drawn or noise is dropped; of what else is wrong a compiled op complains before it writes
     if careful or (noise is None and seed is None) or (noise is not None and not noisy):
-        _check_tensors(x_t, model_output, learned, given_t, noise, plan, threshold, out)
+        _check_tensors(x_t, model_output, given_t, noise, plan, threshold, out)
     elif out is not None and torch.is_grad_enabled():
         _checks.ungraded_output(out, x_t, model_output, noise)
     seeds = None
     if type(seed) is int and 0 <= seed < 2**63 and noise is None and generator is None:
         pass
-    elif noisy or noise is not None or seed is not None or generator is not None:
+    elif generator is not None and noise is None and seed is None and not noisy:
+        rng.check_generator(generator, x_t.device)  # and leave its state as it is
+    elif noisy or noise is not None or seed is not None:
         noise, seeds, seed = rng.noise_source("x_t", x_t, dtype, noise, seed, generator)
     if not noisy:
         noise = seeds = seed = None
@@ -166,7 +168,7 @@ def _reverse_step(plan, x_t, model_output, t, clip, threshold, learned, noise, s
             return call(x_t, model_output, rows, t, index, noise)
         return call(x_t, model_output, rows, t, index, noise, seeds, seed)
     except (RuntimeError, TypeError):
-        _check_tensors(x_t, model_output, learned, given_t, noise, plan, threshold, out)
+        _check_tensors(x_t, model_output, given_t, noise, plan, threshold, out)
         raise
 
 
@@ -190,8 +192,8 @@ def _check_inputs(x_t, model_output, learned):
     return _checks.result_dtype(x_t, model_output)
 
 
-def _check_tensors(x_t, model_output, learned, t, noise, plan, threshold, out):
-    _check_inputs(x_t, model_output, learned)
+def _check_tensors(x_t, model_output, t, noise, plan, threshold, out):
+    _check_inputs(x_t, model_output, plan.learned)
     _checks.timestep(t, x_t, plan.end, plan.note)
     if noise is not None:
         _checks.like("noise", noise, "x_t", x_t)

@@ -57,7 +57,7 @@ def _noised(op, table, x_name, x, t, schedule, noise, seed, generator, offset, o
         plan = _dispatch.make_plan(op, schedule, x, x, x.dtype, table(schedule, x.device, x.dtype))
     if forward_ad._current_level >= 0:
         plan = _dispatch.decomposed(plan)
-    _, _, end, note, _, _, _, careful = plan
+    end, note, careful = plan.end, plan.note, plan.careful
     given_t = t
     if type(t) is int and 0 <= t < end:
         t, index = None, t

@@ -113,6 +113,13 @@ def check_offset(offset) -> int:
     return offset
 
 
+def check_generator(generator, device) -> None:
+    if not isinstance(generator, torch.Generator):
+        raise TypeError(f"generator: expected a torch.Generator, got {type(generator).__name__}")
+    if generator.device.type not in (device.type, "cpu"):
+        raise ValueError(f"generator: expected one on {device} or on the CPU, got one on {generator.device}")
+
+
 def noise_source(x_name, x, dtype, noise, seed, generator):
     """(noise, seeds, seed) as the kernels take them, from at most one of the three arguments; a fresh seed with none.
 
@@ -130,10 +137,7 @@ def noise_source(x_name, x, dtype, noise, seed, generator):
         seeds, seed = check_seed(seed, x.shape[0], x.device)
         return None, seeds, seed
     if generator is not None:
-        if not isinstance(generator, torch.Generator):
-            raise TypeError(f"generator: expected a torch.Generator, got {type(generator).__name__}")
-        if generator.device.type not in (x.device.type, "cpu"):
-            raise ValueError(f"generator: expected one on {x.device} or on the CPU, got one on {generator.device}")
+        check_generator(generator, x.device)
         z = torch.randn(x.shape, generator=generator, dtype=dtype, device=generator.device)
         return z.to(x.device), None, None
     seeds, seed = draw_seed(x.device.type)

@@ -254,8 +254,11 @@ def test_deterministic_ddim_draws_nothing(device, schedule):
     state = torch.get_rng_state()
     y = fastgen.ddim_step(x, m, 9, schedule)
     assert torch.equal(torch.get_rng_state(), state)
-    for how in ({"seed": 3}, {"noise": torch.full_like(x, torch.nan)}, {"generator": torch.Generator(device)}):
+    generator = torch.Generator(device)
+    given = generator.get_state()
+    for how in ({"seed": 3}, {"noise": torch.full_like(x, torch.nan)}, {"generator": generator}):
         assert_same(fastgen.ddim_step(x, m, 9, schedule, eta=0, **how), y)
+    assert torch.equal(generator.get_state(), given)
 
 
 def test_sample_is_independent_of_the_batch(device, schedule, kind):
