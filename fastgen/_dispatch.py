@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
+from torch.autograd import forward_ad
 
 from . import _backend
 
@@ -54,6 +55,25 @@ def make_plan(op, schedule, x, y, dtype, table, option=None, other=None, learned
     if not tracing:
         schedule._plans[op, x.dtype, y.dtype, x.is_cpu or x.device, _backend._choice.get(), option, other] = made
     return made
+
+
+def compiled(name, x):
+    """The op to call on `x` where that is the compiled one, else None: another backend, tracing, forward derivatives."""
+    if _is_dynamo_compiling() or forward_ad._current_level >= 0:
+        return None
+    try:
+        return _compiled[name, x.is_cpu or x.device, _backend._choice.get()]
+    except AttributeError:  # not a tensor
+        return None
+    except KeyError:
+        if torch.compiler.is_compiling():
+            return None
+    op = _DIRECT[name] if _backend.select(x.device.type) == "cpp" else None
+    _compiled[name, x.is_cpu or x.device, _backend._choice.get()] = op
+    return op
+
+
+_compiled: dict[Any, Any] = {}
 
 
 def op(name):

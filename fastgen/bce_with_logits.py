@@ -35,9 +35,17 @@ def bce_with_logits(input, target, weight=None, reduction="mean", pos_weight=Non
 
     Source: Goodfellow et al. 2014; equation (2.2) of the lecture note with h_θ = σ(x).
     """
-    _checks.tensor("input", input)
-    _checks.like("target", target, "input", input)
-    _checks.option("reduction", reduction, REDUCTIONS)
+    if weight is None and pos_weight is None and reduction in REDUCTIONS:
+        op = _dispatch.compiled("bce_with_logits", input)
+        if op is not None:  # which checks everything before it writes; in words only where it refuses
+            try:
+                if torch.is_grad_enabled() and (input.requires_grad or target.requires_grad):
+                    return _BceWithLogits.apply(input, target, None, None, REDUCTIONS.index(reduction))
+                return op(input, target, None, None, REDUCTIONS.index(reduction))
+            except (AttributeError, RuntimeError, TypeError):
+                _check(input, target, reduction)
+                raise
+    _check(input, target, reduction)
     if weight is not None:
         weight = _broadcast("weight", weight, input)
     if pos_weight is not None:
@@ -51,6 +59,12 @@ def bce_with_logits(input, target, weight=None, reduction="mean", pos_weight=Non
         if input.requires_grad or target.requires_grad:
             return _BceWithLogits.apply(*arguments)
     return _dispatch.op("bce_with_logits")(*arguments)
+
+
+def _check(input, target, reduction):
+    _checks.tensor("input", input)
+    _checks.like("target", target, "input", input)
+    _checks.option("reduction", reduction, REDUCTIONS)
 
 
 def _broadcast(name, w, x):

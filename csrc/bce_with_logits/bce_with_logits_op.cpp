@@ -46,6 +46,7 @@ BceWithLogitsArguments arguments_of(Operands& operands, const Tensor& input, con
   a.count = operands.like.numel;
   a.input = operands.read(input, "input");
   a.target = operands.read(target, "target");
+  STD_TORCH_CHECK(a.target.single == a.input.single, "target: expected the shape of input");
   a.weight = operands.read(weight, "weight");
   a.pos_weight = operands.read(pos_weight, "pos_weight");
   STD_TORCH_CHECK(reduction >= kNone && reduction <= kSum, "reduction: expected 0 (none), 1 (mean) or 2 (sum), got ", reduction);
