@@ -1,6 +1,6 @@
 // Binary cross entropy on logits: w·(p·y·softplus(−x) + (1 − y)·softplus(x)). Host and device.
 //
-// With softplus(±x) = max(±x, 0) + tail, tail = log1p(e^−|x|), that is w·(|x|·(p·y if x < 0, else 1 − y) + (p·y + 1 − y)·tail).
+// With softplus(±x) = max(±x, 0) + tail, tail = log1p(e^−|x|), that is |x|·(y if x < 0, else 1 − y) + tail where w = p = 1.
 // Nothing is subtracted from a number of its own size: written as (1 − y)·x + …, a confident right answer's loss is the difference
 // of two large numbers and rounds to 0, and its gradient σ(x) − y likewise.
 #pragma once
@@ -11,14 +11,18 @@ namespace fastgen {
 
 // The weight where there is none: no load, no multiplication.
 struct One {};
+constexpr bool is_one(One) { return true; }
+template <class V> constexpr bool is_one(const V&) { return false; }
 template <class V> FG_HD V operator*(One, V v) { return v; }
 
 // W and P: V or One. NaN in x reaches the result through e^−|x|.
 template <class V, class W, class P> FG_HD V bce_loss(V x, V y, W weight, P pos_weight) {
   const V size = abs(x), positive = pos_weight * y, negative = splat<V>(1.0) - y;
-  V tail = log1p_unit(exp_negative(-size));
-  if constexpr (sizeof(P) > sizeof(One)) tail = (positive + negative) * tail;
-  return weight * fma(size, select(x < splat<V>(0.0), positive, negative), tail);
+  const V tail = log1p_unit(exp_negative(-size));
+  const auto left = x < splat<V>(0.0);
+  if constexpr (is_one(P{})) return weight * fma(size, select(left, positive, negative), tail);
+  const V zero = splat<V>(0.0);
+  return weight * fma(positive, select(left, size, zero) + tail, negative * (select(left, zero, size) + tail));
 }
 
 // d loss / d x = w·((1 − y)·σ(x) − p·y·σ(−x)), the larger σ being 1/(1 + e) and the smaller e/(1 + e) with e = e^−|x|
@@ -43,10 +47,13 @@ struct BceWithLogitsArguments {
   BceReduction reduction = kMean;
   bool is_double = false;
   bool backward = false;
-  // forward: the losses, or one sum for each block of kBceBlock logits, in a fixed order whatever the threads
+  // forward: the losses, or their mean or sum from one sum for each block of logits, in a fixed order whatever the threads: blocks
+  // of kBceBlock on the CPU; on CUDA kMostSums at most, and a flag beside each that the launch sets to its number
   Operand out;
   bool reduced = false;
   double* sums = nullptr;
+  uint64_t* flags = nullptr;
+  uint64_t launch_number = 0;
   // backward: `out` gets gradient · scale · d loss / d x
   BceOperand gradient;
   double scale = 1.0;

@@ -1,77 +1,84 @@
-#include "common/cuda_driver.cuh"
+#include "common/cuda_launch.cuh"
 
-#include "bce_with_logits/bce_with_logits.h"
+#include "bce_with_logits/bce_with_logits_device.h"
 
 namespace fastgen {
 namespace {
 
-template <class R> __device__ __forceinline__ R value(const BceOperand& o, int64_t i) {
-  return o.data ? read<R>(o.dtype, o.data, o.single ? 0 : i) : R(1);
-}
-template <class R> __device__ __forceinline__ R loss(const BceWithLogitsArguments& a, int64_t i) {
-  return bce_loss(value<R>(a.input, i), value<R>(a.target, i), value<R>(a.weight, i), value<R>(a.pos_weight, i));
-}
-
-// The losses, or on the way back their gradients.
-template <class R> __global__ void __launch_bounds__(kThreads) elements_kernel(BceWithLogitsArguments a) {
-  const int64_t step = static_cast<int64_t>(gridDim.x) * kThreads;
-  for (int64_t i = blockIdx.x * static_cast<int64_t>(kThreads) + threadIdx.x; i < a.count; i += step) {
-    if (a.backward) {
-      const R slope = bce_gradient(value<R>(a.input, i), value<R>(a.target, i), value<R>(a.weight, i), value<R>(a.pos_weight, i));
-      write<R>(a.out.dtype, a.out.data, i, value<R>(a.gradient, i) * static_cast<R>(a.scale) * slope);
-    } else {
-      write<R>(a.out.dtype, a.out.data, i, loss<R>(a, i));
-    }
-  }
-}
-
-// The sum over a thread block, the same order on every run; valid in thread 0.
+#ifdef __CUDACC__
+// The sum over a thread block, in the same order on every run; valid in thread 0.
 __device__ double block_sum(double sum) {
-  __shared__ double partial[kThreads];
-  partial[threadIdx.x] = sum;
-  for (int half = kThreads / 2; half > 0; half /= 2) {
-    __syncthreads();
-    if (threadIdx.x < half) partial[threadIdx.x] += partial[threadIdx.x + half];
+  __shared__ double warps[kThreads / 32];
+  for (int distance = 16; distance > 0; distance /= 2)
+    sum += __shfl_down_sync(0xFFFFFFFF, sum, distance);
+  if (threadIdx.x % 32 == 0) warps[threadIdx.x / 32] = sum;
+  __syncthreads();
+  if (threadIdx.x == 0)
+    for (int w = 1; w < kThreads / 32; ++w)
+      sum += warps[w];
+  __syncthreads();
+  return sum;
+}
+
+__device__ __forceinline__ void store_flag(uint64_t* flag, uint64_t value) {
+  asm volatile("st.release.gpu.global.u64 [%0], %1;" ::"l"(flag), "l"(value) : "memory");
+}
+__device__ __forceinline__ uint64_t load_flag(const uint64_t* flag) {
+  uint64_t value;
+  asm volatile("ld.acquire.gpu.global.u64 %0, [%1];" : "=l"(value) : "l"(flag) : "memory");
+  return value;
+}
+
+// One launch with nothing to be zeroed before it: a thread block leaves its sum and the launch's own number beside it, and the last
+// block adds the sums once it has seen all numbers. Then it takes the numbers away, for a replay of the same launch in a graph.
+// The others need no block that comes after them, so all of them end while the last one waits.
+template <class Part> __global__ void __launch_bounds__(kThreads) sum_kernel(const __grid_constant__ Part part) {
+  const BceWithLogitsArguments& a = part.a;
+  double sum = block_sum(part(blockIdx.x, threadIdx.x));
+  if (gridDim.x > 1) {
+    const unsigned last = gridDim.x - 1;
+    if (blockIdx.x < last) {
+      if (threadIdx.x == 0) {
+        a.sums[blockIdx.x] = sum;
+        store_flag(a.flags + blockIdx.x, a.launch_number);
+      }
+      return;
+    }
+    double others = threadIdx.x == 0 ? sum : 0.0;
+    for (unsigned block = threadIdx.x; block < last; block += kThreads) {
+      while (load_flag(a.flags + block) != a.launch_number) {
+      }
+      others += a.sums[block];
+      a.flags[block] = 0;
+    }
+    sum = block_sum(others);
   }
-  return partial[0];
+  if (threadIdx.x == 0) store_one<double, Any>(a.out, 0, a.reduction == kMean ? sum / static_cast<double>(a.count) : sum);
 }
 
-// One thread block for each kBceBlock logits …
-template <class R> __global__ void __launch_bounds__(kThreads) sums_kernel(BceWithLogitsArguments a) {
-  const int64_t begin = blockIdx.x * kBceBlock, end = begin + kBceBlock < a.count ? begin + kBceBlock : a.count;
-  double sum = 0;
-  for (int64_t i = begin + threadIdx.x; i < end; i += kThreads)
-    sum += static_cast<double>(loss<R>(a, i));
-  sum = block_sum(sum);
-  if (threadIdx.x == 0) a.sums[blockIdx.x] = sum;
-}
-
-// … and one for their sums.
-__global__ void __launch_bounds__(kThreads) total_kernel(BceWithLogitsArguments a, int64_t blocks) {
-  double sum = 0;
-  for (int64_t i = threadIdx.x; i < blocks; i += kThreads)
-    sum += a.sums[i];
-  sum = block_sum(sum);
-  if (threadIdx.x == 0) write<double>(a.out.dtype, a.out.data, 0, a.reduction == kMean ? sum / static_cast<double>(a.count) : sum);
-}
-
-template <class R> void launch(const BceWithLogitsArguments& a, cudaStream_t stream) {
-  const int64_t blocks = (a.count + kBceBlock - 1) / kBceBlock;
-  if (!a.reduced) {
-    const int64_t grid = (a.count + kThreads - 1) / kThreads;
-    if (grid > 0) elements_kernel<R><<<static_cast<unsigned>(grid < 0x7FFFFFFF ? grid : 0x7FFFFFFF), kThreads, 0, stream>>>(a);
-    return;
+struct BceLaunch : Launch {
+  using Launch::Launch;
+  template <class Part> void sum(const Part& part) const {
+    sum_kernel<<<static_cast<unsigned>(part.sums), kThreads, 0, stream>>>(part);
   }
-  if (blocks > 0) sums_kernel<R><<<static_cast<unsigned>(blocks), kThreads, 0, stream>>>(a);
-  total_kernel<<<1, kThreads, 0, stream>>>(a, blocks);
-}
+};
+#else
+struct BceLaunch : Launch {
+  using Launch::Launch;
+  template <class Part> void sum(const Part& part) const {
+    double sum = 0;
+    for (int64_t block = 0; block < part.sums; ++block)
+      for (int thread = 0; thread < kThreads; ++thread)
+        sum += part(block, thread);
+    store_one<double, Any>(part.a.out, 0, part.a.reduction == kMean ? sum / static_cast<double>(part.a.count) : sum);
+  }
+};
+#endif
 
 }  // namespace
+}  // namespace fastgen
 
 FG_CUDA_KERNEL(bce_with_logits, BceWithLogitsArguments) {
-  const auto s = static_cast<cudaStream_t>(stream);
-  arguments.is_double ? launch<double>(arguments, s) : launch<float>(arguments, s);
-  return static_cast<int>(cudaGetLastError());
+  fastgen::run_bce_with_logits(arguments, fastgen::BceLaunch(stream));
+  return fastgen::last_error();
 }
-
-}  // namespace fastgen

@@ -1,8 +1,13 @@
+#include <atomic>
+#include <random>
 #include <vector>
 
 #include "common/op.h"
 
 #include "bce_with_logits/bce_with_logits.h"
+#ifdef FG_DEVICE_KERNELS
+#include "bce_with_logits/bce_with_logits_device.h"
+#endif
 
 namespace fastgen {
 FG_KERNELS(bce_with_logits, BceWithLogitsArguments)
@@ -55,9 +60,9 @@ BceWithLogitsArguments arguments_of(Operands& operands, const Tensor& input, con
   return a;
 }
 
+#ifndef FG_DEVICE_KERNELS
 int64_t blocks_of(int64_t count) { return (count + kBceBlock - 1) / kBceBlock; }
 
-#ifndef FG_CUDA
 void run(const BceWithLogitsArguments& a) {
   const CpuKernel<BceWithLogitsArguments> kernel = bce_with_logits_cpu(isa());
   const int64_t blocks = blocks_of(a.count);
@@ -82,14 +87,17 @@ Tensor forward(const Tensor& input, const Tensor& target, const OptionalTensor& 
   BceWithLogitsArguments a = arguments_of(operands, input, target, weight, pos_weight, reduction);
   const DType dtype = result_dtype(a);
   const Tensor out = reduction == kNone ? operands.output(dtype) : empty(nullptr, 0, false, dtype, operands.like);
-#ifdef FG_CUDA
+#ifdef FG_DEVICE_KERNELS
   a.out = {out.mutable_data_ptr(), dtype, 0, 0};
   OptionalTensor sums;
-  if (reduction != kNone) {
-    const int64_t blocks = blocks_of(a.count);
-    sums = empty(&blocks, 1, false, kFloat64, operands.like);
+  a.reduced = reduction != kNone;
+  if (a.reduced && a.count > kThreads) {  // else one thread block does it alone
+    static std::atomic<uint64_t> launches{std::random_device()() * 0x9E3779B97F4A7C15u};
+    const int64_t numbers = 2 * kMostSums;
+    sums = empty(&numbers, 1, false, kFloat64, operands.like);
     a.sums = static_cast<double*>(sums->mutable_data_ptr());
-    a.reduced = true;
+    a.flags = reinterpret_cast<uint64_t*>(a.sums + kMostSums);
+    a.launch_number = ++launches | 1ull << 63;  // not 0
   }
   run_cuda(fastgen_bce_with_logits_cuda, a, operands.like);
 #else
@@ -125,7 +133,7 @@ Tensor backward(const Tensor& gradient, const Tensor& input, const Tensor& targe
   a.scale = reduction == kMean ? 1.0 / static_cast<double>(a.count) : 1.0;
   const Tensor out = operands.output(a.input.dtype);
   a.out = {out.mutable_data_ptr(), a.input.dtype, 0, 0};
-#ifdef FG_CUDA
+#ifdef FG_DEVICE_KERNELS
   run_cuda(fastgen_bce_with_logits_cuda, a, operands.like);
 #else
   run(a);

@@ -82,14 +82,9 @@ FG_HD double word_to_real(uint64_t a) { return static_cast<double>(a & 0xFFFFFFF
 
 // 32 × 32 → 64 bits. A word's upper bits, where the type has any, are ignored on input and unspecified on output.
 FG_HD void multiply_wide(uint32_t a, uint32_t b, uint32_t& high, uint32_t& low) {
-#ifdef __CUDA_ARCH__
-  high = __umulhi(a, b);
-  low = a * b;
-#else
   const uint64_t product = static_cast<uint64_t>(a) * b;
   high = static_cast<uint32_t>(product >> 32);
   low = static_cast<uint32_t>(product);
-#endif
 }
 FG_HD uint32_t xor3(uint32_t a, uint32_t b, uint32_t c) { return a ^ b ^ c; }
 

@@ -34,8 +34,26 @@ template <class V> FG_HD void sincos_turn(typename Lanes<V>::Bits turn, V& sine,
   cosine = from_bits(bits(select(odd, s, c)) ^ (Int)(((shifted + L::splat_bits(0x40000000)) & sign) << to_sign));
 }
 
+#ifdef __CUDA_ARCH__
+// On the special-function units of a GPU, four calls for a pair. Their logarithm is off by up to 2⁻²² near u = 1, which the root
+// makes 6e-4 where the radius is near 0, and their sine and cosine by 5e-7. abs: that logarithm may be a hair above 0.
+__device__ __forceinline__ void box_muller_fast(uint32_t a, uint32_t b, float& z_cos, float& z_sin) {
+  const float u = fma(word_to_real(a), 0x1p-32f, 0x1p-33f), angle = to_real(static_cast<int32_t>(b)) * 1.4629180792671596e-09f;
+  float log2_u, radius, sine, cosine;
+  asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(log2_u) : "f"(u));
+  asm("sqrt.approx.ftz.f32 %0, %1;" : "=f"(radius) : "f"(abs(log2_u * -1.3862943611198906f)));
+  asm("sin.approx.ftz.f32 %0, %1;" : "=f"(sine) : "f"(angle));
+  asm("cos.approx.ftz.f32 %0, %1;" : "=f"(cosine) : "f"(angle));
+  z_cos = radius * cosine;
+  z_sin = radius * sine;
+}
+#endif
+
 // Words in, a pair of normals out.
 template <class V> FG_HD void box_muller(typename Lanes<V>::Bits a, typename Lanes<V>::Bits b, V& z_cos, V& z_sin) {
+#ifdef __CUDA_ARCH__
+  if constexpr (!kIsDouble<V>) return box_muller_fast(a, b, z_cos, z_sin);
+#endif
   const V u = fma(word_to_real(a), splat<V>(0x1p-32), splat<V>(0x1p-33));
   const V radius = sqrt(log_positive(u) * splat<V>(-2.0));
   V sine, cosine;

@@ -20,6 +20,10 @@
 #else
 #define FG_DEVICE CPU
 #endif
+// FG_DEVICE_ON_HOST: the CPU library of the tests, whose ops run the CUDA kernels' code on the host.
+#if defined(FG_CUDA) || defined(FG_DEVICE_ON_HOST)
+#define FG_DEVICE_KERNELS
+#endif
 
 namespace fastgen {
 
@@ -258,7 +262,7 @@ struct RowsInput {
       t_view = View(*t_copy);
     }
     rows.t = static_cast<const int64_t*>(t_view.data);
-#ifndef FG_CUDA
+#ifndef FG_DEVICE_KERNELS
     for (int64_t b = 0; b < batch.geometry.batch; ++b)
       STD_TORCH_CHECK(rows.t[b] >= 0 && rows.t[b] < rows.count, "t: expected timesteps within 0 … ", rows.count - 1, ", got ",
                       rows.t[b]);
@@ -303,6 +307,12 @@ template <class Arguments> void run_cuda(int (*launch)(const Arguments&, void*),
   const int error = launch(arguments, stream);
   STD_TORCH_CHECK(error == 0, "CUDA kernel launch failed with cudaError ", error);
 }
+#elif defined(FG_DEVICE_ON_HOST)
+template <class Arguments> void run_cuda(int (*launch)(const Arguments&, void*), const Arguments& arguments, const View&) {
+  launch(arguments, nullptr);
+}
+#endif
+#ifdef FG_DEVICE_KERNELS
 #define FG_RUN(op, arguments, like, cost) run_cuda(fastgen_##op##_cuda, arguments, like)
 #define FG_KERNELS(op, Arguments) extern "C" int fastgen_##op##_cuda(const Arguments&, void* stream);
 #else

@@ -6,7 +6,7 @@ namespace fastgen {
 FG_KERNELS(q_posterior, QPosteriorArguments)
 namespace {
 
-#ifndef FG_CUDA
+#ifndef FG_DEVICE_KERNELS
 template <class R> void fill_variances(const QPosteriorArguments& a) {
   for (int64_t b = 0; b < a.geometry.batch; ++b) {
     const R* row = static_cast<const R*>(a.rows.table) + (a.rows.t ? a.rows.t[b] : a.rows.index) * a.rows.columns;
@@ -38,7 +38,7 @@ std::tuple<Tensor, Tensor, Tensor> q_posterior(const Tensor& x0, const Tensor& x
   a.variance = variance.mutable_data_ptr();
   a.log_variance = log_variance.mutable_data_ptr();
   flatten(a);
-#ifndef FG_CUDA
+#ifndef FG_DEVICE_KERNELS
   a.is_double ? fill_variances<double>(a) : fill_variances<float>(a);
 #endif
   FG_RUN(q_posterior, a, batch.like, kPlainGrain);

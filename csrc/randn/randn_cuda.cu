@@ -1,21 +1,8 @@
-#include "common/cuda_driver.cuh"
+#include "common/cuda_launch.cuh"
 
-#include "randn/randn.h"
+#include "randn/randn_device.h"
 
-namespace fastgen {
-namespace {
-
-template <class R> struct Randn {
-  static constexpr int kColumns = 0;
-  RandnArguments a;
-
-  __device__ void load_row(int64_t, int64_t, R*) const {}
-  static __device__ bool noiseless(const R*) { return false; }
-  __device__ void element(const R*, const Element<R>& e, R z, bool) const { e.out(0, z); }
-};
-
-}  // namespace
-
-FG_CUDA_KERNEL(randn, RandnArguments) { return launch_elementwise<Randn, 0>(arguments, stream); }
-
-}  // namespace fastgen
+FG_CUDA_KERNEL(randn, RandnArguments) {
+  fastgen::run_on_device<fastgen::RandnDevice, false>(arguments, fastgen::Launch(stream));
+  return fastgen::last_error();
+}

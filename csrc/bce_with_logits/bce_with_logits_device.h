@@ -1,0 +1,223 @@
+// The kernels of a CUDA thread, for the host too: losses or gradients element by element, and the part of a sum that is one
+// thread's. Operands are flat: element i of each lies at i, or at 0 where there is a single one.
+#pragma once
+#include <initializer_list>
+#include <type_traits>
+
+#include "bce_with_logits/bce_with_logits.h"
+#include "common/device_convert.h"
+#include "common/index.h"
+
+namespace fastgen {
+
+// X, Y: Float32 … of input and target. What has one value for each logit besides is of their promoted type.
+template <class X_, class Y_> struct BceTypes {
+  using R = float;
+  using X = X_;
+  using Y = Y_;
+  using Wide = X_;  // replaced below where the target is the wider one
+  static constexpr int n = X::kBytes == 2 || Y::kBytes == 2 ? 8 : 4, kUnroll = n == 8 ? 2 : 4;
+};
+template <class X_> struct BceWideTypes : BceTypes<X_, Float32> {
+  using Wide = Float32;
+};
+
+// A vector of logits and what goes with them.
+template <class Types> struct BceVector {
+  static constexpr int n = Types::n;
+  using Wide = typename Types::Wide;
+  Words x[2], y[2], weight[2], pos_weight[2], gradient[2];
+
+  FG_HD void load(const BceWithLogitsArguments& a, int64_t i) {
+    load_vector<typename Types::X, n>(operand(a.input), i, x);
+    load_vector<typename Types::Y, n>(operand(a.target), i, y);
+    if (full(a.weight)) load_vector<Wide, n>(operand(a.weight), i, weight);
+    if (full(a.pos_weight)) load_vector<Wide, n>(operand(a.pos_weight), i, pos_weight);
+    if (full(a.gradient)) load_vector<Wide, n>(operand(a.gradient), i, gradient);
+  }
+  static FG_HD bool full(const BceOperand& o) { return o.data && !o.single; }
+  static FG_HD Operand operand(const BceOperand& o) { return {const_cast<void*>(o.data), o.dtype, 0, 0}; }
+};
+
+// The values that are the same for all logits: 1 where there is no such operand. Read once by each thread.
+template <class R> struct BceSingles {
+  R weight, pos_weight, gradient;
+
+  FG_HD explicit BceSingles(const BceWithLogitsArguments& a)
+      : weight(value(a.weight)), pos_weight(value(a.pos_weight)), gradient(value(a.gradient) * static_cast<R>(a.scale)) {}
+  static FG_HD R value(const BceOperand& o) {
+    return o.data && o.single ? load_one<R, Any>(Operand{const_cast<void*>(o.data), o.dtype, 0, 0}, 0) : R(1);
+  }
+};
+
+// The losses of a vector, or their gradients.
+template <class Types, bool kBackward>
+FG_HD void bce_values(const BceWithLogitsArguments& a, const BceSingles<float>& one, const BceVector<Types>& v, float* values) {
+  using Wide = typename Types::Wide;
+  constexpr int n = Types::n;
+  const bool weighted = a.weight.data || a.pos_weight.data;
+  FG_UNROLL
+  for (int i = 0; i < n; ++i) {
+    const float x = Types::X::get(v.x, i), y = Types::Y::get(v.y, i);
+    if (weighted) {
+      const float w = v.full(a.weight) ? Wide::get(v.weight, i) : one.weight;
+      const float p = v.full(a.pos_weight) ? Wide::get(v.pos_weight, i) : one.pos_weight;
+      values[i] = kBackward ? bce_gradient(x, y, w, p) : bce_loss(x, y, w, p);
+    } else {
+      values[i] = kBackward ? bce_gradient(x, y, One{}, One{}) : bce_loss(x, y, One{}, One{});
+    }
+    if (kBackward) values[i] = (v.full(a.gradient) ? Wide::get(v.gradient, i) : one.gradient) * values[i];
+  }
+}
+
+// The same for one logit, of any dtypes.
+template <class R> FG_HD R bce_value(const BceWithLogitsArguments& a, const BceSingles<R>& one, int64_t i, bool backward) {
+  auto read = [i](const BceOperand& o, R single) {
+    return o.data && !o.single ? load_one<R, Any>(Operand{const_cast<void*>(o.data), o.dtype, 0, 0}, i) : single;
+  };
+  const R x = load_one<R, Any>(Operand{const_cast<void*>(a.input.data), a.input.dtype, 0, 0}, a.input.single ? 0 : i);
+  const R y = load_one<R, Any>(Operand{const_cast<void*>(a.target.data), a.target.dtype, 0, 0}, a.target.single ? 0 : i);
+  const R w = read(a.weight, one.weight), p = read(a.pos_weight, one.pos_weight);
+  const bool weighted = a.weight.data || a.pos_weight.data;
+  if (backward) return read(a.gradient, one.gradient) * (weighted ? bce_gradient(x, y, w, p) : bce_gradient(x, y, One{}, One{}));
+  return weighted ? bce_loss(x, y, w, p) : bce_loss(x, y, One{}, One{});
+}
+
+// Losses (kBackward: gradients) to memory, 128 bits at a time.
+template <class Types, bool kBackward> struct BceVectors {
+  static constexpr int n = Types::n, kUnroll = Types::kUnroll;
+  using Out = typename std::conditional<kBackward, typename Types::X, typename Types::Wide>::type;
+  BceWithLogitsArguments a;
+  ItemPlan plan;
+
+  explicit BceVectors(const BceWithLogitsArguments& arguments) : a(arguments), plan(plan_items(a.count / n, 1, kUnroll)) {}
+  int64_t blocks() const { return plan.blocks(1); }
+
+  FG_HD void operator()(int64_t block, int thread) const {
+    const int64_t item = block * plan.per_block() + thread;
+    const BceSingles<float> one(a);
+    BceVector<Types> vectors[kUnroll];
+    FG_UNROLL
+    for (int u = 0; u < kUnroll; ++u)
+      if (u < plan.unroll && item + u * kThreads < plan.count) vectors[u].load(a, (item + u * kThreads) * n);
+    FG_UNROLL
+    for (int u = 0; u < kUnroll; ++u) {
+      if (u >= plan.unroll || item + u * kThreads > plan.count) continue;
+      if (item + u * kThreads == plan.count) {  // what is left after the last whole vector
+        for (int64_t i = plan.count * n; i < a.count; ++i)
+          store_one<float, Out>(a.out, i, bce_value<float>(a, one, i, kBackward));
+        continue;
+      }
+      float values[n];
+      bce_values<Types, kBackward>(a, one, vectors[u], values);
+      Words words[2];
+      FG_UNROLL
+      for (int i = 0; i < n; i += 2)
+        Out::put_pair(words, i, values[i], values[i + 1]);
+      store_vector<Out, n>(a.out, (item + u * kThreads) * n, words);
+    }
+  }
+};
+
+template <class R> struct BceElements {
+  BceWithLogitsArguments a;
+  ItemPlan plan;
+
+  explicit BceElements(const BceWithLogitsArguments& arguments) : a(arguments), plan(plan_items(a.count, 1, 1)) {}
+  int64_t blocks() const { return plan.blocks(0); }
+  FG_HD void operator()(int64_t block, int thread) const {
+    const int64_t i = block * plan.per_block() + thread;
+    if (i < plan.count) store_one<R, Any>(a.out, i, bce_value<R>(a, BceSingles<R>(a), i, a.backward));
+  }
+};
+
+// Sums: so many thread blocks at most, each with a fixed part of the logits, so that the sum has the same bits on every run.
+constexpr int64_t kMostSums = 1024;
+
+// A thread's part: a few losses are added in float32, and those sums in float64.
+template <class Types> struct BceVectorSum {
+  static constexpr int n = Types::n, kUnroll = Types::kUnroll;
+  BceWithLogitsArguments a;
+  int64_t vectors, sums;
+
+  explicit BceVectorSum(const BceWithLogitsArguments& arguments) : a(arguments), vectors(a.count / n) {
+    const int64_t blocks = (vectors + kThreads * kUnroll - 1) / (kThreads * kUnroll);
+    sums = blocks < 1 ? 1 : blocks < kMostSums ? blocks : kMostSums;
+  }
+  FG_HD double operator()(int64_t block, int thread) const {
+    const BceSingles<float> one(a);
+    double sum = 0;
+    const int64_t step = sums * (kThreads * kUnroll);
+    for (int64_t first = block * (kThreads * kUnroll) + thread; first < vectors; first += step) {
+      BceVector<Types> loaded[kUnroll];
+      FG_UNROLL
+      for (int u = 0; u < kUnroll; ++u)
+        if (first + u * kThreads < vectors) loaded[u].load(a, (first + u * kThreads) * n);
+      float few = 0;
+      FG_UNROLL
+      for (int u = 0; u < kUnroll; ++u) {
+        if (first + u * kThreads >= vectors) continue;
+        float values[n];
+        bce_values<Types, false>(a, one, loaded[u], values);
+        FG_UNROLL
+        for (int i = 0; i < n; ++i)
+          few += values[i];
+      }
+      sum += static_cast<double>(few);
+    }
+    if (block == 0 && vectors * n + thread < a.count)
+      sum += static_cast<double>(bce_value<float>(a, one, vectors * n + thread, false));
+    return sum;
+  }
+};
+
+template <class R> struct BceElementSum {
+  BceWithLogitsArguments a;
+  int64_t sums;
+
+  explicit BceElementSum(const BceWithLogitsArguments& arguments) : a(arguments) {
+    const int64_t blocks = (a.count + kThreads - 1) / kThreads;
+    sums = blocks < 1 ? 1 : blocks < kMostSums ? blocks : kMostSums;
+  }
+  FG_HD double operator()(int64_t block, int thread) const {
+    const BceSingles<R> one(a);
+    double sum = 0;
+    for (int64_t i = block * kThreads + thread; i < a.count; i += sums * kThreads)
+      sum += static_cast<double>(bce_value<R>(a, one, i, false));
+    return sum;
+  }
+};
+
+// ---- which way, on the host ----------------------------------------------------------------------------------------------------
+
+// Calls visit(types) with the BceTypes of these arguments; false where they are not aligned, or of other types.
+template <class Visit> bool visit_bce_types(const BceWithLogitsArguments& a, Visit visit) {
+  const DType x = a.input.dtype, y = a.target.dtype, wide = x == y ? x : kFloat32;
+  if (a.is_double || (x != y && y != kFloat32)) return false;
+  auto fits = [](const void* data) { return reinterpret_cast<uintptr_t>(data) % 16 == 0; };
+  if (!fits(a.input.data) || !fits(a.target.data) || !fits(a.out.data) || a.input.single) return false;
+  for (const BceOperand& o : {a.weight, a.pos_weight, a.gradient})
+    if (o.data && !o.single && (o.dtype != wide || !fits(o.data))) return false;
+  if (a.out.data && !a.reduced && a.out.dtype != (a.backward ? x : wide)) return false;
+  switch (x) {
+    case kFloat32: visit(BceTypes<Float32, Float32>{}); return true;
+    case kBFloat16: x == y ? visit(BceTypes<BFloat16, BFloat16>{}) : visit(BceWideTypes<BFloat16>{}); return true;
+    case kFloat16: x == y ? visit(BceTypes<Float16, Float16>{}) : visit(BceWideTypes<Float16>{}); return true;
+    default: return false;
+  }
+}
+
+// The one launch: launch(way) for elements, launch.sum(part) for a sum.
+template <class Launch> void run_bce_with_logits(const BceWithLogitsArguments& a, const Launch& launch) {
+  if (a.reduced) {
+    if (visit_bce_types(a, [&](auto types) { launch.sum(BceVectorSum<decltype(types)>(a)); })) return;
+    a.is_double ? launch.sum(BceElementSum<double>(a)) : launch.sum(BceElementSum<float>(a));
+  } else if (a.count > 0) {
+    const bool vectors = visit_bce_types(a, [&](auto types) {
+      a.backward ? launch(BceVectors<decltype(types), true>(a)) : launch(BceVectors<decltype(types), false>(a));
+    });
+    if (!vectors) a.is_double ? launch(BceElements<double>(a)) : launch(BceElements<float>(a));
+  }
+}
+
+}  // namespace fastgen

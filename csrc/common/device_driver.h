@@ -1,0 +1,408 @@
+// The element-wise driver of CUDA, as functions of (thread block, thread) that compile for the host too, where the tests run them.
+// Three ways through a tensor. All read and write each element once and make every Philox call once:
+//
+//   Vectors   contiguous and aligned: a thread has kVector consecutive elements of each operand in 128-bit accesses, and several
+//             such vectors where there is work enough, all of whose loads are issued before the first is used;
+//   Tiles     channels-last and aligned: four consecutive positions of kVector channels, so that the four lanes of each channel's
+//             Philox call are the thread's own;
+//   Groups    anything else: the four logical elements that share a Philox call, one access each.
+//
+// An op supplies, for the types that it is compiled for,
+//
+//   R; X, M, Out                                   type of the arithmetic; Float32 … or Any: of input 0, of the other inputs, of
+//   the
+//                                                  outputs and of given noise
+//   kInputs, kAlways, kOutputs                     inputs, how many of them are never absent, outputs
+//   kNoises, kNoiseInput                           the kinds of noise that it takes, as bits 1 << kind; which input given noise is
+//   const Elementwise& arguments() const
+//   Row row(int64_t b) const                       the coefficients of sample b
+//   static bool noiseless(const Row&)              whether that sample takes no noise
+//   void apply<kNoise, n>(row, in, z, out) const   in[kInputs][n], z[n] → out[kOutputs][n]
+//   void first_of_sample(b, row) const             called once for each sample
+#pragma once
+#include "device_convert.h"
+#include "index.h"
+#include "normal.h"
+
+namespace fastgen {
+
+// Elements of a vector: 16 bytes of the narrowest type, and no fewer than share a Philox call.
+template <class Op> constexpr int kVector = Op::X::kBytes == 2 || Op::M::kBytes == 2 ? 8 : 4;
+template <class Op, int k> struct TypeOfInput {
+  using Type = typename Op::M;
+};
+template <class Op> struct TypeOfInput<Op, 0> {
+  using Type = typename Op::X;
+};
+constexpr int at_least_one(int n) { return n > 0 ? n : 1; }
+
+// A vector of each operand, as it is in memory: one word of 16 bytes, or two where the operand is wider than the narrowest.
+template <class Op> struct Raw {
+  Words in[at_least_one(Op::kInputs)][2];
+  Words noise[2];
+};
+// The same in the type of the arithmetic.
+template <class Op, int n> using Inputs = typename Op::R[at_least_one(Op::kInputs)][n];
+template <class Op, int n> using Outputs = typename Op::R[Op::kOutputs][n];
+
+// Reads the vector at position·position_stride + j of sample b from every operand; `position` only where kPositions.
+template <class Op, NoiseKind kNoise, bool kPositions> struct Load {
+  const Op& op;
+  int64_t b, position, j;
+
+  FG_HD int64_t offset(const Operand& x) const { return b * x.batch_stride + (kPositions ? position * x.position_stride : 0) + j; }
+  template <int k = 0> FG_HD void into(Raw<Op>& raw) const {
+    if constexpr (k < Op::kInputs) {
+      const Operand& in = op.arguments().in[k];
+      if (k < Op::kAlways || in.data) load_vector<typename TypeOfInput<Op, k>::Type, kVector<Op>>(in, offset(in), raw.in[k]);
+      into<k + 1>(raw);
+    } else if constexpr (kNoise == kGivenNoise) {
+      const Operand& in = op.arguments().in[Op::kNoiseInput];
+      load_vector<typename Op::Out, kVector<Op>>(in, offset(in), raw.noise);
+    }
+  }
+};
+
+// From a vector's raw words (and its normals, where they are made) to memory.
+template <class Op, NoiseKind kNoise, bool kPositions> struct Store {
+  static constexpr int n = kVector<Op>;
+  const Load<Op, kNoise, kPositions>& place;
+  const typename Op::Row& row;
+  const Raw<Op>& raw;
+
+  template <bool kWithNoise> FG_HD void run(typename Op::R* z) const {
+    Inputs<Op, n> in;
+    Outputs<Op, n> out;
+    unpack(in);
+    if constexpr (kWithNoise && kNoise == kGivenNoise) {
+      FG_UNROLL
+      for (int i = 0; i < n; ++i)
+        z[i] = Op::Out::get(raw.noise, i);
+    }
+    place.op.template apply<kWithNoise, n>(row, in, z, out);
+    FG_UNROLL
+    for (int k = 0; k < Op::kOutputs; ++k) {
+      const Operand& to = place.op.arguments().out[k];
+      if (k > 0 && !to.data) continue;
+      Words words[2];
+      FG_UNROLL
+      for (int i = 0; i < n; i += 2)
+        Op::Out::put_pair(words, i, out[k][i], out[k][i + 1]);
+      store_vector<typename Op::Out, n>(to, place.offset(to), words);
+    }
+  }
+
+ private:
+  template <int k = 0> FG_HD void unpack(Inputs<Op, n>& in) const {
+    if constexpr (k < Op::kInputs) {
+      FG_UNROLL
+      for (int i = 0; i < n; ++i)
+        in[k][i] = TypeOfInput<Op, k>::Type::get(raw.in[k], i);
+      unpack<k + 1>(in);
+    }
+  }
+};
+
+// What a thread keeps of the sample that it is in.
+template <class Op, NoiseKind kNoise> struct Sample {
+  int64_t b = -1;
+  typename Op::Row row;
+  Stream stream;
+  bool noise;
+
+  FG_HD void enter(const Op& op, int64_t sample) {
+    if (sample == b) return;
+    b = sample;
+    row = op.row(b);
+    noise = kNoise != kNoNoise && !Op::noiseless(row);
+    if (kNoise == kSeededNoise) stream = stream_of(op.arguments(), b);
+  }
+};
+
+// The elements 4·group … 4·group + 3 of a sample, one access each.
+template <class Op, NoiseKind kNoise> struct Group {
+  using R = typename Op::R;
+  const Op& op;
+  const Sample<Op, kNoise>& sample;
+  Divider spatial;  // where channels-last
+
+  FG_HD void run(int64_t group) const {
+    const Elementwise& a = op.arguments();
+    R z[4];
+    if (kNoise == kSeededNoise && sample.noise) contract_normals(sample.stream, group, z);
+    int64_t channel = 0, position = 4 * group;
+    if (a.geometry.channels_last()) {
+      channel = spatial.quotient(position);
+      position -= channel * spatial.divisor;
+    }
+    FG_UNROLL
+    for (int k = 0; k < 4; ++k) {
+      if (4 * group + k >= a.geometry.event) return;
+      if (a.geometry.channels_last()) {
+        one(position, channel, z + k);
+        if (++position == spatial.divisor) {
+          position = 0;
+          ++channel;
+        }
+      } else {
+        one(0, position + k, z + k);
+      }
+    }
+  }
+
+ private:
+  FG_HD int64_t offset(const Operand& x, int64_t position, int64_t j) const {
+    return sample.b * x.batch_stride + position * x.position_stride + j;
+  }
+  FG_HD void one(int64_t position, int64_t j, R* z) const {
+    const Elementwise& a = op.arguments();
+    Inputs<Op, 1> in = {};
+    Outputs<Op, 1> out;
+    load(in, position, j);
+    if (sample.noise) {
+      if constexpr (kNoise == kGivenNoise) {
+        const Operand& noise = a.in[Op::kNoiseInput];
+        *z = load_one<R, typename Op::Out>(noise, offset(noise, position, j));
+      }
+      op.template apply<kNoise != kNoNoise, 1>(sample.row, in, z, out);
+    } else {
+      op.template apply<false, 1>(sample.row, in, z, out);
+    }
+    FG_UNROLL
+    for (int k = 0; k < Op::kOutputs; ++k)
+      if (k == 0 || a.out[k].data) store_one<R, typename Op::Out>(a.out[k], offset(a.out[k], position, j), out[k][0]);
+  }
+  template <int k = 0> FG_HD void load(Inputs<Op, 1>& in, int64_t position, int64_t j) const {
+    if constexpr (k < Op::kInputs) {
+      const Operand& from = op.arguments().in[k];
+      if (k < Op::kAlways || from.data) in[k][0] = load_one<R, typename TypeOfInput<Op, k>::Type>(from, offset(from, position, j));
+      load<k + 1>(in, position, j);
+    }
+  }
+};
+
+template <class Op, NoiseKind kNoise> struct Vectors {
+  static constexpr int n = kVector<Op>, kUnroll = n == 8 ? 2 : 4;
+  Op op;
+  ItemPlan plan;
+  int64_t rest;  // elements after the last whole vector, of a batch that is one sample
+
+  explicit Vectors(const Op& op_) : op(op_) {
+    const Geometry& g = op.arguments().geometry;
+    plan = plan_items(g.event / n, g.batch, kUnroll);
+    rest = g.event % n;
+  }
+  int64_t blocks() const { return plan.blocks(rest > 0 ? 1 : 0); }
+
+  FG_HD void operator()(int64_t block, int thread) const {
+    const Place first = plan.first_of(block);
+    const int64_t item = block * plan.per_block() + thread;
+    Raw<Op> raw[kUnroll];
+    Place place[kUnroll];
+    FG_UNROLL
+    for (int u = 0; u < kUnroll; ++u) {
+      if (u >= plan.unroll || item + u * kThreads >= plan.count) continue;
+      place[u] = plan.after(first, thread + u * kThreads);
+      load(place[u]).into(raw[u]);
+    }
+    Sample<Op, kNoise> sample;
+    FG_UNROLL
+    for (int u = 0; u < kUnroll; ++u) {
+      if (u >= plan.unroll || item + u * kThreads >= plan.count) continue;
+      sample.enter(op, place[u].sample);
+      if (place[u].index == 0) op.first_of_sample(sample.b, sample.row);
+      const Load<Op, kNoise, false> from = load(place[u]);
+      const Store<Op, kNoise, false> store{from, sample.row, raw[u]};
+      typename Op::R z[n];
+      if (kNoise != kNoNoise && sample.noise) {
+        if constexpr (kNoise == kSeededNoise) {
+          FG_UNROLL
+          for (int q = 0; q < n / 4; ++q)
+            contract_normals(sample.stream, place[u].index * (n / 4) + q, z + 4 * q);
+        }
+        store.template run<kNoise != kNoNoise>(z);
+      } else {
+        store.template run<false>(z);
+      }
+    }
+    if (rest > 0 && item <= plan.count && (plan.count - item) % kThreads == 0 && plan.count - item < plan.per_block()) tail();
+  }
+
+ private:
+  FG_HD Load<Op, kNoise, false> load(const Place& place) const { return {op, place.sample, 0, place.index * n}; }
+  FG_HD void tail() const {
+    Sample<Op, kNoise> sample;
+    sample.enter(op, 0);
+    const Group<Op, kNoise> group{op, sample, Divider()};
+    for (int64_t g = plan.count * (n / 4); 4 * g < op.arguments().geometry.event; ++g)
+      group.run(g);
+  }
+};
+
+template <class Op, NoiseKind kNoise> struct Tiles {
+  static constexpr int n = kVector<Op>;
+  Op op;
+  ItemPlan plan;
+  Divider vectors;  // of channels, at one position
+
+  explicit Tiles(const Op& op_) : op(op_) {
+    const Geometry& g = op.arguments().geometry;
+    vectors = Divider(g.channels / n);
+    plan = plan_items(vectors.divisor * (g.spatial / 4), g.batch, 1);
+  }
+  int64_t blocks() const { return plan.blocks(0); }
+
+  FG_HD void operator()(int64_t block, int thread) const {
+    if (block * plan.per_block() + thread >= plan.count) return;
+    const Place place = plan.after(plan.first_of(block), thread);
+    const int64_t group = vectors.quotient(place.index), channel = (place.index - group * vectors.divisor) * n;
+    Raw<Op> raw[4];
+    FG_UNROLL
+    for (int r = 0; r < 4; ++r)
+      load(place.sample, 4 * group + r, channel).into(raw[r]);
+    Sample<Op, kNoise> sample;
+    sample.enter(op, place.sample);
+    if (place.index == 0) op.first_of_sample(sample.b, sample.row);
+    typename Op::R z[4][n];
+    if (kNoise == kSeededNoise && sample.noise) {
+      const int64_t groups = op.arguments().geometry.spatial / 4;  // of a channel
+      FG_UNROLL
+      for (int i = 0; i < n; ++i) {
+        typename Op::R lanes[4];
+        contract_normals(sample.stream, (channel + i) * groups + group, lanes);
+        FG_UNROLL
+        for (int r = 0; r < 4; ++r)
+          z[r][i] = lanes[r];
+      }
+    }
+    FG_UNROLL
+    for (int r = 0; r < 4; ++r) {
+      const Load<Op, kNoise, true> from = load(place.sample, 4 * group + r, channel);
+      const Store<Op, kNoise, true> store{from, sample.row, raw[r]};
+      if (kNoise != kNoNoise && sample.noise) {
+        store.template run<kNoise != kNoNoise>(z[r]);
+      } else {
+        store.template run<false>(z[r]);
+      }
+    }
+  }
+
+ private:
+  FG_HD Load<Op, kNoise, true> load(int64_t b, int64_t position, int64_t channel) const { return {op, b, position, channel}; }
+};
+
+template <class Op, NoiseKind kNoise> struct Groups {
+  Op op;
+  ItemPlan plan;
+  // Channels-last with whole groups in a channel: items run over the channels first, as memory does.
+  Divider channels, spatial;
+
+  explicit Groups(const Op& op_) : op(op_) {
+    const Geometry& g = op.arguments().geometry;
+    // a sample without elements is one item, for first_of_sample
+    plan = plan_items(g.event > 0 ? (g.event + 3) / 4 : 1, g.batch, 1);
+    if (!g.channels_last()) return;
+    spatial = Divider(g.spatial);
+    if (g.spatial % 4 == 0) channels = Divider(g.channels);
+  }
+  int64_t blocks() const { return plan.blocks(0); }
+
+  FG_HD void operator()(int64_t block, int thread) const {
+    if (block * plan.per_block() + thread >= plan.count) return;
+    const Place place = plan.after(plan.first_of(block), thread);
+    Sample<Op, kNoise> sample;
+    sample.enter(op, place.sample);
+    if (place.index == 0) op.first_of_sample(sample.b, sample.row);
+    Group<Op, kNoise>{op, sample, spatial}.run(group_of(place.index));
+  }
+
+  FG_HD int64_t group_of(int64_t index) const {
+    if (channels.divisor <= 1) return index;
+    const int64_t group = channels.quotient(index), channel = index - group * channels.divisor;
+    return channel * (spatial.divisor / 4) + group;
+  }
+};
+
+// ---- which way, on the host ----------------------------------------------------------------------------------------------------
+
+inline bool aligned(const Operand& x) { return reinterpret_cast<uintptr_t>(x.data) % 16 == 0; }
+
+// Whether the operands have the op's types and lie on 16-byte boundaries, sample after sample and position after position.
+template <class Op> bool fits_words(const Op& op, bool positions) {
+  const Elementwise& a = op.arguments();
+  auto fits = [&](const Operand& x, DType dtype) {
+    if (!x.data) return true;
+    return x.dtype == dtype && aligned(x) && (a.geometry.batch == 1 || x.batch_stride % kVector<Op> == 0) &&
+           (!positions || x.position_stride % kVector<Op> == 0);
+  };
+  for (int k = 0; k < Op::kInputs; ++k)
+    if (!fits(a.in[k], k == 0 ? Op::X::kDType : Op::M::kDType)) return false;
+  for (int k = 0; k < Op::kOutputs; ++k)
+    if (!fits(a.out[k], Op::Out::kDType)) return false;
+  return a.noise.kind != kGivenNoise || fits(a.in[Op::kNoiseInput], Op::Out::kDType);
+}
+
+// Calls launch(way) with the fast way for these arguments; false where there is none.
+template <NoiseKind kNoise, class Op, class Launch> bool launch_fast(const Op& op, Launch& launch) {
+  const Geometry& g = op.arguments().geometry;
+  constexpr int n = kVector<Op>;
+  if (g.channels_last()) {
+    if (g.channels % n || g.spatial % 4 || g.event == 0 || !fits_words(op, true)) return false;
+    launch(Tiles<Op, kNoise>(op));
+  } else {
+    if (g.event < n || (g.batch > 1 && g.event % n) || !fits_words(op, false)) return false;
+    launch(Vectors<Op, kNoise>(op));
+  }
+  return true;
+}
+
+// Op<R, X, M, Out> is one of the op's instances; kMixed, whether a float32 state may meet half-precision inputs.
+template <template <class, class, class, class> class Op, bool kMixed, NoiseKind kNoise, class Arguments, class Launch>
+bool launch_fast_types(const Arguments& a, Launch& launch) {
+  const DType x = Op<float, Any, Any, Any>::kInputs > 0 ? a.in[0].dtype : a.out[0].dtype;
+  const DType m = kMixed ? a.in[1].dtype : x;
+  if (x == kFloat32 && m == kFloat32) return launch_fast<kNoise>(Op<float, Float32, Float32, Float32>{a}, launch);
+  if (x == kBFloat16 && m == kBFloat16) return launch_fast<kNoise>(Op<float, BFloat16, BFloat16, BFloat16>{a}, launch);
+  if (x == kFloat16 && m == kFloat16) return launch_fast<kNoise>(Op<float, Float16, Float16, Float16>{a}, launch);
+  if constexpr (kMixed) {
+    if (x == kFloat32 && m == kBFloat16) return launch_fast<kNoise>(Op<float, Float32, BFloat16, Float32>{a}, launch);
+    if (x == kFloat32 && m == kFloat16) return launch_fast<kNoise>(Op<float, Float32, Float16, Float32>{a}, launch);
+  }
+  return false;
+}
+
+template <template <class, class, class, class> class Op, bool kMixed, class Arguments, class Launch>
+bool launch_fast_ways(const Arguments& a, Launch& launch) {
+  constexpr int noises = Op<float, Any, Any, Any>::kNoises;
+  if (a.is_double) return false;
+  if constexpr (noises & 1 << kNoNoise)
+    if (a.noise.kind == kNoNoise) return launch_fast_types<Op, kMixed, kNoNoise>(a, launch);
+  if constexpr (noises & 1 << kGivenNoise)
+    if (a.noise.kind == kGivenNoise) return launch_fast_types<Op, kMixed, kGivenNoise>(a, launch);
+  if constexpr (noises & 1 << kSeededNoise)
+    if (a.noise.kind == kSeededNoise) return launch_fast_types<Op, kMixed, kSeededNoise>(a, launch);
+  return false;
+}
+
+template <class Op, class Launch> void launch_groups(const Op& op, Launch& launch) {
+  const NoiseKind kind = op.arguments().noise.kind;
+  if constexpr (Op::kNoises & 1 << kNoNoise)
+    if (kind == kNoNoise) launch(Groups<Op, kNoNoise>(op));
+  if constexpr (Op::kNoises & 1 << kGivenNoise)
+    if (kind == kGivenNoise) launch(Groups<Op, kGivenNoise>(op));
+  if constexpr (Op::kNoises & 1 << kSeededNoise)
+    if (kind == kSeededNoise) launch(Groups<Op, kSeededNoise>(op));
+}
+
+// The one launch of an op: launch(way), way(block, thread) being for each of way.blocks() thread blocks of kThreads threads.
+template <template <class, class, class, class> class Op, bool kMixed, class Arguments, class Launch>
+void run_on_device(const Arguments& a, Launch launch) {
+  if (a.geometry.batch == 0 || launch_fast_ways<Op, kMixed>(a, launch)) return;
+  if (a.is_double) {
+    launch_groups(Op<double, Any, Any, Any>{a}, launch);
+  } else {
+    launch_groups(Op<float, Any, Any, Any>{a}, launch);
+  }
+}
+
+}  // namespace fastgen
