@@ -1,9 +1,9 @@
 """Runs tests on the CUDA kernels' own code, compiled for the host: `python tests/device_on_host.py [pytest's arguments]`.
 
-The functions that a CUDA thread executes (csrc/common/device_driver.h, csrc/*/*_device.h) compile under g++ as well. Here they make
-a library that takes the place of the CPU kernels in a copy of the package, each op running thread after thread, and the tests of the
-values run on it: which element reads which coefficient row, which Philox group and lane, every layout, tail and dtype. A misaligned
-128-bit access ends the run. What it cannot show: the hardware's special functions, memory order, speed.
+The functions that a CUDA thread executes (csrc/common/device_driver.h, csrc/*/*_device.h) compile under g++ as well. Here they
+make a library that takes the place of the CPU kernels in a copy of the package, each op running thread after thread, and the
+tests of the values run on it: which element reads which coefficient row, which Philox group and lane, every layout, tail and
+dtype. A misaligned 128-bit access ends the run. What it cannot show: the hardware's special functions, memory order, speed.
 """
 
 import shutil
