@@ -8,7 +8,7 @@ ifeq ($(shell command -v nvidia-smi),)
 export FASTGEN_CUDA ?= 0
 endif
 
-.PHONY: demo test build cuda bench lint format clean
+.PHONY: demo test build cuda bench machine-code lint format clean
 
 demo: build
 	$(RUN) examples/demo.py
@@ -32,6 +32,11 @@ cuda: $(VENV)/installed
 bench: build
 	$(RUN) -m pytest benchmarks --benchmark-only
 	$(RUN) -m benchmarks.side_by_side
+
+# Registers, spills and instructions per element of every kernel; needs nvcc, but no GPU.
+machine-code: $(VENV)/installed
+	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements/machine_code.txt
+	$(RUN) -m benchmarks.machine_code --json benchmarks/results/machine_code.json | tee benchmarks/results/machine_code.txt
 
 lint: $(VENV)/installed
 	$(VENV)/bin/ruff check .

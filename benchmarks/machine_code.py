@@ -1,0 +1,403 @@
+"""What nvcc makes of every kernel: registers, spills, and instructions per element of the main path. Needs no GPU:
+
+    python -m benchmarks.machine_code [--arch 80 90 100] [--only TEXT] [--json FILE]
+
+Compiles csrc/*/*_cuda.cu as setup.py does, one cubin for each architecture, kept under build/machine_code until a source, a
+flag or nvcc changes. What ptxas says gives registers, stack and spills; the listing of nvdisasm gives the rest (see `sass`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import hashlib
+import importlib.util
+import json
+import os
+import re
+import runpy
+import shlex
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from unittest import mock
+
+from . import sass
+
+ROOT = Path(__file__).resolve().parents[1]
+CSRC = ROOT / "csrc"
+CACHE = ROOT / "build/machine_code"
+ARCHS = ("80", "90", "100")  # of the report
+
+
+# ---- what a kernel's name says ---------------------------------------------------------------------------------------
+
+BYTES = {"Float64": 8, "Float32": 4, "Float16": 2, "BFloat16": 2}
+TYPE = re.compile(rf"\b({'|'.join(BYTES)})\b")
+SPECIAL = 2  # special-function operations for each normal that is made: a logarithm, a root, a sine and a cosine for two
+SEEDED = re.compile(r"NoiseKind\)2")
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How many bytes the main path moves for each element, by the types in the kernel's name, in their order there.
+
+    The main path makes all optional accesses. `stored` lists the types of the 128-bit stores of an element, and `loaded` of its
+    loads, which count in a kernel that stores no vectors.
+    """
+
+    pattern: str
+    stored: tuple[int, ...] = (-1,)
+    loaded: tuple[int, ...] = ()
+
+
+# The first that is found in the demangled name.
+READINGS = (
+    Reading(r"\bDdpmStepDevice<", stored=(-1, -1)),  # y and x0
+    Reading(r"\bBceVectorSum<", loaded=(0, -1, 0, 0)),  # input, target, weight, pos_weight
+    Reading(r"\bBceVectors<", stored=(0,)),
+    Reading(""),
+)
+# What makes a name short, in this order.
+SHORTER = (
+    (r"\bfastgen::|\(anonymous namespace\)::", ""),
+    (r"^void |\bdevice_kernel|Device\b", ""),
+    (r"\(NoiseKind\)0", "no noise"),
+    (r"\(NoiseKind\)1", "noise"),
+    (r"\(NoiseKind\)2", "seed"),
+    (r"\bB?Float(16|32|64)\b", lambda match: match[0].replace("BFloat", "bf").replace("Float", "f")),
+    (r"\((?:bool|int)\)", ""),
+    (r" >", ">"),
+    (r"^<(.*)>$", r"\1"),
+)
+
+
+def label(kernel: str) -> str:
+    """The template and its arguments, without those of the call: Vectors<DdpmStep<float, bf16, bf16, bf16>, seed>."""
+    name = without_parameters(kernel)
+    for pattern, to in SHORTER:
+        name = re.sub(pattern, to, name)
+    return name
+
+
+def without_parameters(kernel: str) -> str:
+    depth = 0
+    for end in range(len(kernel) - 1, -1, -1):
+        depth += {")": 1, "(": -1}.get(kernel[end], 0)
+        if depth == 0:
+            return kernel[:end] if kernel.endswith(")") else kernel
+    return kernel
+
+
+def element_bytes(kernel: str) -> tuple[int, int]:
+    """Bytes of 128-bit stores and loads for each element; 0 where the name does not say."""
+    name = without_parameters(kernel)
+    reading = next(reading for reading in READINGS if re.search(reading.pattern, name))
+    types = [BYTES[found] for found in TYPE.findall(name)]
+    if not types:
+        return 0, 0
+    return sum(types[i] for i in reading.stored), sum(types[i] for i in reading.loaded)
+
+
+# ---- tools -----------------------------------------------------------------------------------------------------------
+
+
+class Missing(RuntimeError):
+    """A tool that is not on this machine; says where it was looked for."""
+
+
+@functools.cache
+def settings() -> dict:
+    """The names in setup.py, which is run without building anything."""
+    with mock.patch("setuptools.setup"):
+        return runpy.run_path(str(ROOT / "setup.py"), run_name="settings")
+
+
+def default_archs() -> list[str]:
+    """Those of a wheel: ["75", "80", …]."""
+    return ["".join(version) for version in re.findall(r"(\d+)\.(\d+[a-z]?)", settings()["CUDA_ARCHS"])]
+
+
+@functools.cache
+def toolkit() -> Path:
+    home = settings()["cuda_home"]()
+    if home is None:
+        raise Missing("nvcc: neither in $CUDA_HOME/bin nor on the PATH")
+    return home
+
+
+@functools.cache
+def disassembler(name: str = "nvdisasm") -> Path:
+    """nvdisasm or cuobjdump: Triton's, else the toolkit's, else the one on the PATH."""
+    places = []
+    triton = importlib.util.find_spec("triton")
+    if triton is not None and triton.origin is not None:
+        places.append(Path(triton.origin).parent / "backends/nvidia/bin" / name)
+    if (home := settings()["cuda_home"]()) is not None:
+        places.append(home / "bin" / name)
+    places += [Path(found)] if (found := shutil.which(name)) else []
+    for place in places:
+        if place.exists():
+            return place
+    looked = ["Triton is not installed"] if triton is None else []
+    looked += [f"no {place}" for place in places] + ["not on the PATH"]
+    raise Missing(f"{name}: {', '.join(looked)} (pip install -r requirements/machine_code.txt)")
+
+
+def run(*command, **options) -> subprocess.CompletedProcess:
+    result = subprocess.run([str(word) for word in command], capture_output=True, text=True, **options)
+    if result.returncode != 0:
+        raise RuntimeError(f"{' '.join(map(str, command))}\n{result.stdout}{result.stderr}")
+    return result
+
+
+@functools.cache
+def nvcc_flags() -> tuple[str, ...]:
+    """setup.py's flags of a .cu file, less what names files and architectures."""
+    ninja = settings()["ninja_file"](Path("build"), Path("package"), toolkit())
+    command = re.search(r"rule nvcc\n  command = \S+ (.*)", ninja)[1]
+    command = re.sub(r"-MD|-MF \S+|-gencode=\S+|-Xptxas -v\b|-Xfatbin \S+|-c \$in|-o \$out|-I\S+", "", command)
+    return *shlex.split(command), "-Xptxas", "-v"
+
+
+@functools.cache
+def demangler() -> str:
+    for name in ("cu++filt", "c++filt"):
+        if found := shutil.which(name) or next((str(p) for p in (toolkit() / "bin").glob(name)), None):
+            return found
+    raise Missing("c++filt: not on the PATH (it comes with binutils)")
+
+
+# ---- compiling -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Compiled:
+    source: Path
+    arch: str
+    cubin: Path
+    log: str  # what ptxas said
+
+
+def sources(directory: Path = CSRC) -> list[Path]:
+    return sorted(directory.glob("*/*_cuda.cu"))
+
+
+def included(source: Path, include: Path) -> set[Path]:
+    """The file and all that it includes by quotes, directly or not."""
+    found, stack = set(), [source]
+    while stack:
+        path = stack.pop()
+        if path in found:
+            continue
+        found.add(path)
+        for name in re.findall(r'^\s*#\s*include\s*"([^"]+)"', path.read_text(), re.MULTILINE):
+            stack += [place.resolve() for place in (path.parent / name, include / name) if place.exists()][:1]
+    return found
+
+
+@functools.cache
+def nvcc_version() -> str:
+    return run(toolkit() / "bin/nvcc", "--version").stdout
+
+
+def compiled(source: Path, arch: str, include: Path = CSRC, cache: Path = CACHE) -> Compiled:
+    """The cubin of a source for an architecture, from the cache where nothing has changed since."""
+    flags = (*nvcc_flags(), f"-gencode=arch=compute_{arch},code=sm_{arch}", "-cubin")
+    digest = hashlib.sha256(repr((flags, nvcc_version())).encode())
+    for path in sorted(included(source, include)):
+        digest.update(str(path.name).encode() + path.read_bytes())
+    stem = f"{source.stem}.sm_{arch}"
+    cubin = cache / f"{stem}.{digest.hexdigest()[:16]}.cubin"
+    log = cubin.with_suffix(".txt")
+    if not log.exists():
+        cache.mkdir(parents=True, exist_ok=True)
+        part = cache / f"{stem}.{os.getpid()}.part"  # another process may be at it too
+        result = run(toolkit() / "bin/nvcc", *flags, f"-I{include}", source, "-o", part)
+        part.replace(cubin)
+        for old in cache.glob(f"{stem}.*"):
+            if old != cubin and old.suffix != ".part":
+                old.unlink(missing_ok=True)
+        part.write_text(result.stderr)
+        part.replace(log)  # the log last: where it is, the cubin is too
+    return Compiled(source, arch, cubin, log.read_text())
+
+
+def compiled_all(archs, names=None) -> list[Compiled]:
+    """Every source (or those of the ops named) for every architecture, on as many cores as there are."""
+    jobs = [(source, arch) for source in sources() for arch in archs if names is None or source.parent.name in names]
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        return list(pool.map(lambda job: compiled(*job), jobs))
+
+
+# ---- reading ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Resources:
+    registers: int
+    stack: int
+    spill_stores: int
+    spill_loads: int
+    shared: int
+
+
+def resources(log: str) -> dict[str, Resources]:
+    """Of every kernel, by its symbol, from ptxas -v; the stack includes that of functions that were not inlined."""
+    found = {}
+    for part in re.split(r"Compiling entry function '", log)[1:]:
+        symbol = part.partition("'")[0]
+        frames = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", part)
+        used = re.search(r"Used (\d+) registers", part)
+        shared = re.search(r"(\d+) bytes smem", part)
+        if used is None or not frames:
+            raise ValueError(f"ptxas says nothing of {symbol}")
+        sums = [sum(int(frame[k]) for frame in frames) for k in range(3)]
+        found[symbol] = Resources(int(used[1]), *sums, int(shared[1]) if shared else 0)
+    return found
+
+
+def demangled(symbols) -> dict[str, str]:
+    symbols = list(symbols)
+    lines = run(demangler(), input="\n".join(symbols) + "\n").stdout.splitlines()
+    return dict(zip(symbols, lines, strict=True))
+
+
+@dataclass
+class MainPath:
+    """Of one thread."""
+
+    elements: float | None  # None where the kernel's name does not say their type
+    instructions: int
+    loop: int
+    other_loops: int
+    unwritten: list[int]
+    counts: dict[str, int]
+    per_element: dict[str, float]  # instructions, and those of each class
+
+    def accesses(self, kind: str) -> dict[int, int]:
+        """{bits: number} of the global "load" or "store" accesses."""
+        widths = (key.split() for key in self.counts if key.startswith(f"{kind} "))
+        return {int(bits): self.counts[f"{kind} {bits}"] for _, bits in widths}
+
+    @property
+    def share_of_128(self) -> float:
+        """The share of the bytes, loaded and stored, that 128-bit accesses move."""
+        accesses = [(bits, n) for kind in ("load", "store") for bits, n in self.accesses(kind).items()]
+        total = sum(bits * n for bits, n in accesses)
+        return sum(bits * n for bits, n in accesses if bits >= 128) / total if total else 0.0
+
+
+@dataclass
+class Kernel:
+    op: str
+    arch: str
+    name: str  # demangled
+    resources: Resources
+    instructions: int  # in the whole kernel
+    counts: dict[str, int]
+    main: MainPath | None  # None where it makes no 128-bit access
+
+    @property
+    def label(self) -> str:
+        return label(self.name)
+
+
+def main_path(function: sass.Function, name: str) -> MainPath | None:
+    stored, loaded = element_bytes(name)
+
+    def elements(stores, loads):
+        size, vectors = (stored, stores) if stores else (loaded, loads)
+        return 16 * vectors / size if size else None
+
+    special = SPECIAL if SEEDED.search(name) else 0
+    path = sass.main_path(function, lambda *vectors: special * (elements(*vectors) or 0))
+    if path is None:
+        return None
+    n, counts = elements(path.stores, path.loads), path.counts
+    per_element = {"instructions": len(path.instructions) / n} | {key: counts[key] / n for key in counts} if n else {}
+    return MainPath(n, len(path.instructions), path.loop, path.other_loops, path.unwritten, counts, per_element)
+
+
+def kernels(code: Compiled) -> list[Kernel]:
+    """What the machine code says, and ptxas, of every kernel in it."""
+    functions = sass.parse(run(disassembler(), "-c", code.cubin).stdout)
+    used, names, found = resources(code.log), demangled(functions), []
+    for symbol, function in functions.items():
+        instructions = function.instructions
+        main = main_path(function, names[symbol])
+        counts = sass.counts(instructions)
+        found.append(Kernel(code.source.parent.name, code.arch, names[symbol], used[symbol], len(instructions), counts, main))
+    return sorted(found, key=lambda kernel: kernel.label)
+
+
+# ---- report ----------------------------------------------------------------------------------------------------------
+
+
+def row(kernel: Kernel) -> dict:
+    result = asdict(kernel) | {"label": kernel.label}
+    if kernel.main is not None:
+        result["main"]["share_of_128"] = kernel.main.share_of_128
+    return result
+
+
+def lines(found: list[Kernel]) -> list[str]:
+    from . import common  # imports torch, which the tests of the contract need not
+
+    head = ("op", "kernel", "sm", "registers", "stack", "spills", "elements", "instr/elem", "special", "conversions", "128-bit")
+    cells = []
+    for kernel in found:
+        used, main = kernel.resources, kernel.main
+        figures = ("",) * 5
+        if main is not None and main.elements:
+            each = (main.per_element.get(key, 0.0) for key in ("instructions", "special", "conversion"))
+            flag = "~" if main.other_loops or main.unwritten else ""
+            numbers = (f"{flag}{number:.1f}" for number in each)
+            figures = (f"{main.elements:g}", *numbers, f"{100 * main.share_of_128:.0f}%")
+        spills = str(used.spill_stores + used.spill_loads)
+        cells.append((kernel.op, kernel.label, kernel.arch, str(used.registers), str(used.stack), spills, *figures))
+    return common.table(head, cells, left=3)
+
+
+def environment() -> dict:
+    from . import common
+
+    version = run(disassembler(), "--version").stdout
+    return {
+        "nvcc": re.search(r"V([\d.]+)", nvcc_version())[1],
+        "nvdisasm": re.search(r"V([\d.]+)", version)[1],
+        "flags": list(nvcc_flags()),
+        "fastgen": common.environment()["fastgen"],
+        "commit": common.environment()["commit"],
+        "dirty": common.environment()["dirty"],
+    }
+
+
+def main():
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.machine_code", description=__doc__.split("\n")[0])
+    parser.add_argument("--arch", nargs="+", default=list(ARCHS), metavar="SM", help=f"default: {' '.join(ARCHS)}")
+    parser.add_argument("--only", default="", metavar="TEXT", help="kernels whose label has it")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all counts there too")
+    options = parser.parse_args()
+    try:
+        disassembler()
+        found = [kernel for code in compiled_all(options.arch) for kernel in kernels(code) if options.only in kernel.label]
+    except Missing as missing:
+        sys.exit(f"machine_code: {missing}")
+    found.sort(key=lambda kernel: (kernel.op, kernel.label, int(re.match(r"\d+", kernel.arch)[0])))
+    e = environment()
+    print(
+        f"nvcc {e['nvcc']}, nvdisasm {e['nvdisasm']}, commit {e['commit'] or 'none'}{', tree with changes' if e['dirty'] else ''}"
+    )
+    print("per element of a thread whose vectors are all inside and aligned, its set-up included; all options of the kernel on")
+    print("elements: of a thread; conversions: F2F, F2I, I2F; 128-bit: share of the bytes; ~: a loop on the path counts once\n")
+    print(*lines(found), sep="\n")
+    if options.json:
+        options.json.write_text(json.dumps({"environment": e, "kernels": [row(kernel) for kernel in found]}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

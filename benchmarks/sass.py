@@ -1,0 +1,483 @@
+"""Reads the machine code of a kernel: the listing that `nvdisasm -c` prints, its control flow, and the main path through it.
+
+Knows text only: no compiler, no GPU. `machine_code` makes the listings.
+
+The main path is the one that a thread takes whose vectors are all inside and aligned. Without running the kernel it is known by
+what it does: of all ways from the entry to the end it makes the most 128-bit stores, then the most 128-bit loads, and of those
+it is the shortest. What only some threads do (a scalar tail, the slow path of a division, a row of NaN) then drops out by itself.
+A loop is passed once, the code behind a call is part of the path.
+
+Two kinds of shortcut do as much and must be ruled out. One skips what always runs, because two branches go together in a way
+that the graph does not show (a thread loads its row where the sample is another than before, which at first it always is): such
+a path reads registers that nothing on it has written. The other is real but not the one meant: where a row needs no noise, a
+seeded kernel skips the generator. Hence `least_special`, the special-function operations that a path must have: Box–Muller takes
+four for a pair. (Philox's wide multiplications, 20 for four elements, do not tell: addresses and rows need dozens a thread.)
+"""
+
+from __future__ import annotations
+
+import heapq
+import re
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+SECTION = re.compile(r"\s*\.section\s+(\S+?),")
+LABEL = re.compile(r"([.$\w]\S*):\s*$")
+INSTRUCTION = re.compile(r"\s+/\*([0-9a-f]{4,})\*/\s+(?:@(!?U?P\w+)\s+)?([A-Z][\w.]*)\s*(.*?)\s*;\s*$")
+TARGET = re.compile(r"`\((\S+)\)")
+TABLE = re.compile(r'BRANCH_TARGETS ([^"]+)"')
+REGISTER = re.compile(r"\bR(\d+)\b")
+PREDICATE = re.compile(r"!?U?P[\dTR]")
+NOT_WRITING = ("ST", "STG", "STS", "STL", "RED", "REDG", "BRA", "BRX", "CALL", "RET", "EXIT", "WARPSYNC", "R2UR", "NOP", "BMOV")
+WATCHED = 8  # attempts at a path that reads no register before it is written
+END = -1  # the successor of a block that ends the thread or, in a subroutine, returns
+
+
+class Instruction(NamedTuple):
+    address: int
+    guard: str  # the predicate before it, "" if none
+    opcode: str
+    operands: str
+
+    @property
+    def stem(self) -> str:
+        return self.opcode.partition(".")[0]
+
+    @property
+    def conditional(self) -> bool:
+        """Whether a branch or an exit may be passed by: a guard, or a predicate before the target (BRA.U !UP0, BRA.DIV UR4)."""
+        other = self.operands.partition("`")[0] if self.stem in ("BRA", "EXIT") else ""
+        return self.guard not in ("", "PT", "UPT") or other != ""
+
+    @property
+    def written(self) -> range:
+        """The registers that it writes, by number. Where the width is not known from the name, rather one too many."""
+        if self.stem in NOT_WRITING:
+            return range(0)
+        first = next((x for x in self.operands.split(", ") if not PREDICATE.fullmatch(x)), "")
+        match = REGISTER.match(first)
+        return range(int(match[1]), int(match[1]) + self._registers()) if match else range(0)
+
+    @property
+    def read(self) -> set[int]:
+        """The registers that it reads; of a pair or a quadruple the first."""
+        found = [int(number) for number in REGISTER.findall(self.operands)]
+        return set(found[1:] if self.written else found)
+
+    def _registers(self) -> int:
+        if ".128" in self.opcode or ".256" in self.opcode:
+            return 8 if ".256" in self.opcode else 4
+        return 2 if re.search(r"^D|64|WIDE|^CS2R$|^F\w+2\b", self.opcode) else 1
+
+    @property
+    def bits(self) -> int:
+        """How wide a memory access is."""
+        widths = re.findall(r"\.[US]?(8|16|64|128|256)\b", self.opcode)
+        return int(widths[-1]) if widths else 32
+
+
+# ---- classes of instructions -----------------------------------------------------------------------------------------
+
+# The first that matches. Conversions to and from integers and float64 share the special-function units with MUFU.
+CLASSES = {
+    "special": r"MUFU\b",
+    "conversion": r"(I2F|F2I|F2F|I2I|FRND)\b",
+    "fp32": r"F(ADD|MUL|FMA|SETP|SEL|SET|MNMX|CHK|SWZADD|ADD2|MUL2|FMA2|MNMX3)\b",
+    "fp16": r"(H(ADD2|MUL2|FMA2|SETP2|SET2|MNMX2)|F2FP)\b",
+    "fp64": r"D(ADD|MUL|FMA|SETP|MNMX)\b",
+    "move": r"(MOV|IMAD\.MOV|CS2R|S2R|S2UR|R2UR|P2R|R2P)\b",
+    "load": r"(LDG|LD)\b",
+    "store": r"(STG|ST)\b",
+    "local": r"(LDL|STL)\b",
+    "shared": r"(LDS|STS|LDSM|STSM|LDGSTS|ATOMS)\b",
+    "constant": r"(LDC|LDCU|ULDC)\b",
+    "atomic": r"(ATOM|ATOMG|RED|REDG)\b",
+    "control": r"(BRA|BRX|BRXU|EXIT|CALL|RET|BSSY|BSYNC|BREAK|BMOV|WARPSYNC|YIELD|NOP|JMP|JMX|KILL|NANOSLEEP)\b",
+    "barrier": r"(BAR|DEPBAR|MEMBAR|FENCE|ERRBAR|CCTL|SYNCS|UCGABAR\w*)\b",
+    "exchange": r"(SHFL|VOTE|VOTEU|MATCH|REDUX|ELECT)\b",
+    "uniform": r"U[A-Z]",
+    "integer": r"(I2FP|IADD|IADD3|IMAD|IMUL|ISETP|IMNMX|IABS|ISCADD|IDP|VIADD|VIMNMX|VIADDMNMX|VABSDIFF|VIMNMX3|LOP|LOP3|SHF|SHL|"
+    r"SHR|LEA|SEL|PRMT|POPC|FLO|BREV|BMSK|SGXT|PLOP3|LEPC)\b",
+}
+_CLASSES = [(name, re.compile(pattern)) for name, pattern in CLASSES.items()]
+_known: dict[str, str] = {}
+WIDE = re.compile(r"U?IMAD\.(WIDE|HI)\b")
+
+
+def class_of(opcode: str) -> str:
+    if opcode not in _known:
+        _known[opcode] = next((name for name, pattern in _CLASSES if pattern.match(opcode)), "other")
+    return _known[opcode]
+
+
+def counts(instructions) -> dict[str, int]:
+    """How many instructions of each class, the wide multiplications, and the memory accesses by width: {"load 128": 2, …}."""
+    found = Counter(class_of(i.opcode) for i in instructions)
+    found["wide multiplication"] = sum(bool(WIDE.match(i.opcode)) for i in instructions)
+    found.update(f"{class_of(i.opcode)} {i.bits}" for i in instructions if class_of(i.opcode) in ("load", "store"))
+    return {name: count for name, count in sorted(found.items()) if count}
+
+
+# ---- control flow ----------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Block:
+    """Instructions that run one after another; a call ends one too."""
+
+    instructions: list[Instruction]
+    successors: list[int]
+    callee: int | None = None  # the first block of the subroutine called before the successors
+    may_call: bool = False  # the call depends on a predicate
+
+
+@dataclass
+class Function:
+    """A kernel and the subroutines in its section; the entry is block 0."""
+
+    name: str
+    blocks: list[Block] = field(default_factory=list)
+
+    def reachable(self, entry: int = 0) -> list[int]:
+        """Blocks that can run, subroutines included: padding and what no branch leads to is left out."""
+        seen, stack = {entry}, [entry]
+        while stack:
+            block = self.blocks[stack.pop()]
+            for after in (*block.successors, block.callee):
+                if after is not None and after != END and after not in seen:
+                    seen.add(after)
+                    stack.append(after)
+        return sorted(seen)
+
+    @property
+    def instructions(self) -> list[Instruction]:
+        return [i for block in self.reachable() for i in self.blocks[block].instructions]
+
+
+def parse(listing: str) -> dict[str, Function]:
+    """The functions of a listing by their symbols."""
+    functions, name, code, labels = {}, None, [], {}
+
+    def finish():
+        if name is not None and code:
+            functions[name] = Function(name, _blocks(name, code, labels))
+
+    for line in listing.splitlines():
+        if match := SECTION.match(line):
+            finish()
+            section = match[1].strip('"')
+            name, code, labels = section.removeprefix(".text.") if section.startswith(".text.") else None, [], {}
+        elif match := LABEL.match(line):
+            labels[match[1]] = len(code)
+        elif name is not None and (match := INSTRUCTION.match(line)):
+            code.append(Instruction(int(match[1], 16), match[2] or "", match[3], match[4]))
+    finish()
+    return functions
+
+
+def _blocks(name: str, code: list[Instruction], labels: dict[str, int]) -> list[Block]:
+    ends = ("BRA", "BRX", "BRXU", "EXIT", "CALL", "RET", "JMP", "JMX", "KILL")
+    starts = {0, *labels.values(), *(i + 1 for i, x in enumerate(code) if x.stem in ends)}
+    starts = sorted(start for start in starts if start < len(code))
+    number = {start: index for index, start in enumerate(starts)}
+
+    def target(label: str) -> int:
+        if label not in labels:
+            raise ValueError(f"{name}: no label {label}")
+        return number[labels[label]]
+
+    blocks = []
+    for index, start in enumerate(starts):
+        stop = starts[index + 1] if index + 1 < len(starts) else len(code)
+        last, successors, callee = code[stop - 1], [], None
+        if last.stem in ("EXIT", "RET", "KILL"):
+            successors = [END]
+        elif last.stem in ("BRX", "BRXU"):
+            table = TABLE.search(last.operands)
+            if table is None:
+                raise ValueError(f"{name}: {last.opcode} at {last.address:#x} has no table of targets")
+            successors = [target(label) for label in table[1].split(",")]
+        elif last.stem == "BRA":
+            successors = [target(TARGET.search(last.operands)[1])]
+        elif last.stem == "CALL":
+            label = TARGET.search(last.operands)
+            # a call out of the section (printf, assert) counts as one instruction
+            callee = target(label[1]) if label and label[1] in labels else None
+        elif last.stem in ("JMP", "JMX"):
+            raise ValueError(f"{name}: {last.opcode} at {last.address:#x} is not understood")
+        # after a branch that may be passed by, after a call, and where only a label ended the block
+        if (last.stem not in ends or last.stem == "CALL" or last.conditional) and stop < len(code):
+            successors.append(index + 1)
+        blocks.append(Block(code[start:stop], list(dict.fromkeys(successors)), callee, last.conditional))
+    return blocks
+
+
+# ---- main path -------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Path:
+    instructions: list[Instruction]
+    stores: int  # 128-bit accesses
+    loads: int
+    loop: int  # instructions of the path in the largest loop that makes such accesses, 0 if there is none
+    other_loops: int  # loops on the path that make none: they count once, however often they run
+    unwritten: list[int]  # registers that it reads and nothing on it has written: if any, no thread takes this path
+
+    @property
+    def counts(self) -> dict[str, int]:
+        return counts(self.instructions)
+
+
+class _Key(NamedTuple):
+    """What ways on from a block are told apart by."""
+
+    stores: int = 0  # 128-bit
+    loads: int = 0
+    special: int = 0
+    unwritten: frozenset[int] = frozenset()  # watched registers that must have been written before
+
+    def beats(self, other: _Key) -> bool:
+        more = self.stores >= other.stores and self.loads >= other.loads and self.special >= other.special
+        return more and self.unwritten <= other.unwritten
+
+
+class _Step(NamedTuple):
+    """The cheapest way on from a block with some key."""
+
+    cost: int
+    after: int
+    key: _Key | None  # at the block after; None: leave by the shortest way
+    callee_key: _Key | None
+
+
+class _Facts(NamedTuple):
+    """What the search needs to know of a block."""
+
+    stores: int
+    loads: int
+    special: int
+    cost: int
+    written: set[int]
+    exposed: set[int]  # registers read before the block writes them
+
+
+def _facts(block: Block) -> _Facts:
+    written, exposed = set(), set()
+    for instruction in block.instructions:
+        exposed |= instruction.read - written
+        written.update(instruction.written)
+    vectors = Counter()
+    for instruction in block.instructions:
+        vectors[class_of(instruction.opcode)] += instruction.bits // 128
+    special = sum(class_of(i.opcode) == "special" for i in block.instructions)
+    return _Facts(vectors["store"], vectors["load"], special, len(block.instructions), written, exposed)
+
+
+class _Search:
+    """Dynamic programming from the ends of a function back to its entry.
+
+    A table has the ways on from a block: {key: cheapest step}, without those that another beats in everything. Edges that lead
+    back (a loop's) are cut: a path that takes one has passed the loop, and from the loop's head leaves the kernel by the shortest
+    way that makes no further vectors.
+    """
+
+    def __init__(self, function: Function, facts: list[_Facts], most_special: int, watched: frozenset[int]):
+        self.blocks, self.facts, self.most_special, self.watched = function.blocks, facts, most_special, watched
+        self.stores = any(facts[block].stores for block in function.reachable())
+        self.tables: dict[int, dict[_Key, _Step]] = {}
+        self.entered: set[int] = set()
+        self.leaving: dict[int, tuple[int, int]] = {}  # block: (cost, block after it)
+        self.back: set[tuple[int, int]] = set()
+        self._enter(0)
+
+    def vectors(self, block: int) -> int:
+        """128-bit stores, or in a kernel that has none, loads."""
+        return self.facts[block].stores if self.stores else self.facts[block].loads
+
+    def _enter(self, entry: int):
+        """Fills the tables of the blocks from `entry` to the end of its routine, callees first."""
+        self.entered.add(entry)
+        order = self._order(entry)
+        for callee in (self.blocks[block].callee for block in order):
+            if callee is not None and callee not in self.entered:
+                self._enter(callee)
+            elif callee is not None and callee not in self.tables:
+                raise ValueError("a recursive call is not understood")
+        self._leave(order)
+        for block in order:
+            self.tables[block] = self._table(block)
+
+    def _order(self, entry: int) -> list[int]:
+        """Depth first, successors before their predecessors; notes the edges that lead back."""
+        order, active, done, stack = [], {entry}, set(), [(entry, iter(self.blocks[entry].successors))]
+        while stack:
+            block, successors = stack[-1]
+            for after in successors:
+                if after in active:
+                    self.back.add((block, after))
+                elif after != END and after not in done:
+                    active.add(after)
+                    stack.append((after, iter(self.blocks[after].successors)))
+                    break
+            else:
+                stack.pop()
+                active.remove(block)
+                done.add(block)
+                order.append(block)
+        return order
+
+    def _shortest_call(self, block: int) -> tuple[int, _Key] | None:
+        """The subroutine that must be called at the end of a block, and the key of its shortest way."""
+        callee = self.blocks[block].callee
+        if callee is None or self.blocks[block].may_call:
+            return None
+        return callee, min(self.tables[callee], key=lambda key: self.tables[callee][key].cost)
+
+    def _leave(self, order: list[int]):
+        """The shortest way from each block to the end that makes no vectors (Dijkstra, from the end)."""
+        before: dict[int, list[int]] = {}
+        for block in order:
+            for after in self.blocks[block].successors if not self.vectors(block) else ():
+                before.setdefault(after, []).append(block)
+        queue = [(0, END)]
+        while queue:
+            cost, at = heapq.heappop(queue)
+            for block in before.get(at, ()):
+                call = self._shortest_call(block)
+                total = cost + self.facts[block].cost + (self.tables[call[0]][call[1]].cost if call else 0)
+                if block not in self.leaving or total < self.leaving[block][0]:
+                    self.leaving[block] = total, at
+                    heapq.heappush(queue, (total, block))
+
+    def _table(self, index: int) -> dict[_Key, _Step]:
+        block, own, table = self.blocks[index], self.facts[index], {}
+        exposed = own.exposed & self.watched
+        # (key of the callee, its key's numbers, its cost) of each way through the block
+        calls = [(None, _Key(), 0)]
+        written = own.written
+        if block.callee is not None:
+            calls = calls if block.may_call else []
+            calls += [(key, key, step.cost) for key, step in self.tables[block.callee].items()]
+            written = written | self._written_by(block.callee)
+        for after in block.successors:
+            if after == END:
+                ways = [(None, _Key(), 0)]
+            elif (index, after) in self.back:
+                ways = [(None, _Key(), self.leaving[after][0])] if after in self.leaving else []
+            else:
+                ways = [(key, key, step.cost) for key, step in self.tables[after].items()]
+            for next_key, onward, cost in ways:
+                for callee_key, called, callee_cost in calls:
+                    key = _Key(
+                        own.stores + onward.stores + called.stores,
+                        own.loads + onward.loads + called.loads,
+                        min(own.special + onward.special + called.special, self.most_special),
+                        (onward.unwritten - written) | exposed,
+                    )
+                    total = own.cost + cost + callee_cost
+                    if key not in table or total < table[key].cost:
+                        table[key] = _Step(total, after, next_key, callee_key)
+        kept: dict[_Key, _Step] = {}
+        for key, step in sorted(table.items(), key=lambda item: item[1].cost):
+            if not any(other.beats(key) for other in kept):
+                kept[key] = step
+        return kept
+
+    def _written_by(self, callee: int) -> set[int]:
+        blocks, seen, stack = set(), {callee}, [callee]
+        while stack:
+            block = self.blocks[stack.pop()]
+            blocks |= {register for i in block.instructions for register in i.written}
+            for after in (*block.successors, block.callee):
+                if after not in (None, END) and after not in seen:
+                    seen.add(after)
+                    stack.append(after)
+        return blocks
+
+    def walk(self, block: int, key: _Key | None) -> list[int]:
+        """The blocks of a path, those of subroutines included. key None: on the way out of a loop."""
+        path = []
+        while block != END:
+            path.append(block)
+            if key is None:
+                if call := self._shortest_call(block):
+                    path += self.walk(*call)
+                block = self.leaving[block][1]
+            else:
+                step = self.tables[block][key]
+                if step.callee_key is not None:
+                    path += self.walk(self.blocks[block].callee, step.callee_key)
+                block, key = step.after, step.key
+        return path
+
+    def best(self, least_special) -> list[int] | None:
+        """The blocks of the main path; None where every path reads a watched register that is not written."""
+        steps = {key: step for key, step in self.tables[0].items() if not key.unwritten}
+        if not steps:
+            return None
+        most = max(key[:2] for key in steps)
+        keys = [key for key in steps if key[:2] == most]
+        enough = [key for key in keys if key.special >= least_special(*most)]
+        # where none has enough, the one that has the most
+        key = min(enough, key=lambda k: steps[k].cost) if enough else max(keys, key=lambda k: k.special)
+        return self.walk(0, key)
+
+    def loop(self, tail: int, head: int) -> set[int]:
+        """The blocks of the loop that the edge from `tail` back to `head` closes."""
+        before: dict[int, list[int]] = {}
+        for index, block in enumerate(self.blocks):
+            for after in block.successors:
+                before.setdefault(after, []).append(index)
+        body, stack = {head, tail}, [tail] if tail != head else []
+        while stack:
+            for block in before.get(stack.pop(), ()):
+                if block not in body:
+                    body.add(block)
+                    stack.append(block)
+        return body
+
+
+def _unwritten(instructions: list[Instruction]) -> list[int]:
+    written, missing = set(), set()
+    for instruction in instructions:
+        missing |= instruction.read - written
+        written.update(instruction.written)
+    return sorted(missing)
+
+
+def main_path(function: Function, least_special=None) -> Path | None:
+    """The main path, or None where the function makes no 128-bit access.
+
+    least_special(stores, loads): the special-function operations that a path with so many 128-bit accesses must have.
+    """
+    facts = [_facts(block) for block in function.blocks]
+    total = [sum(facts[block][k] for block in function.reachable()) for k in range(2)]
+    if not any(total):
+        return None
+    most_special = least_special(*total) if least_special else 0
+    watched, result = frozenset(), None
+    # all registers at once would tell apart more ways than there are blocks; those of the last path's mistakes are few
+    for _ in range(WATCHED):
+        search = _Search(function, facts, most_special, watched)
+        blocks = search.best(least_special or (lambda stores, loads: 0))
+        if blocks is None:
+            break
+        result = search, blocks
+        missing = _unwritten([i for block in blocks for i in function.blocks[block].instructions])
+        if not missing or watched.issuperset(missing):
+            break
+        watched |= frozenset(missing)
+    search, blocks = result
+    loop, others = 0, 0
+    for tail, head in search.back:
+        if tail in blocks:
+            body = search.loop(tail, head)
+            if any(search.vectors(block) for block in body):
+                loop = max(loop, sum(facts[block].cost for block in body.intersection(blocks)))
+            else:
+                others += 1
+    instructions = [i for block in blocks for i in function.blocks[block].instructions]
+    stores, loads = (sum(facts[block][k] for block in blocks) for k in range(2))
+    return Path(instructions, stores, loads, loop, others, _unwritten(instructions))
