@@ -71,7 +71,7 @@ FG_HD void bce_values(const BceWithLogitsArguments& a, const BceSingles<float>& 
 }
 
 // The same for one logit, of any dtypes.
-template <class R> FG_HD R bce_value(const BceWithLogitsArguments& a, const BceSingles<R>& one, int64_t i, bool backward) {
+template <class R, bool kBackward> FG_HD R bce_value(const BceWithLogitsArguments& a, const BceSingles<R>& one, int64_t i) {
   auto read = [i](const BceOperand& o, R single) {
     return o.data && !o.single ? load_one<R, Any>(Operand{const_cast<void*>(o.data), o.dtype, 0, 0}, i) : single;
   };
@@ -79,7 +79,7 @@ template <class R> FG_HD R bce_value(const BceWithLogitsArguments& a, const BceS
   const R y = load_one<R, Any>(Operand{const_cast<void*>(a.target.data), a.target.dtype, 0, 0}, a.target.single ? 0 : i);
   const R w = read(a.weight, one.weight), p = read(a.pos_weight, one.pos_weight);
   const bool weighted = a.weight.data || a.pos_weight.data;
-  if (backward) return read(a.gradient, one.gradient) * (weighted ? bce_gradient(x, y, w, p) : bce_gradient(x, y, One{}, One{}));
+  if (kBackward) return read(a.gradient, one.gradient) * (weighted ? bce_gradient(x, y, w, p) : bce_gradient(x, y, One{}, One{}));
   return weighted ? bce_loss(x, y, w, p) : bce_loss(x, y, One{}, One{});
 }
 
@@ -88,46 +88,48 @@ template <class Types, bool kBackward> struct BceVectors {
   static constexpr int n = Types::n, kUnroll = Types::kUnroll;
   using Out = typename std::conditional<kBackward, typename Types::X, typename Types::Wide>::type;
   BceWithLogitsArguments a;
-  ItemPlan plan;
+  VectorPlan plan;
+  int64_t left_over;  // logits after the last whole item, each a thread's
 
-  explicit BceVectors(const BceWithLogitsArguments& arguments) : a(arguments), plan(plan_items(a.count / n, 1, kUnroll)) {}
-  int64_t blocks() const { return plan.blocks(1); }
+  explicit BceVectors(const BceWithLogitsArguments& arguments)
+      : a(arguments), plan(a.count / n, 1, kUnroll), left_over(a.count % n + plan.left_over * n) {}
+  int64_t blocks() const { return plan.items.blocks(left_over); }
 
   FG_HD void operator()(int64_t block, int thread) const {
-    const int64_t item = block * plan.per_block() + thread;
+    const int64_t item = block * kThreads + thread;
     const BceSingles<float> one(a);
+    if (item >= plan.items.count) {
+      const int64_t i = plan.first_left_over() * n + item - plan.items.count;
+      if (i < a.count) store_one<float, Out>(a.out, i, bce_value<float, kBackward>(a, one, i));
+      return;
+    }
     BceVector<Types> vectors[kUnroll];
     FG_UNROLL
     for (int u = 0; u < kUnroll; ++u)
-      if (u < plan.unroll && item + u * kThreads < plan.count) vectors[u].load(a, (item + u * kThreads) * n);
+      if (u < plan.unroll) vectors[u].load(a, plan.vector(item, u) * n);
     FG_UNROLL
     for (int u = 0; u < kUnroll; ++u) {
-      if (u >= plan.unroll || item + u * kThreads > plan.count) continue;
-      if (item + u * kThreads == plan.count) {  // what is left after the last whole vector
-        for (int64_t i = plan.count * n; i < a.count; ++i)
-          store_one<float, Out>(a.out, i, bce_value<float>(a, one, i, kBackward));
-        continue;
-      }
+      if (u >= plan.unroll) return;
       float values[n];
       bce_values<Types, kBackward>(a, one, vectors[u], values);
       Words words[2];
       FG_UNROLL
       for (int i = 0; i < n; i += 2)
         Out::put_pair(words, i, values[i], values[i + 1]);
-      store_vector<Out, n>(a.out, (item + u * kThreads) * n, words);
+      store_vector<Out, n>(a.out, plan.vector(item, u) * n, words);
     }
   }
 };
 
-template <class R> struct BceElements {
+template <class R, bool kBackward> struct BceElements {
   BceWithLogitsArguments a;
   ItemPlan plan;
 
-  explicit BceElements(const BceWithLogitsArguments& arguments) : a(arguments), plan(plan_items(a.count, 1, 1)) {}
-  int64_t blocks() const { return plan.blocks(0); }
+  explicit BceElements(const BceWithLogitsArguments& arguments) : a(arguments), plan(a.count, 1) {}
+  int64_t blocks() const { return plan.blocks(); }
   FG_HD void operator()(int64_t block, int thread) const {
-    const int64_t i = block * plan.per_block() + thread;
-    if (i < plan.count) store_one<R, Any>(a.out, i, bce_value<R>(a, BceSingles<R>(a), i, a.backward));
+    const int64_t i = block * kThreads + thread;
+    if (i < plan.count) store_one<R, Any>(a.out, i, bce_value<R, kBackward>(a, BceSingles<R>(a), i));
   }
 };
 
@@ -166,7 +168,7 @@ template <class Types> struct BceVectorSum {
       sum += static_cast<double>(few);
     }
     if (block == 0 && vectors * n + thread < a.count)
-      sum += static_cast<double>(bce_value<float>(a, one, vectors * n + thread, false));
+      sum += static_cast<double>(bce_value<float, false>(a, one, vectors * n + thread));
     return sum;
   }
 };
@@ -183,7 +185,7 @@ template <class R> struct BceElementSum {
     const BceSingles<R> one(a);
     double sum = 0;
     for (int64_t i = block * kThreads + thread; i < a.count; i += sums * kThreads)
-      sum += static_cast<double>(bce_value<R>(a, one, i, false));
+      sum += static_cast<double>(bce_value<R, false>(a, one, i));
     return sum;
   }
 };
@@ -207,6 +209,10 @@ template <class Visit> bool visit_bce_types(const BceWithLogitsArguments& a, Vis
   }
 }
 
+template <class R, class Launch> void launch_bce_elements(const BceWithLogitsArguments& a, const Launch& launch) {
+  a.backward ? launch(BceElements<R, true>(a)) : launch(BceElements<R, false>(a));
+}
+
 // The one launch: launch(way) for elements, launch.sum(part) for a sum.
 template <class Launch> void run_bce_with_logits(const BceWithLogitsArguments& a, const Launch& launch) {
   if (a.reduced) {
@@ -216,7 +222,7 @@ template <class Launch> void run_bce_with_logits(const BceWithLogitsArguments& a
     const bool vectors = visit_bce_types(a, [&](auto types) {
       a.backward ? launch(BceVectors<decltype(types), true>(a)) : launch(BceVectors<decltype(types), false>(a));
     });
-    if (!vectors) a.is_double ? launch(BceElements<double>(a)) : launch(BceElements<float>(a));
+    if (!vectors) a.is_double ? launch_bce_elements<double>(a, launch) : launch_bce_elements<float>(a, launch);
   }
 }
 

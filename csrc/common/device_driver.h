@@ -1,7 +1,7 @@
 // The element-wise driver of CUDA, as functions of (thread block, thread) that compile for the host too, where the tests run them.
 // Three ways through a tensor. All read and write each element once and make every Philox call once:
 //
-//   Vectors   contiguous and aligned: a thread has kVector consecutive elements of each operand in 128-bit accesses, and several
+//   Vectors   contiguous and aligned: a thread has kVector consecutive elements of each operand in 128-bit accesses, and up to four
 //             such vectors where there is work enough, all of whose loads are issued before the first is used;
 //   Tiles     channels-last and aligned: four consecutive positions of kVector channels, so that the four lanes of each channel's
 //             Philox call are the thread's own;
@@ -17,7 +17,7 @@
 //   const Elementwise& arguments() const
 //   Row row(int64_t b) const                       the coefficients of sample b
 //   static bool noiseless(const Row&)              whether that sample takes no noise
-//   void apply<kNoise, n>(row, in, z, out) const   in[kInputs][n], z[n] → out[kOutputs][n]
+//   void apply<kNoise, n>(row, in, z, out) const   in[kInputs][n], z[n] → out[kOutputs][n]; kNoise only where the row takes noise
 //   void first_of_sample(b, row) const             called once for each sample
 #pragma once
 #include "device_convert.h"
@@ -105,13 +105,12 @@ template <class Op, NoiseKind kNoise, bool kPositions> struct Store {
 
 // What a thread keeps of the sample that it is in.
 template <class Op, NoiseKind kNoise> struct Sample {
-  int64_t b = -1;
+  int64_t b;
   typename Op::Row row;
   Stream stream;
   bool noise;
 
   FG_HD void enter(const Op& op, int64_t sample) {
-    if (sample == b) return;
     b = sample;
     row = op.row(b);
     noise = kNoise != kNoNoise && !Op::noiseless(row);
@@ -182,60 +181,56 @@ template <class Op, NoiseKind kNoise> struct Group {
 };
 
 template <class Op, NoiseKind kNoise> struct Vectors {
-  static constexpr int n = kVector<Op>, kUnroll = n == 8 ? 2 : 4;
+  static constexpr int n = kVector<Op>, kUnroll = 4;
   Op op;
-  ItemPlan plan;
-  int64_t rest;  // elements after the last whole vector, of a batch that is one sample
+  VectorPlan plan;
+  int64_t groups_left_over = 0;  // after the last whole item, of a batch that is one sample
 
   explicit Vectors(const Op& op_) : op(op_) {
     const Geometry& g = op.arguments().geometry;
-    plan = plan_items(g.event / n, g.batch, kUnroll);
-    rest = g.event % n;
+    plan = VectorPlan(g.event / n, g.batch, kUnroll);
+    groups_left_over = (g.event % n + plan.left_over * n + 3) / 4;
   }
-  int64_t blocks() const { return plan.blocks(rest > 0 ? 1 : 0); }
+  int64_t blocks() const { return plan.items.blocks(groups_left_over); }
 
   FG_HD void operator()(int64_t block, int thread) const {
-    const Place first = plan.first_of(block);
-    const int64_t item = block * plan.per_block() + thread;
-    Raw<Op> raw[kUnroll];
-    Place place[kUnroll];
-    FG_UNROLL
-    for (int u = 0; u < kUnroll; ++u) {
-      if (u >= plan.unroll || item + u * kThreads >= plan.count) continue;
-      place[u] = plan.after(first, thread + u * kThreads);
-      load(place[u]).into(raw[u]);
-    }
+    const int64_t item = block * kThreads + thread;
     Sample<Op, kNoise> sample;
+    if (item >= plan.items.count) {
+      if (item >= plan.items.count + groups_left_over) return;
+      sample.enter(op, 0);
+      Group<Op, kNoise>{op, sample, Divider()}.run(plan.first_left_over() * (n / 4) + item - plan.items.count);
+      return;
+    }
+    const Place place = plan.items.at(item);
+    Raw<Op> raw[kUnroll];
+    FG_UNROLL
+    for (int u = 0; u < kUnroll; ++u)
+      if (u < plan.unroll) load(place, u).into(raw[u]);
+    sample.enter(op, place.sample);
+    if (place.index == 0) op.first_of_sample(sample.b, sample.row);
     FG_UNROLL
     for (int u = 0; u < kUnroll; ++u) {
-      if (u >= plan.unroll || item + u * kThreads >= plan.count) continue;
-      sample.enter(op, place[u].sample);
-      if (place[u].index == 0) op.first_of_sample(sample.b, sample.row);
-      const Load<Op, kNoise, false> from = load(place[u]);
+      if (u >= plan.unroll) return;
+      const Load<Op, kNoise, false> from = load(place, u);
       const Store<Op, kNoise, false> store{from, sample.row, raw[u]};
       typename Op::R z[n];
       if (kNoise != kNoNoise && sample.noise) {
         if constexpr (kNoise == kSeededNoise) {
           FG_UNROLL
           for (int q = 0; q < n / 4; ++q)
-            contract_normals(sample.stream, place[u].index * (n / 4) + q, z + 4 * q);
+            contract_normals(sample.stream, plan.vector(place.index, u) * (n / 4) + q, z + 4 * q);
         }
         store.template run<kNoise != kNoNoise>(z);
       } else {
         store.template run<false>(z);
       }
     }
-    if (rest > 0 && item <= plan.count && (plan.count - item) % kThreads == 0 && plan.count - item < plan.per_block()) tail();
   }
 
  private:
-  FG_HD Load<Op, kNoise, false> load(const Place& place) const { return {op, place.sample, 0, place.index * n}; }
-  FG_HD void tail() const {
-    Sample<Op, kNoise> sample;
-    sample.enter(op, 0);
-    const Group<Op, kNoise> group{op, sample, Divider()};
-    for (int64_t g = plan.count * (n / 4); 4 * g < op.arguments().geometry.event; ++g)
-      group.run(g);
+  FG_HD Load<Op, kNoise, false> load(const Place& place, int u) const {
+    return {op, place.sample, 0, plan.vector(place.index, u) * n};
   }
 };
 
@@ -248,13 +243,14 @@ template <class Op, NoiseKind kNoise> struct Tiles {
   explicit Tiles(const Op& op_) : op(op_) {
     const Geometry& g = op.arguments().geometry;
     vectors = Divider(g.channels / n);
-    plan = plan_items(vectors.divisor * (g.spatial / 4), g.batch, 1);
+    plan = ItemPlan(vectors.divisor * (g.spatial / 4), g.batch);
   }
-  int64_t blocks() const { return plan.blocks(0); }
+  int64_t blocks() const { return plan.blocks(); }
 
   FG_HD void operator()(int64_t block, int thread) const {
-    if (block * plan.per_block() + thread >= plan.count) return;
-    const Place place = plan.after(plan.first_of(block), thread);
+    const int64_t item = block * kThreads + thread;
+    if (item >= plan.count) return;
+    const Place place = plan.at(item);
     const int64_t group = vectors.quotient(place.index), channel = (place.index - group * vectors.divisor) * n;
     Raw<Op> raw[4];
     FG_UNROLL
@@ -300,16 +296,17 @@ template <class Op, NoiseKind kNoise> struct Groups {
   explicit Groups(const Op& op_) : op(op_) {
     const Geometry& g = op.arguments().geometry;
     // a sample without elements is one item, for first_of_sample
-    plan = plan_items(g.event > 0 ? (g.event + 3) / 4 : 1, g.batch, 1);
+    plan = ItemPlan(g.event > 0 ? (g.event + 3) / 4 : 1, g.batch);
     if (!g.channels_last()) return;
     spatial = Divider(g.spatial);
     if (g.spatial % 4 == 0) channels = Divider(g.channels);
   }
-  int64_t blocks() const { return plan.blocks(0); }
+  int64_t blocks() const { return plan.blocks(); }
 
   FG_HD void operator()(int64_t block, int thread) const {
-    if (block * plan.per_block() + thread >= plan.count) return;
-    const Place place = plan.after(plan.first_of(block), thread);
+    const int64_t item = block * kThreads + thread;
+    if (item >= plan.count) return;
+    const Place place = plan.at(item);
     Sample<Op, kNoise> sample;
     sample.enter(op, place.sample);
     if (place.index == 0) op.first_of_sample(sample.b, sample.row);

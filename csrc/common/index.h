@@ -40,40 +40,41 @@ struct Place {
   int64_t sample, index;
 };
 
-// `count` items in rows of `per_sample` for each sample; a thread block has kThreads·unroll consecutive ones, of which a thread
-// has every kThreads-th.
+// One item for each thread, `per_sample` of them for each sample.
 struct ItemPlan {
   Divider per_sample;
   int64_t count = 0;
-  int32_t unroll = 1;
 
-  FG_HD int32_t per_block() const { return kThreads * unroll; }
-  int64_t blocks(int64_t more_items) const { return (count + more_items + per_block() - 1) / per_block(); }
-  FG_HD Place first_of(int64_t block) const {
-    const int64_t first = block * per_block(), sample = per_sample.quotient(first);
-    return {sample, first - sample * per_sample.divisor};
-  }
-  // The item `distance` after a block's first. The block seldom spans two samples where samples are long, hence the branch.
-  FG_HD Place after(Place first, int64_t distance) const {
-    Place place = {first.sample, first.index + distance};
-    if (place.index >= per_sample.divisor) {
-      const int64_t samples = per_sample.quotient(place.index);
-      place = {place.sample + samples, place.index - samples * per_sample.divisor};
-    }
-    return place;
+  ItemPlan() = default;
+  ItemPlan(int64_t items_per_sample, int64_t samples) : per_sample(items_per_sample), count(items_per_sample * samples) {}
+  int64_t blocks(int64_t more_items = 0) const { return (count + more_items + kThreads - 1) / kThreads; }
+  FG_HD Place at(int64_t item) const {
+    const int64_t sample = per_sample.quotient(item);
+    return {sample, item - sample * per_sample.divisor};
   }
 };
 
-// Enough thread blocks to fill any present GPU several times over; below that many a thread takes one item only, since then the
-// time is that of the longest thread.
-constexpr int64_t kManyBlocks = 1024;
+// An item of up to `most` vectors, which lie an item's count apart in the sample: neighbouring threads have neighbouring vectors,
+// and all of a thread's are of one sample. With fewer than kManyItems a thread takes one vector, since then the time is that of the
+// longest thread. The vectors that do not make a whole item (of a batch that is one sample) are left over.
+constexpr int64_t kManyItems = 256 * 1024;
 
-inline ItemPlan plan_items(int64_t per_sample, int64_t samples, int most_unrolled) {
-  ItemPlan plan;
-  plan.per_sample = Divider(per_sample);
-  plan.count = per_sample * samples;
-  plan.unroll = plan.count >= kManyBlocks * kThreads * most_unrolled ? most_unrolled : 1;
-  return plan;
-}
+struct VectorPlan {
+  ItemPlan items;
+  int32_t unroll = 1;
+  int64_t left_over = 0;  // vectors
+
+  VectorPlan() = default;
+  VectorPlan(int64_t vectors_per_sample, int64_t samples, int most) {
+    while (2 * unroll <= most && vectors_per_sample * samples >= kManyItems * 2 * unroll &&
+           (samples == 1 || vectors_per_sample % (2 * unroll) == 0))
+      unroll *= 2;
+    items = ItemPlan(vectors_per_sample / unroll, samples);
+    left_over = vectors_per_sample % unroll;
+  }
+  // The item's vector u.
+  FG_HD int64_t vector(int64_t index, int u) const { return index + u * items.per_sample.divisor; }
+  FG_HD int64_t first_left_over() const { return unroll * items.per_sample.divisor; }
+};
 
 }  // namespace fastgen

@@ -40,6 +40,9 @@ template <class R> FG_HD void ddpm_step_row(const DdpmStepArguments& a, int64_t 
   row[DdpmStepColumns::kInverse] = a.clip_kind == kThreshold ? 1 / bound : R(1);
 }
 
+// Where x0 is not clipped: A·x + B·m.
+template <class V> FG_HD V ddpm_mean(V a, V x, V b, V m) { return fma(a, x, b * m); }
+
 // One element, or a vector of them: y, and x0 where kClip or kX0 need it. get(column) gives the coefficients.
 template <bool kNoise, ClipKind kClip, bool kLearned, bool kX0, class V, class Get>
 FG_HD void ddpm_step(const Get& get, V x, V m, V v, V z, V& y, V& x0) {
@@ -50,7 +53,7 @@ FG_HD void ddpm_step(const Get& get, V x, V m, V v, V z, V& y, V& x0) {
     if (kClip == kThreshold) x0 = x0 * get(C::kInverse);
     y = fma(get(C::kU), x0, get(C::kV) * x);
   } else {
-    y = fma(get(C::kA), x, get(C::kB) * m);
+    y = ddpm_mean(get(C::kA), x, get(C::kB), m);
   }
   if (kNoise) {
     if (kLearned) z = z * exp(fma(get(C::kL), v, get(C::kM)));

@@ -18,7 +18,6 @@ template <class R_, class X_, class M_, class Out_> struct DdpmStepPlainDevice {
 
   struct Row {
     R scale, slope, sigma;
-    FG_HD R operator()(int column) const { return column == C::kA ? scale : column == C::kB ? slope : sigma; }
   };
   static bool serves(const DdpmStepArguments& a) { return a.clip_kind == kNoClip && !a.learned && !a.out[1].data; }
   const FG_HD DdpmStepArguments& arguments() const { return a; }
@@ -32,8 +31,8 @@ template <class R_, class X_, class M_, class Out_> struct DdpmStepPlainDevice {
   template <bool kNoise, int n> FG_HD void apply(const Row& row, const R (&in)[2][n], const R* z, R (&out)[1][n]) const {
     FG_UNROLL
     for (int i = 0; i < n; ++i) {
-      R x0;
-      ddpm_step<kNoise, kNoClip, false, false>(row, in[0][i], in[1][i], R(0), kNoise ? z[i] : R(0), out[0][i], x0);
+      out[0][i] = ddpm_mean(row.scale, in[0][i], row.slope, in[1][i]);
+      if constexpr (kNoise) out[0][i] = add_noise(out[0][i], row.sigma, z[i]);
     }
   }
 };

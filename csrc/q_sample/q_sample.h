@@ -10,8 +10,10 @@ struct QSampleColumns {
 
 template <class V> FG_HD V q_sample(V scale, V x) { return scale * x; }
 
-// y + sigma·z; where sigma is 0 the noise is not looked at, were it infinite or NaN.
-template <class V> FG_HD V with_noise(V y, V sigma, V z) { return select(sigma == splat<V>(0.0), y, fma(sigma, z, y)); }
+template <class V> FG_HD V add_noise(V y, V sigma, V z) { return fma(sigma, z, y); }
+
+// The same; where sigma is 0 the noise is not looked at, were it infinite or NaN.
+template <class V> FG_HD V with_noise(V y, V sigma, V z) { return select(sigma == splat<V>(0.0), y, add_noise(y, sigma, z)); }
 
 using QSampleArguments = Elementwise;
 

@@ -30,7 +30,7 @@ template <class R_, class X_, class M_, class Out_> struct QSampleDevice {
     FG_UNROLL
     for (int i = 0; i < n; ++i) {
       out[0][i] = q_sample(row.values[C::kScale], in[0][i]);
-      if constexpr (kNoise) out[0][i] = with_noise(out[0][i], row.values[C::kSigma], z[i]);
+      if constexpr (kNoise) out[0][i] = add_noise(out[0][i], row.values[C::kSigma], z[i]);
     }
   }
 };
