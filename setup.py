@@ -128,7 +128,9 @@ def old_glibc(directory: Path) -> dict[str, str]:
     directory.mkdir(exist_ok=True)
     lines = {}
     for library, functions in moved_functions().items():
-        versions = {version: [name for name in functions if functions[name] == version] for version in sorted({*functions.values()})}
+        versions = {
+            version: [name for name in functions if functions[name] == version] for version in sorted({*functions.values()})
+        }
         source = "".join(f"void {name}(void) {{}}\n" for name in functions)
         script = "".join(f"{version} {{ {'; '.join(names)}; }};\n" for version, names in versions.items())
         path = directory / library
@@ -178,8 +180,7 @@ def ninja_file(build: Path, package: Path, cuda: Path | None) -> str:
     lines += [
         f"rule nvcc\n  command = {cuda}/bin/nvcc -MD -MF $out.d {nvcc_flags} -c $in -o $out\n  depfile = $out.d\n  deps = gcc",
         # links the library's CUDA symbols where torch itself has none; never shipped, never loaded
-        f"build {build}/libtorch_cuda.so: stub {csrc}/common/torch_cuda_stub.c\n"
-        "  flags = -Wl,-soname,libtorch_cuda.so",
+        f"build {build}/libtorch_cuda.so: stub {csrc}/common/torch_cuda_stub.c\n  flags = -Wl,-soname,libtorch_cuda.so",
     ]
     info = compiled("common/cuda_info.cpp", "cuda_info", f"-I{cuda}/include -DFG_CUDA_ARCHS='\"{' '.join(archs)}\"'")
     cuda_objects = [compat, info]
