@@ -37,7 +37,7 @@ wheel: $(VENV)/installed-wheel
 	FASTGEN_CUDA=1 $(PIP) wheel --no-build-isolation --no-deps --wheel-dir build/wheel/built .
 	PATH="$(abspath $(VENV))/bin:$$PATH" auditwheel repair --plat manylinux_2_28_x86_64 --only-plat \
 		--exclude 'libtorch*.so' --exclude 'libc10*.so' --wheel-dir dist build/wheel/built/*.whl
-	$(VENV)/bin/auditwheel show dist/*.whl
+	$(VENV)/bin/auditwheel show dist/*.whl  # the symbol versions; its verdict counts torch's libraries, which are excluded above
 	ls -l dist/*-py3-none-manylinux_2_28_x86_64.whl
 	$(PYTHON) -m venv build/wheel/venv
 	build/wheel/venv/bin/python -m pip install --quiet --disable-pip-version-check -c requirements/dev.txt torch pytest dist/*.whl
