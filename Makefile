@@ -2,13 +2,14 @@
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
+PIP := $(RUN) -m pip --quiet --disable-pip-version-check
 
 # Building for CUDA takes minutes and serves only a machine with a GPU; `make cuda` builds it anywhere that has nvcc.
 ifeq ($(shell command -v nvidia-smi),)
 export FASTGEN_CUDA ?= 0
 endif
 
-.PHONY: demo test build cuda bench machine-code lint format clean
+.PHONY: demo test build cuda wheel wheel-matrix bench machine-code lint format clean
 
 demo: build
 	$(RUN) examples/demo.py
@@ -22,12 +23,35 @@ build: $(VENV)/installed
 # The environment, as pinned, and this project in place. --no-build-isolation: build against the torch that is installed.
 $(VENV)/installed: requirements/dev.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements/dev.txt
-	$(RUN) -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps --editable .
+	$(PIP) install -r requirements/dev.txt
+	$(PIP) install --no-build-isolation --no-deps --editable .
 	touch $@
 
 cuda: $(VENV)/installed
 	FASTGEN_CUDA=1 $(RUN) setup.py build_ext --inplace
+
+# One wheel with the CPU and CUDA libraries, checked by auditwheel, then installed beside torch in a new environment and tested
+# there, away from the sources. FASTGEN_CUDA_ARCHS="8.0" makes it faster and the wheel useless on other GPUs.
+wheel: $(VENV)/installed-wheel
+	rm -rf dist build/wheel build/lib build/bdist.*
+	FASTGEN_CUDA=1 $(PIP) wheel --no-build-isolation --no-deps --wheel-dir build/wheel/built .
+	PATH="$(abspath $(VENV))/bin:$$PATH" auditwheel repair --plat manylinux_2_28_x86_64 --only-plat \
+		--exclude 'libtorch*.so' --exclude 'libc10*.so' --wheel-dir dist build/wheel/built/*.whl
+	$(VENV)/bin/auditwheel show dist/*.whl  # the symbol versions; its verdict counts torch's libraries, which are excluded above
+	ls -l dist/*-py3-none-manylinux_2_28_x86_64.whl
+	$(PYTHON) -m venv build/wheel/venv
+	build/wheel/venv/bin/python -m pip install --quiet --disable-pip-version-check -c requirements/dev.txt torch pytest dist/*.whl
+	cp -r tests build/wheel/tests
+	cd build/wheel && venv/bin/python -I ../../tools/check_wheel.py
+	cd build/wheel && venv/bin/python -I -m pytest -q $(addprefix tests/test_,import.py dispatch.py rng.py checks.py)
+
+# That wheel under every torch from 2.10 on; writes the table into README.md.
+wheel-matrix: wheel
+	$(RUN) tools/wheel_matrix.py dist/*.whl
+
+$(VENV)/installed-wheel: requirements/wheel.txt $(VENV)/installed
+	$(PIP) install -r requirements/wheel.txt
+	touch $@
 
 bench: build
 	$(RUN) -m pytest benchmarks --benchmark-only
@@ -35,7 +59,7 @@ bench: build
 
 # Registers, spills and instructions per element of every kernel; needs nvcc, but no GPU.
 machine-code: $(VENV)/installed
-	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements/machine_code.txt
+	$(PIP) install -r requirements/machine_code.txt
 	$(RUN) -m benchmarks.machine_code --json benchmarks/results/machine_code.json | tee benchmarks/results/machine_code.txt
 
 lint: $(VENV)/installed

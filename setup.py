@@ -37,7 +37,9 @@ ISAS = {
     "avx2": AVX2,
     "avx512": f"-mavx512f -mavx512bw -mavx512vl -mavx512dq -mprefer-vector-width=512 {AVX2}",
 }
-LINK_FLAGS = "-Wl,-z,defs -Wl,--exclude-libs,ALL -Wl,--gc-sections -s"
+# -lgcc before the shared libgcc_s that g++ adds: its conversions of half-precision floats would bind to GCC_12.0.0
+LINK_FLAGS = "-Wl,-z,defs -Wl,--exclude-libs,ALL -Wl,--gc-sections -s -lgcc"
+GLIBC = (2, 28)  # the oldest that the libraries run on: manylinux_2_28
 
 
 def torch_directory() -> Path:
@@ -78,18 +80,68 @@ def wanted_cuda() -> Path | None:
     return home
 
 
-def gencode_flags() -> str:
+def cuda_archs() -> list[str]:
     archs = os.environ.get("FASTGEN_CUDA_ARCHS") or os.environ.get("TORCH_CUDA_ARCH_LIST") or CUDA_ARCHS
+    return re.split(r"[;,\s]+", archs.strip())
+
+
+def gencode_flags(archs: list[str]) -> str:
     flags = []
-    for arch in re.split(r"[;,\s]+", archs.strip()):
+    for arch in archs:
         match = re.fullmatch(r"(\d+)\.?(\d[a-z]?)(\+PTX)?", arch)
         if match is None:
-            raise SystemExit(f"fastgen: expected architectures like '8.0;9.0+PTX', got {arch!r} in {archs!r}")
+            raise SystemExit(f"fastgen: expected architectures like '8.0;9.0+PTX', got {arch!r} in {';'.join(archs)!r}")
         number = match.group(1) + match.group(2)
         flags.append(f"-gencode=arch=compute_{number},code=sm_{number}")
         if match.group(3):
             flags.append(f"-gencode=arch=compute_{number},code=compute_{number}")
     return " ".join(flags)
+
+
+def moved_functions() -> dict[str, dict[str, str]]:
+    """{library of glibc 2.28: {function: its symbol version there}} of what libc.so.6 has since taken in under a newer version."""
+    libc = subprocess.run(["gcc", "-print-file-name=libc.so.6"], capture_output=True, text=True).stdout.strip()
+    listed = subprocess.run(["nm", "-D", "--defined-only", libc], capture_output=True, text=True).stdout
+    functions = re.findall(r" T ((?:dl|pthread_|sem_|shm_)\w+)(@@?)GLIBC_([\d.]+)$", listed, re.MULTILINE)
+    newest, old = {}, {}
+    for name, mark, version in functions:
+        number = tuple(map(int, version.split(".")))
+        if mark == "@@":
+            newest[name] = number
+        elif number <= GLIBC:
+            old[name] = max(number, old.get(name, ()))
+    libraries: dict[str, dict[str, str]] = {}
+    for name, number in sorted(old.items()):
+        if newest.get(name, ()) > GLIBC:
+            library = "libdl.so.2" if name.startswith("dl") else "librt.so.1" if name.startswith("shm_") else "libpthread.so.0"
+            libraries.setdefault(library, {})[name] = "GLIBC_" + ".".join(map(str, number))
+    return libraries
+
+
+def old_glibc(directory: Path) -> dict[str, str]:
+    """{path: build lines} of stand-ins for glibc 2.28's libdl, libpthread and librt, for linking only.
+
+    glibc 2.34 moved all three into libc.so.6, and what static cudart calls would be bound to GLIBC_2.34. Linked with these it
+    is bound to the old versions, which every later glibc still serves. Done in every build and not for the wheel alone, so
+    that what the tests run is what is shipped.
+    """
+    directory.mkdir(exist_ok=True)
+    lines = {}
+    for library, functions in moved_functions().items():
+        versions = {
+            version: [name for name in functions if functions[name] == version] for version in sorted({*functions.values()})
+        }
+        source = "".join(f"void {name}(void) {{}}\n" for name in functions)
+        script = "".join(f"{version} {{ {'; '.join(names)}; }};\n" for version, names in versions.items())
+        path = directory / library
+        for written, text in ((f"{path}.c", source), (f"{path}.map", script)):
+            if not Path(written).exists() or Path(written).read_text() != text:  # else everything would be linked again
+                Path(written).write_text(text)
+        lines[str(path)] = (
+            f"build {path}: stub {path}.c | {path}.map\n"
+            f"  flags = -nostdlib -fno-builtin -w -Wl,-soname,{library},--version-script={path}.map"
+        )
+    return lines
 
 
 def ninja_file(build: Path, package: Path, cuda: Path | None) -> str:
@@ -101,13 +153,15 @@ def ninja_file(build: Path, package: Path, cuda: Path | None) -> str:
         "ninja_required_version = 1.5",
         f"rule cxx\n  command = {cxx} -MMD -MF $out.d {CXX_FLAGS} $flags -c $in -o $out\n  depfile = $out.d\n  deps = gcc",
         f"rule link\n  command = {cxx} -shared -o $out $in $flags",
+        "rule stub\n  command = gcc -shared -fPIC $flags -o $out $in",
     ]
 
     def compiled(source: str, name: str, flags: str) -> str:
         lines.append(f"build {build}/{name}.o: cxx {csrc}/{source}\n  flags = {flags}")
         return f"{build}/{name}.o"
 
-    objects = [compiled("common/isa.cpp", "isa", f"{includes} {stable}")]
+    compat = compiled("common/compat_2_28.cpp", "compat_2_28", "")
+    objects = [compat, compiled("common/isa.cpp", "isa", f"{includes} {stable}")]
     for op in OPS:
         objects.append(compiled(f"{op}/{op}_op.cpp", f"{op}_op", f"{includes} {stable}"))
         for isa, flags in ISAS.items():
@@ -118,25 +172,28 @@ def ninja_file(build: Path, package: Path, cuda: Path | None) -> str:
     if cuda is None:
         return "\n".join(lines) + "\n"
 
+    archs = cuda_archs()
     nvcc_flags = (
         "-std=c++17 -O3 --fmad=false --expt-relaxed-constexpr -Xcompiler -fPIC,-fvisibility=hidden -Xptxas -v "
-        f"-Xfatbin -compress-all -I{csrc} {gencode_flags()}"
+        f"-Xfatbin -compress-all -I{csrc} {gencode_flags(archs)}"
     )
     lines += [
         f"rule nvcc\n  command = {cuda}/bin/nvcc -MD -MF $out.d {nvcc_flags} -c $in -o $out\n  depfile = $out.d\n  deps = gcc",
-        "rule stub\n  command = gcc -shared -fPIC -Wl,-soname,libtorch_cuda.so -o $out $in",
         # links the library's CUDA symbols where torch itself has none; never shipped, never loaded
-        f"build {build}/libtorch_cuda.so: stub {csrc}/common/torch_cuda_stub.c",
+        f"build {build}/libtorch_cuda.so: stub {csrc}/common/torch_cuda_stub.c\n  flags = -Wl,-soname,libtorch_cuda.so",
     ]
-    cuda_objects = []
+    info = compiled("common/cuda_info.cpp", "cuda_info", f"-I{cuda}/include -DFG_CUDA_ARCHS='\"{' '.join(archs)}\"'")
+    cuda_objects = [compat, info]
     for op in OPS:
         flags = f"{includes} {stable} -DFG_CUDA -DUSE_CUDA -I{cuda}/include"
         cuda_objects.append(compiled(f"{op}/{op}_op.cpp", f"{op}_op_cuda", flags))
         lines.append(f"build {build}/{op}_cuda.o: nvcc {csrc}/{op}/{op}_cuda.cu")
         cuda_objects.append(f"{build}/{op}_cuda.o")
-    cuda_libraries = f"-L{build} -ltorch_cuda -L{cuda}/lib64 -lcudart_static -lpthread -ldl -lrt"
+    glibc = old_glibc(build / "glibc")  # not in ninja's own directory: nvcc puts that on the library path of its programs
+    lines += glibc.values()
+    cuda_libraries = f"-L{build} -ltorch_cuda -L{cuda}/lib64 -lcudart_static {' '.join(glibc)} -lpthread -ldl -lrt"
     lines.append(
-        f"build {package}/_fastgen_cuda.so: link {' '.join(cuda_objects)} | {build}/libtorch_cuda.so\n"
+        f"build {package}/_fastgen_cuda.so: link {' '.join(cuda_objects)} | {' '.join([f'{build}/libtorch_cuda.so', *glibc])}\n"
         f"  flags = {torch_libraries} {cuda_libraries}"
     )
     return "\n".join(lines) + "\n"

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import ctypes
 import os
+import re
+import struct
 from pathlib import Path
 
 import torch
 
 BACKENDS = ("cpp", "triton", "eager")
+_ORDER = {"cpu": ("cpp", "eager"), "cuda": BACKENDS}  # Triton's interpreter runs on the CPU, but nobody wants it unasked
+_OLDEST_TORCH = (2, 10)  # TORCH_TARGET_VERSION of setup.py: older ones lack symbols of the stable ABI
 _HERE = Path(__file__).resolve().parent
 
 # Per thread and per asyncio task; None means the automatic order. Dynamo cannot read a ContextVar, so a traced program sees
@@ -18,35 +23,84 @@ _choice: contextvars.ContextVar[str | None] = contextvars.ContextVar("fastgen_ba
 _traced_choice: str | None = None
 
 
+def _truncated(path: Path) -> bool:
+    """Whether an ELF file ends before what it says is to be mapped. The loader would not notice, and die of SIGBUS."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        header = file.read(64)
+        if len(header) < 64 or header[:5] != b"\x7fELF\x02":
+            return False  # the loader finds words for that
+        (table,), (entry_size, entries) = struct.unpack_from("<Q", header, 32), struct.unpack_from("<HH", header, 54)
+        file.seek(table)
+        segments = file.read(entry_size * entries)
+    if len(segments) < entry_size * entries:
+        return True
+    offsets = range(0, len(segments), entry_size)
+    return any(sum(struct.unpack_from("<Q16xQ", segments, offset + 8)) > size for offset in offsets)
+
+
 def _load(library: str, registered: str, dispatch_key: str) -> str:
     """Loads `library` unless its ops exist already; returns "" or the reason why it cannot be used."""
+    version = re.match(r"(\d+)\.(\d+)", torch.__version__)
+    if version and tuple(map(int, version.groups())) < _OLDEST_TORCH:
+        return f"torch {torch.__version__} is older than {'.'.join(map(str, _OLDEST_TORCH))}, which {library} needs"
     # A second copy of a library that has registered its ops would abort the process.
     with contextlib.suppress(RuntimeError):
         if torch._C._dispatch_has_kernel_for_dispatch_key(registered, dispatch_key):
             return ""
     path = _HERE / library
     if not path.exists():
-        return f"{library} was not built"
+        return f"{library} is missing: it was not built, or has been removed"
     try:
+        if _truncated(path):
+            return f"{library} could not be loaded: the file is cut short"
         torch.ops.load_library(str(path))
     except (OSError, RuntimeError) as error:
-        return f"{library} could not be loaded: {error}"
+        return f"{library} could not be loaded: {error.__cause__ or error}"  # torch wraps the loader's words in its own
     return ""
 
 
-def _load_cuda() -> str:
+def _version(number: int) -> str:
+    """CUDA's way to number its versions: 13020 is 13.2."""
+    return f"{number // 1000}.{number % 1000 // 10}"
+
+
+def _driver_problem(runtime: int, driver: int) -> str:
+    """ "" where the driver serves the CUDA runtime, else the reason why not. 0 stands for no driver."""
+    if driver == 0:
+        return "no NVIDIA driver was found"
+    # a driver serves every runtime of its own major version or an older one (the toolkit's "minor version compatibility")
+    if driver // 1000 < runtime // 1000:
+        needed = _version(runtime // 1000 * 1000)
+        return f"the NVIDIA driver is too old: it serves CUDA {_version(driver)}, and _fastgen_cuda.so needs {needed} or newer"
+    return ""
+
+
+def _load_cuda() -> tuple[str, str]:
+    """Why the CUDA library cannot be used, or "", and what there is to say about it. CUDA is not initialised by any of this."""
     if torch.version.cuda is None:
-        return "this torch was built without CUDA"
-    # cuda.is_available() asks the driver through NVML or cuInit's count, and creates no context
-    if not torch.cuda.is_available():
-        return "torch finds no CUDA device"
-    return _load("_fastgen_cuda.so", "fastgen::q_sample", "CUDA")
+        return "this torch was built without CUDA", ""
+    # Not cuda.is_available(): it initialises the driver, after which no forked child can use CUDA. This one asks NVML if it can.
+    if torch.cuda.device_count() == 0:
+        return "torch finds no CUDA device", ""
+    if reason := _load("_fastgen_cuda.so", "fastgen::q_sample", "CUDA"):
+        return reason, ""
+    try:
+        library = ctypes.CDLL(str(_HERE / "_fastgen_cuda.so"), mode=os.RTLD_NOLOAD)  # the one just loaded, never a second copy
+    except OSError:
+        return "", "loaded, from another copy of fastgen"
+    library.fastgen_cuda_archs.restype = ctypes.c_char_p
+    archs, runtime = library.fastgen_cuda_archs().decode(), library.fastgen_cuda_runtime_version()
+    return _driver_problem(runtime, library.fastgen_cuda_driver_version()), f"loaded, CUDA {_version(runtime)} for {archs}"
 
 
-_UNAVAILABLE = {"cpu": _load("_fastgen_cpu.so", "fastgen::q_sample", "CPU")}
-_UNAVAILABLE["cuda"] = _UNAVAILABLE["cpu"] or _load_cuda()
+_UNAVAILABLE, _LOADED = {"cpu": _load("_fastgen_cpu.so", "fastgen::q_sample", "CPU")}, {}
 HAS_OPS = not _UNAVAILABLE["cpu"]
-_AUTOMATIC = {device: "eager" if reason else "cpp" for device, reason in _UNAVAILABLE.items()}
+if HAS_OPS:
+    _LOADED["cpu"] = f"loaded, {torch.ops.fastgen.cpu_capability()}"
+    _UNAVAILABLE["cuda"], _LOADED["cuda"] = _load_cuda()
+else:
+    _UNAVAILABLE["cuda"] = f"they need the library for the CPU, which defines the ops ({_UNAVAILABLE['cpu']})"
 
 
 def _why_not(name: str, device_type: str) -> str:
@@ -56,6 +110,9 @@ def _why_not(name: str, device_type: str) -> str:
     if name == "triton":
         return "the Triton kernels are not part of this version"
     return _UNAVAILABLE.get(device_type, f"there are no kernels for {device_type}")
+
+
+_AUTOMATIC = {device: next(name for name in order if not _why_not(name, device)) for device, order in _ORDER.items()}
 
 
 def available_backends(device="cpu") -> tuple[str, ...]:
@@ -122,8 +179,7 @@ def backend_info() -> str:
     """What is loaded, what is not and why, in words: one line for each library."""
     lines = [f"fastgen on torch {torch.__version__}"]
     for device, reason in _UNAVAILABLE.items():
-        detail = reason or (f"loaded, {torch.ops.fastgen.cpu_capability()}" if device == "cpu" else "loaded")
-        lines.append(f"{device}: backend {_AUTOMATIC[device]!r} by default; compiled kernels: {detail}")
+        lines.append(f"{device}: backend {_AUTOMATIC[device]!r} by default; compiled kernels: {reason or _LOADED[device]}")
     lines.append(f"triton: {_why_not('triton', 'cuda')}")
     return "\n".join(lines)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import operator
+import weakref
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -61,6 +62,7 @@ class Schedule:
         "_plans",
         "_tables",
         "_timestep_tensors",
+        "__weakref__",
     )
 
     def __init__(self, betas, alphas_cumprod, timesteps, name: str):
@@ -82,6 +84,7 @@ class Schedule:
         }
         for key, value in values.items():
             object.__setattr__(self, key, value)
+        _BY_ID[id(self)] = self
 
     # ---- constructors -------------------------------------------------------------------------------------------------
 
@@ -258,7 +261,7 @@ class Schedule:
     def _table(self, key: tuple, device: torch.device, dtype: torch.dtype) -> Table:
         """The cached table of `key` on `device`, in float64 where `dtype` is float64, else in float32."""
         if torch.compiler.is_compiling():
-            return _constant_table(self, key, dtype is torch.float64, device)
+            return _constant_table(id(self), key, dtype is torch.float64, device)
         table = self._tables.get((key, dtype is torch.float64, device))
         return self._make_table(key, dtype is torch.float64, device) if table is None else table
 
@@ -321,8 +324,13 @@ class Schedule:
         return self
 
 
-def _constant_table(schedule: Schedule, key: tuple, double: bool, device: torch.device) -> Table:
+# Dynamo makes id(schedule) a constant and guards it; before torch 2.12 it can give a constant function no other objects.
+_BY_ID: weakref.WeakValueDictionary[int, Schedule] = weakref.WeakValueDictionary()
+
+
+def _constant_table(identity: int, key: tuple, double: bool, device: torch.device) -> Table:
     """What a traced program uses: a table is a constant of the graph, guarded by the schedule's identity."""
+    schedule = _BY_ID[identity]
     return schedule._tables.get((key, double, device)) or schedule._make_table(key, double, device)
 
 

@@ -1,0 +1,169 @@
+"""`import fastgen` works whatever is missing, old or broken, and `backend_info` says in words what that is. No GPU is needed."""
+
+import os
+import shutil
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import fastgen
+
+PACKAGE = Path(fastgen.__file__).parent
+CPU, CUDA = "_fastgen_cpu.so", "_fastgen_cuda.so"
+STUB = PACKAGE.parent / "build/ninja/libtorch_cuda.so"
+needs_cpu_library = pytest.mark.skipif(not (PACKAGE / CPU).exists(), reason="the CPU library was not built")
+needs_compiler = pytest.mark.skipif(shutil.which("gcc") is None, reason="needs gcc")
+needs_cuda_library = pytest.mark.skipif(
+    not ((PACKAGE / CUDA).exists() and STUB.exists()) or torch.version.cuda is not None or shutil.which("gcc") is None,
+    reason="needs the CUDA library built in this tree, a CPU-only torch and gcc",
+)
+
+
+def shared_library(path, source, *flags):
+    path.parent.mkdir(exist_ok=True)
+    subprocess.run(["gcc", "-shared", "-fPIC", "-x", "c", "-", "-o", path, *flags], input=source, text=True, check=True)
+
+
+# ---- files ----------------------------------------------------------------------------------------------------------
+
+BREAKAGES = {
+    "empty": (lambda elf: b"", "file too short"),
+    "the header only": (lambda elf: elf[:64], "cut short"),
+    "half": (lambda elf: elf[: len(elf) // 2], "cut short"),  # without the check, this one kills the process
+    "text": (lambda elf: b"<!DOCTYPE html>" * 1000, "invalid ELF header"),
+    "another processor's": (lambda elf: elf[:18] + struct.pack("<H", 183) + elf[20:], "cannot open shared object file"),
+    "32 bits": (lambda elf: elf[:4] + b"\1" + elf[5:], "wrong ELF class"),
+}
+
+
+@needs_cpu_library
+@pytest.mark.parametrize(("damage", "reason"), BREAKAGES.values(), ids=BREAKAGES)
+def test_broken_library(tmp_path, monkeypatch, damage, reason):
+    (tmp_path / CPU).write_bytes(damage((PACKAGE / CPU).read_bytes()))
+    monkeypatch.setattr(fastgen._backend, "_HERE", tmp_path)
+    said = fastgen._backend._load(CPU, "fastgen::nothing", "CPU")
+    assert said.startswith(f"{CPU} could not be loaded: ") and reason in said
+
+
+@needs_compiler
+def test_unresolved_symbol(tmp_path, monkeypatch):
+    shared_library(tmp_path / CPU, "void nowhere(void); void here(void) { nowhere(); }")
+    monkeypatch.setattr(fastgen._backend, "_HERE", tmp_path)
+    assert "undefined symbol: nowhere" in fastgen._backend._load(CPU, "fastgen::nothing", "CPU")
+
+
+def test_missing_library(tmp_path, monkeypatch):
+    monkeypatch.setattr(fastgen._backend, "_HERE", tmp_path)
+    assert fastgen._backend._load(CPU, "fastgen::nothing", "CPU") == f"{CPU} is missing: it was not built, or has been removed"
+
+
+# ---- the whole import -----------------------------------------------------------------------------------------------
+
+USE = """
+import contextlib, fastgen
+print(fastgen.backend_info())
+x, schedule = torch.ones(2, 3, requires_grad=True), fastgen.Schedule.linear(10)
+y = fastgen.ddpm_step(fastgen.q_sample(x, 5, schedule, seed=1), x, 5, schedule, seed=1)
+fastgen.bce_with_logits(y, fastgen.randn((2, 3), seed=1).sigmoid()).backward()
+fastgen.q_posterior(x, y, torch.tensor([0, 9]), schedule)
+for device in ("cpu", "cuda"):
+    print(device, fastgen.backend(device), fastgen.available_backends(device))
+    try:
+        with fastgen.use_backend("cpp"):
+            fastgen.backend(device)
+    except RuntimeError as error:
+        print("refused:", error)
+"""
+
+
+def import_copy(tmp_path, before="", without=(), environment=None):
+    """What a copy of the package prints when it is imported and used in an interpreter of its own, after `before`."""
+    shutil.copytree(PACKAGE, tmp_path / "fastgen", ignore=shutil.ignore_patterns("__pycache__", *without))
+    path = os.pathsep.join([str(tmp_path), *(entry for entry in sys.path if entry)])
+    environment = {**os.environ, "PYTHONPATH": path, "FASTGEN_BACKEND": "", **(environment or {})}
+    command = [sys.executable, "-c", f"import torch\n{before}\n{USE}"]
+    run = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert run.returncode == 0 and not run.stderr, run.stdout + run.stderr
+    return run.stdout
+
+
+def test_without_libraries(tmp_path):
+    said = import_copy(tmp_path, without=["*.so"])
+    assert f"cpu: backend 'eager' by default; compiled kernels: {CPU} is missing" in said
+    assert "cuda: backend 'eager' by default; compiled kernels: they need the library for the CPU" in said
+    assert "cpu eager ('eager',)" in said
+    assert f"refused: name: backend 'cpp' is not available on cpu ({CPU} is missing" in said
+
+
+@pytest.mark.parametrize("version", ["2.9.1+cu128", "1.13.0"])
+def test_old_torch(tmp_path, version):
+    """By the version alone: an older torch might load the libraries and fail at the first call."""
+    said = import_copy(tmp_path, f"torch.__version__ = {version!r}")
+    assert f"cpu: backend 'eager' by default; compiled kernels: torch {version} is older than 2.10, which {CPU} needs" in said
+    assert "cuda eager ('eager',)" in said
+
+
+# A torch that was built with CUDA and finds a device, as far as fastgen can see. `is_available` is none, lest it be asked: it would
+# initialise the driver.
+CUDA_TORCH = """
+import ctypes, os, torch.cuda
+torch.version.cuda = "13.0"
+torch.cuda.device_count = lambda: {devices}
+torch.cuda.is_available = None
+ctypes.CDLL({stub!r}, mode=os.RTLD_GLOBAL)
+"""
+
+
+def import_with_cuda(tmp_path, driver=None, devices=1, **keywords):
+    """The same beside a driver that serves this CUDA version, and can do nothing else: not even be initialised."""
+    environment = {}
+    if driver is not None:
+        source = f"int cuDriverGetVersion(int *version) {{ *version = {driver}; return 0; }}"
+        shared_library(tmp_path / "driver/libcuda.so.1", source, "-Wl,-soname,libcuda.so.1")
+        environment["LD_LIBRARY_PATH"] = str(tmp_path / "driver")
+    return import_copy(tmp_path, CUDA_TORCH.format(stub=str(STUB), devices=devices), environment=environment, **keywords)
+
+
+@needs_cuda_library
+@pytest.mark.parametrize(
+    ("driver", "reason"),
+    [
+        (12080, "the NVIDIA driver is too old: it serves CUDA 12.8, and _fastgen_cuda.so needs 13.0 or newer"),
+        (0, "no NVIDIA driver was found"),
+    ],
+)
+def test_driver_too_old_for_the_static_runtime(tmp_path, driver, reason):
+    said = import_with_cuda(tmp_path, driver)
+    assert f"cuda: backend 'eager' by default; compiled kernels: {reason}\n" in said
+    assert "cpu: backend 'cpp' by default" in said and "cuda eager ('eager',)" in said
+    assert f"refused: backend: backend 'cpp' is not available on cuda ({reason}); available: 'eager'" in said
+
+
+@needs_cuda_library
+def test_driver_new_enough(tmp_path):
+    said = import_with_cuda(tmp_path, 13000)
+    assert "cuda: backend 'cpp' by default; compiled kernels: loaded, CUDA 13.0 for " in said
+    assert "cuda cpp ('cpp', 'eager')" in said and "refused" not in said
+
+
+@needs_cuda_library
+def test_cuda_library_missing(tmp_path):
+    said = import_with_cuda(tmp_path, 13000, without=[CUDA])
+    assert f"cuda: backend 'eager' by default; compiled kernels: {CUDA} is missing" in said and "cpu: backend 'cpp'" in said
+
+
+@needs_cuda_library
+def test_no_device(tmp_path):
+    said = import_with_cuda(tmp_path, devices=0)
+    assert "cuda: backend 'eager' by default; compiled kernels: torch finds no CUDA device" in said
+
+
+@pytest.mark.parametrize(
+    ("runtime", "driver", "works"), [(13000, 13000, True), (13010, 13000, True), (12080, 13020, True), (13000, 12090, False)]
+)
+def test_a_driver_serves_its_major_version_and_older_ones(runtime, driver, works):
+    assert (fastgen._backend._driver_problem(runtime, driver) == "") == works
