@@ -8,7 +8,7 @@ ifeq ($(shell command -v nvidia-smi),)
 export FASTGEN_CUDA ?= 0
 endif
 
-.PHONY: demo test build cuda bench lint format clean
+.PHONY: demo test build cuda bench gpu lint format clean
 
 demo: build
 	$(RUN) examples/demo.py
@@ -32,6 +32,10 @@ cuda: $(VENV)/installed
 bench: build
 	$(RUN) -m pytest benchmarks --benchmark-only
 	$(RUN) -m benchmarks.side_by_side
+
+# Under ten minutes on a machine with an NVIDIA GPU, with the torch that $(PYTHON) has: no .venv, no network.
+gpu:
+	$(PYTHON) -m benchmarks.gpu_check $(GPU_OPTIONS)
 
 lint: $(VENV)/installed
 	$(VENV)/bin/ruff check .
