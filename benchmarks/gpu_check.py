@@ -134,8 +134,9 @@ def stage_line(name: str, result: dict) -> str:
 class Check:
     """The stages over one tree: this one, built in place, or a copy of its tests beside an installed wheel."""
 
-    def __init__(self, found: dict, wheel: Path | None, logs: Path = LOGS):
+    def __init__(self, found: dict, wheel: Path | None = None, logs: Path = LOGS, device: str = "cuda"):
         self.found, self.wheel, self.logs, self.root = found, wheel, logs, ROOT
+        self.device = device  # "cpu", where a test runs the stages on a few elements
         if wheel is not None:
             self.root = logs / "tree"
         self.env = {"PYTHONPATH": os.pathsep.join(filter(None, [str(self.library), os.environ.get("PYTHONPATH")]))}
@@ -201,7 +202,7 @@ class Check:
         report.unlink(missing_ok=True)
         # no plugin that happens to be installed: some add options or change how tests run
         env = {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
-        options = ("-q", "--device", "cuda", "--tb=short", "-rN", f"--junitxml={report}", "-p", "no:cacheprovider")
+        options = ("-q", "--device", self.device, "--tb=short", "-rN", f"--junitxml={report}", "-p", "no:cacheprovider")
         status, output = self.run(name, self.python("-m", "pytest", *options, *arguments), seconds, env)
         result = read_junit(report)
         passed = status == 0 and result["counts"]["passed"] > 0
@@ -230,7 +231,7 @@ class Check:
             # without the caching allocator every tensor is an allocation of its own, whose bounds the tool knows
             env = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
             options = ("--tool", check, "--error-exitcode", "9", "--launch-timeout", "120", "--print-limit", "20")
-            command = [tool, *options, *self.python("tests/every_call.py", "--device", "cuda")]
+            command = [tool, *options, *self.python("tests/every_call.py", "--device", self.device)]
             status, output = self.run(check, command, left, env)
             summaries = re.findall(r"=+ ((?:ERROR|RACECHECK) SUMMARY: .*)", output)
             calls = re.findall(r"^(\d+ calls on .*)$", output, re.MULTILINE)
@@ -248,7 +249,9 @@ class Check:
     def bench(self, seconds):
         from_stage = self.logs / "bench.json"
         from_stage.unlink(missing_ok=True)
-        command = self.python("-m", "benchmarks.gpu_bench", "--seconds", f"{max(seconds - 10, 1):.0f}", "--json", from_stage)
+        options = ("--device", self.device, *(["--tiny"] if self.device == "cpu" else []))
+        options = (*options, "--seconds", f"{max(seconds - 10, 1):.0f}", "--json", from_stage)
+        command = self.python("-m", "benchmarks.gpu_bench", *options)
         status, output = self.run("bench", command, seconds)
         result = {"outcome": "passed" if status == 0 else "failed", "words": ended(status, seconds)}
         try:
