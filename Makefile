@@ -9,7 +9,7 @@ ifeq ($(shell command -v nvidia-smi),)
 export FASTGEN_CUDA ?= 0
 endif
 
-.PHONY: demo test build cuda wheel wheel-matrix bench machine-code lint format clean
+.PHONY: demo test build cuda wheel wheel-matrix bench machine-code gpu lint format clean
 
 demo: build
 	$(RUN) examples/demo.py
@@ -61,6 +61,10 @@ bench: build
 machine-code: $(VENV)/installed
 	$(PIP) install -r requirements/machine_code.txt
 	$(RUN) -m benchmarks.machine_code --json benchmarks/results/machine_code.json | tee benchmarks/results/machine_code.txt
+
+# Under ten minutes on a machine with an NVIDIA GPU, with the torch that $(PYTHON) has: no .venv, no network.
+gpu:
+	$(PYTHON) -m benchmarks.gpu_check $(GPU_OPTIONS)
 
 lint: $(VENV)/installed
 	$(VENV)/bin/ruff check .

@@ -20,6 +20,7 @@ MI = 2**20
 IMAGE = (3, 64, 64)
 TINY = (2, 3, 8, 8)
 DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
+MOST_COPIES = 128
 
 
 # ---- sizes -----------------------------------------------------------------------------------------------------------
@@ -46,31 +47,38 @@ def size_name(elements: int) -> str:
 
 
 @functools.cache
-def cache_bytes() -> int:
+def cache_bytes(device: str = "cpu") -> int:
     """The size of the last-level cache; 32 MiB where the system does not say."""
+    if device == "cuda":
+        return torch.cuda.get_device_properties("cuda").L2_cache_size or 32 * MI
     sizes = [path.read_text().strip() for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size")]
     units = {"K": 2**10, "M": 2**20, "G": 2**30}
     return max((int(size[:-1]) * units[size[-1]] for size in sizes if size[-1:] in units), default=32 * MI)
 
 
-def copies(set_bytes: int) -> int:
+def copies(set_bytes: int, device: str = "cpu") -> int:
     """How many sets of buffers a benchmark rotates through.
 
     From 1 MiB on, so many that twice the last-level cache goes by before a set comes round again; a smaller set is
-    meant to be in the cache.
+    meant to be in the cache. On a GPU no more than `MOST_COPIES`, which leaves a call of some 10⁴ elements in the cache; what
+    such a call costs is its launch, and `gpu_bench` times it with the cache emptied besides.
     """
-    return 1 if set_bytes < MI else 1 + math.ceil(2 * cache_bytes() / set_bytes)
+    count = 1 if set_bytes < (MI if device == "cpu" else 1) else 1 + math.ceil(2 * cache_bytes(device) / set_bytes)
+    return count if device == "cpu" else min(count, MOST_COPIES)
 
 
-def rotation(make) -> list[tuple]:
-    """`copies` results of `make`, each a tuple of tensors and other arguments."""
-    first = make()
-    set_bytes = sum(x.nbytes for x in first if isinstance(x, torch.Tensor))
-    return [first] + [make() for _ in range(copies(set_bytes) - 1)]
+def rotation(make, device: str = "cpu") -> list[tuple]:
+    """`copies` results of `make`, each a tuple of tensors and other arguments, made on `device`."""
+    with torch.device(device):
+        first = make()
+        set_bytes = sum(x.nbytes for x in first if isinstance(x, torch.Tensor))
+        return [first] + [make() for _ in range(copies(set_bytes, device) - 1)]
 
 
-def free_bytes() -> int:
+def free_bytes(device: str = "cpu") -> int:
     """The memory that can be used without swapping."""
+    if device == "cuda":
+        return torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
         return next(int(line.split()[1]) * 2**10 for line in lines if line.startswith("MemAvailable"))

@@ -1,5 +1,5 @@
 """Every peer, written once: each op of fastgen, the same in eager PyTorch as a user writes it, torch.compile of that,
-and the limit, `torch.add(a, b, out=c)` on as many elements as make it move the bytes that the op must move.
+and the limit, `torch.add(a, b, out=c)` (on a GPU `b.copy_(a)`) on as many elements as make it move the bytes that the op must move.
 
 A `Case` is one comparison: an op, how it is called, a shape and a dtype. `prepare` makes calls without arguments of it.
 """
@@ -40,6 +40,8 @@ class Case:
     eager: Callable  # the same in PyTorch, a function of the arguments
     bind: Callable = partial  # (function, *arguments) → a call of a compiled or eager function that takes nothing
     overhead: bool = False  # a call so small that its limit is one torch.add of as many elements
+    device: str = "cpu"
+    channels_last: bool = False
 
     def __str__(self):
         dtype = common.DTYPES[self.dtype]
@@ -61,7 +63,8 @@ class Case:
     @property
     def fits(self) -> bool:
         """Whether the buffers, the limit's and the temporaries of the eager peer leave a quarter of the free memory."""
-        return 2 * self.bytes * common.copies(self.bytes) + 4 * self.bytes < 0.75 * common.free_bytes()
+        sets = common.copies(self.bytes, self.device)
+        return 2 * self.bytes * sets + 4 * self.bytes < 0.75 * common.free_bytes(self.device)
 
 
 def prepare(case: Case, names=PEERS, tiny: bool = False) -> dict[str, list[Callable]]:
@@ -72,6 +75,8 @@ def prepare(case: Case, names=PEERS, tiny: bool = False) -> dict[str, list[Calla
 def _calls(case, name, tiny):
     if name == "torch.add":
         return [partial(torch.add, a, b) if c is None else partial(torch.add, a, b, out=c) for a, b, c in _limit(case)]
+    if name == "copy":
+        return [partial(b.copy_, a) for a, b in _copies(case)]
     if name == "fastgen":
         return [case.ours(*arguments) for arguments in sets(case)]
     function = case.eager if name == "eager" else _compiled(case, tiny)
@@ -81,13 +86,29 @@ def _calls(case, name, tiny):
 @functools.lru_cache(maxsize=1)
 def sets(case):
     """The sets of arguments of the last case, kept for its next peer."""
-    return common.rotation(case.inputs)
+
+    def make():
+        arguments = case.inputs()
+        return tuple(map(_channels_last, arguments)) if case.channels_last else arguments
+
+    return common.rotation(make, case.device)
+
+
+def _channels_last(x):
+    if not isinstance(x, torch.Tensor) or x.dim() != 4:
+        return x
+    return x.detach().contiguous(memory_format=torch.channels_last).requires_grad_(x.requires_grad)
+
+
+def _copies(case):
+    elements = case.bytes // (2 * case.dtype.itemsize)
+    return common.rotation(lambda: _normal(2, (elements,), case.dtype), case.device)
 
 
 def _limit(case):
     elements = case.elements if case.overhead else case.bytes // (3 * case.dtype.itemsize)
     output = "fresh" if case.output == "fresh" else "out"
-    return common.rotation(lambda: (*_normal(2, (elements,), case.dtype), _output(output, (elements,), case.dtype)))
+    return common.rotation(lambda: (*_normal(2, (elements,), case.dtype), _output(output, (elements,), case.dtype)), case.device)
 
 
 def _compiled(case, tiny):
@@ -114,7 +135,7 @@ def _output(output, shape, dtype):
 
 def _timesteps(shape, t=None):
     if t is not None:
-        return t
+        return t.to(torch.get_default_device()) if isinstance(t, torch.Tensor) else t
     return torch.linspace(0, len(SCHEDULE) - 1, shape[0]).long()
 
 
@@ -143,31 +164,42 @@ Q_POSTERIOR = _tables(
 )
 
 
+_moved = {}
+
+
+def _on_device(tables):
+    """The tables on the default device, the same tensors at every call."""
+    key = id(tables), torch.get_default_device()
+    if key not in _moved:
+        _moved[key] = [table.to(key[1]) for table in tables]
+    return _moved[key]
+
+
 def gather(table, t, x):
     """The coefficient of each sample, in the dtype of the data, shaped to broadcast."""
     return table[t].to(x.dtype).view(-1, 1, 1, 1)
 
 
-def eager_q_sample(x0, t, noise, out):
-    scale, sigma = (gather(table, t, x0) for table in Q_SAMPLE)
+def eager_q_sample(x0, t, noise, out, tables):
+    scale, sigma = (gather(table, t, x0) for table in tables)
     noise = torch.randn_like(x0) if noise is None else noise
     return torch.add(scale * x0, sigma * noise, out=out)
 
 
-def eager_ddpm_step(x_t, model_output, t, noise, out):
-    scale, slope, sigma = (gather(table, t, x_t) for table in DDPM_STEP)
+def eager_ddpm_step(x_t, model_output, t, noise, out, tables):
+    scale, slope, sigma = (gather(table, t, x_t) for table in tables)
     noise = torch.randn_like(x_t) if noise is None else noise
     return torch.add(scale * (x_t - slope * model_output), sigma * noise, out=out)
 
 
-def eager_ddim_step(x_t, model_output, t, out):
-    inverse, sigma, scale_prev, sigma_prev = (gather(table, t, x_t) for table in DDIM_STEP)
+def eager_ddim_step(x_t, model_output, t, out, tables):
+    inverse, sigma, scale_prev, sigma_prev = (gather(table, t, x_t) for table in tables)
     x0 = inverse * (x_t - sigma * model_output)
     return torch.add(scale_prev * x0, sigma_prev * model_output, out=out)
 
 
-def eager_q_posterior(x0, x_t, t):
-    u, v, variance, log_variance = (gather(table, t, x0) for table in Q_POSTERIOR)
+def eager_q_posterior(x0, x_t, t, tables):
+    u, v, variance, log_variance = (gather(table, t, x0) for table in tables)
     return u * x0 + v * x_t, variance, log_variance
 
 
@@ -189,9 +221,9 @@ def q_sample(shape, dtype, mode, output, t=None, overhead=False):
 
     def inputs():
         (x0,) = _normal(1, shape, dtype)
-        return x0, _timesteps(shape, t), _noise(mode, shape, dtype), _output(output, shape, dtype)
+        return x0, _timesteps(shape, t), _noise(mode, shape, dtype), _output(output, shape, dtype), _on_device(Q_SAMPLE)
 
-    def ours(x0, t, noise, out):
+    def ours(x0, t, noise, out, tables):
         if noise is None:
             return partial(fastgen.q_sample, x0, t, SCHEDULE, seed=SEED, out=out)
         return partial(fastgen.q_sample, x0, t, SCHEDULE, noise=noise, out=out)
@@ -205,9 +237,10 @@ def ddpm_step(shape, dtype, mode, output, t=None, overhead=False):
 
     def inputs():
         x_t, m = _normal(2, shape, dtype)
-        return x_t, m, _timesteps(shape, t), _noise(mode, shape, dtype), _output(output, shape, dtype)
+        tables = _on_device(DDPM_STEP)
+        return x_t, m, _timesteps(shape, t), _noise(mode, shape, dtype), _output(output, shape, dtype), tables
 
-    def ours(x_t, m, t, noise, out):
+    def ours(x_t, m, t, noise, out, tables):
         if noise is None:
             return partial(fastgen.ddpm_step, x_t, m, t, SCHEDULE, seed=SEED, out=out)
         return partial(fastgen.ddpm_step, x_t, m, t, SCHEDULE, noise=noise, out=out)
@@ -220,9 +253,9 @@ def ddim_step(shape, dtype, output):
     """η = 0, without noise."""
 
     def inputs():
-        return *_normal(2, shape, dtype), _timesteps(shape), _output(output, shape, dtype)
+        return *_normal(2, shape, dtype), _timesteps(shape), _output(output, shape, dtype), _on_device(DDIM_STEP)
 
-    def ours(x_t, m, t, out):
+    def ours(x_t, m, t, out, tables):
         return partial(fastgen.ddim_step, x_t, m, t, SCHEDULE, out=out)
 
     return Case("ddim_step", "", output, shape, dtype, 3, inputs, ours, eager_ddim_step)
@@ -230,22 +263,25 @@ def ddim_step(shape, dtype, output):
 
 def q_posterior(shape, dtype):
     def inputs():
-        return *_normal(2, shape, dtype), _timesteps(shape)
+        return *_normal(2, shape, dtype), _timesteps(shape), _on_device(Q_POSTERIOR)
 
-    def ours(x0, x_t, t):
+    def ours(x0, x_t, t, tables):
         return partial(fastgen.q_posterior, x0, x_t, t, SCHEDULE)
 
     return Case("q_posterior", "", "fresh", shape, dtype, 3, inputs, ours, eager_q_posterior)
 
 
 def randn(shape, dtype):
-    def ours():
-        return partial(fastgen.randn, shape, seed=SEED, dtype=dtype)
+    def inputs():
+        return (torch.get_default_device(),)
 
-    def eager():
-        return torch.randn(shape, dtype=dtype)
+    def ours(device):
+        return partial(fastgen.randn, shape, seed=SEED, dtype=dtype, device=device)
 
-    return Case("randn", "seed", "fresh", shape, dtype, 1, tuple, ours, eager)
+    def eager(device):
+        return torch.randn(shape, dtype=dtype, device=device)
+
+    return Case("randn", "seed", "fresh", shape, dtype, 1, inputs, ours, eager)
 
 
 def bce_with_logits(shape, dtype, mode):
@@ -255,7 +291,7 @@ def bce_with_logits(shape, dtype, mode):
 
     def inputs():
         (logits,) = _normal(1, shape, dtype)
-        return logits.requires_grad_(backward), torch.rand(shape).round().to(dtype)
+        return logits.requires_grad_(backward), torch.rand(shape).round_().to(dtype)
 
     ours = partial(bind, fastgen.bce_with_logits)
     tensors = 5 if backward else 2

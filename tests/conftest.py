@@ -18,6 +18,31 @@ SHAPES = [(0, 3), (3, 0), (1,), (5,), (5, 1), (3, 127), (3, 128), (3, 129), (2, 
 TIMESTEPS = {"first": 0, "middle": 17, "last": 39, "mixed": [39, 0, 17]}  # of `schedule`
 
 
+def pytest_addoption(parser):
+    parser.addoption("--device", choices=("cpu", "cuda"), help="only the tests that run on this device (default: all)")
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "cuda: makes sense on an NVIDIA GPU only")
+
+
+def pytest_collection_modifyitems(config, items):
+    """With --device, leaves out what another device runs; a test that has no say in its device runs on the CPU."""
+    wanted = config.getoption("--device")
+    if wanted is not None:
+        left_out = [item for item in items if _device_of(item) != wanted]
+        items[:] = [item for item in items if _device_of(item) == wanted]
+        config.hook.pytest_deselected(items=left_out)
+
+
+def _device_of(item):
+    if item.get_closest_marker("cuda"):
+        return "cuda"
+    parameters = item.callspec.params if hasattr(item, "callspec") else {}
+    place, device = parameters.get("place"), parameters.get("device", "cpu")
+    return place[0] if place else torch.device(device).type
+
+
 def pytest_report_header(config):
     return fastgen.backend_info().splitlines()
 

@@ -47,6 +47,16 @@ def normals(shape, seed, offset=0):
     return z.reshape(shape[0], -1)[:, : int(np.prod(shape[1:], dtype=np.int64))].reshape(shape)
 
 
+def normals_between(begin, end, seed, offset=0, sample=0):
+    """Elements begin … end-1 of one sample of a batch with a single int seed, however far into it."""
+    groups = np.arange(begin // 4, -(-end // 4), dtype=np.uint64)
+    key = np.uint64(seed % 2**64 & 0xFFFFFFFF), np.uint64(seed % 2**64 >> 32)
+    counter = (groups & MASK, np.uint64(sample), np.uint64(offset & 0xFFFFFFFF), np.uint64(offset >> 32))
+    r0, r1, r2, r3 = philox4x32(counter, key)
+    z = np.stack([*box_muller(r0, r1), *box_muller(r2, r3)], axis=-1).reshape(-1)
+    return z[begin % 4 :][: end - begin]
+
+
 # ---- diffusion ------------------------------------------------------------------------------------------------------
 
 

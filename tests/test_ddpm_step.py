@@ -481,15 +481,15 @@ def test_gradients_are_recorded_only_where_asked(device, schedule, kind):
 
 
 @pytest.mark.parametrize(("noise", "error"), [(torch.zeros(1), ValueError), (torch.zeros(2, 3, dtype=torch.int64), TypeError)])
-def test_noise_is_checked_where_none_is_added(backend, noise, error):
-    x = torch.ones(2, 3)
+def test_noise_is_checked_where_none_is_added(device, noise, error):
+    x = torch.ones(2, 3, device=device)
     with pytest.raises(error, match="^noise"):
-        fastgen.ddim_step(x, x, 3, fastgen.Schedule.linear(10), noise=noise)
+        fastgen.ddim_step(x, x, 3, fastgen.Schedule.linear(10), noise=noise.to(device))
 
 
-def test_learned_variance_at_t0_has_finite_gradients(backend):
-    x, noise = torch.ones(1, 1, 3), torch.ones(1, 1, 3, requires_grad=True)
-    output = torch.cat([torch.ones(1, 1, 3), torch.full((1, 1, 3), 300.0)], dim=1).requires_grad_()
+def test_learned_variance_at_t0_has_finite_gradients(device):
+    x, noise = torch.ones(1, 1, 3, device=device), torch.ones(1, 1, 3, device=device, requires_grad=True)
+    output = torch.cat([torch.ones_like(x), torch.full_like(x, 300.0)], dim=1).requires_grad_()
     schedule = fastgen.Schedule.linear(10)
     fastgen.ddpm_step(x, output, 0, schedule, variance="learned", noise=noise).sum().backward()
     assert torch.isfinite(output.grad).all() and torch.equal(noise.grad, torch.zeros_like(noise))

@@ -8,12 +8,14 @@ import threading
 
 import pytest
 import torch
-from conftest import channels_last, normal
+from conftest import DEVICES, channels_last, normal
+from torch.utils._pytree import tree_map
 
 import fastgen
 
 compiled = pytest.mark.skipif(not fastgen._backend.HAS_OPS, reason="the compiled library is absent")
-UNAVAILABLE = [name for name in ("cpp", "triton", "eager") if name not in fastgen.available_backends()]
+AVAILABLE = {name for device in DEVICES for name in fastgen.available_backends(device)}
+UNAVAILABLE = [name for name in ("cpp", "triton", "eager") if name not in AVAILABLE]
 
 
 def run_python(code, **environment):
@@ -239,11 +241,13 @@ OPS += [f"{op}_out" for op in ("q_sample", "q_step", "ddpm_step", "ddim_step")] 
 
 
 @compiled
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("op", OPS)
-def test_opcheck(op):
+def test_opcheck(op, device):
     samples = [sample for sample in op_samples() if sample[0] == op]
     assert len(samples) >= 2
-    for _, arguments, keywords in samples:
+    for sample in samples:
+        arguments, keywords = tree_map(lambda x: x.to(device) if isinstance(x, torch.Tensor) else x, sample[1:])
         torch.library.opcheck(getattr(torch.ops.fastgen, op).default, arguments, keywords)
 
 

@@ -294,10 +294,10 @@ def test_unaligned_and_empty_gradients(device, schedule, op):
         assert x.grad.shape == x.shape and torch.all(x.grad > 0)
 
 
-def test_out_is_known_to_have_changed(backend):
+def test_out_is_known_to_have_changed(device):
     """A backward that needs what `out` held before is refused, as for any in-place operation."""
-    parameter, state = torch.ones(2, 3, requires_grad=True), torch.zeros(2, 3)
+    parameter, state = torch.ones(2, 3, device=device, requires_grad=True), torch.zeros(2, 3, device=device)
     loss = (parameter * state).sum()
-    fastgen.q_sample(torch.ones(2, 3), 3, fastgen.Schedule.linear(10), seed=1, out=state)
+    fastgen.q_sample(torch.ones(2, 3, device=device), 3, fastgen.Schedule.linear(10), seed=1, out=state)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         loss.backward()

@@ -1,0 +1,241 @@
+"""One call of every compiled kernel with every kind of argument: what tests of streams, graphs, memory and launches go through.
+
+    compute-sanitizer --tool memcheck python tests/every_call.py [--device cuda]
+
+runs each of them once on several small odd shapes, and makes its data on the CPU, so that hardly any kernel but fastgen's runs.
+"""
+
+import argparse
+import functools
+import itertools
+import math
+import sys
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import torch
+
+if __name__ == "__main__":  # as a program: the tests find fastgen by themselves
+    sys.path.append(str(Path(__file__).resolve().parent.parent))
+
+import fastgen
+
+SCHEDULE = fastgen.Schedule.linear(40, 1e-3, 0.2)
+
+
+@dataclass
+class Inputs:
+    """The tensors that a call may take, of shape (B, C, ...)."""
+
+    x: torch.Tensor
+    m: torch.Tensor
+    noise: torch.Tensor
+    wide: torch.Tensor  # a network's output with a learned variance, 2C channels
+    target: torch.Tensor
+    weight: torch.Tensor
+    gradient: torch.Tensor  # of each loss
+    scalar: torch.Tensor  # without dimensions: the gradient of a mean, a weight
+    out: torch.Tensor
+    threshold: torch.Tensor  # (B,)
+    t: torch.Tensor  # (B,), one of them 0
+    seed: torch.Tensor  # (1,)
+    seeds: torch.Tensor  # (B,)
+
+    def tensors(self):
+        return [getattr(self, field.name) for field in fields(self)]
+
+    def copy_(self, other):
+        for mine, theirs in zip(self.tensors(), other.tensors(), strict=True):
+            mine.copy_(theirs)
+
+    def poisoned(self):
+        """The same shapes and layouts, with NaN for data, and for integers other ones."""
+        poison = lambda x: torch.full_like(x, torch.nan) if x.is_floating_point() else x + 1  # noqa: E731
+        return Inputs(*map(poison, self.tensors()))
+
+
+@functools.cache
+def _pool(device):
+    """Normal numbers, made on the CPU once."""
+    return torch.randn(2**20 + 7, generator=torch.Generator().manual_seed(100), dtype=torch.float64).to(device)
+
+
+def inputs(device, shape=(3, 4, 5, 7), dtype=torch.float32, m_dtype=None, arrange=torch.clone, salt=0):
+    """The same numbers on every device. `arrange` lays the tensors of shape (B, C, ...) out in memory."""
+    pool, begin = _pool(torch.device(device)), itertools.count(1000 * salt, 7919)
+    computed = torch.float64 if torch.float64 in (dtype, m_dtype) else torch.float32
+
+    def normal(shape, dtype=dtype):
+        first, count = next(begin), math.prod(shape)
+        numbers = pool if first + count <= len(pool) else pool.repeat(1 + (first + count) // len(pool))
+        numbers = numbers[first : first + count]
+        return arrange(numbers.reshape(shape).to(dtype))
+
+    batch, channels, *rest = shape
+    return Inputs(
+        x=normal(shape),
+        m=normal(shape, m_dtype or dtype),
+        noise=normal(shape),
+        wide=normal((batch, 2 * channels, *rest), m_dtype or dtype),
+        target=normal(shape).sigmoid_(),
+        weight=normal(shape).abs_(),
+        gradient=normal(shape),
+        scalar=torch.tensor(0.75, dtype=dtype).to(device),
+        out=arrange(torch.zeros(shape, dtype=torch.promote_types(dtype, m_dtype or dtype), device=device)),
+        threshold=torch.linspace(0.5, 1.5, batch, dtype=computed).to(device),
+        t=((torch.arange(batch) * 13 + salt) % 40).to(device),
+        seed=torch.tensor([77 + salt]).to(device),
+        seeds=(torch.arange(batch) * 2**33 - 5 - salt).to(device),
+    )
+
+
+def _step(**options):
+    """ddpm_step; a value that names a field of Inputs stands for that tensor."""
+    return lambda i, **out: fastgen.ddpm_step(**_filled(i, {"x_t": "x", "model_output": "m", "t": "t", **options}), **out)
+
+
+def _filled(i, options):
+    take = lambda name: isinstance(name, str) and hasattr(i, name)  # noqa: E731
+    return {"schedule": SCHEDULE} | {k: getattr(i, v) if take(v) else v for k, v in options.items()}
+
+
+def _ddim(**options):
+    return lambda i, **out: fastgen.ddim_step(**_filled(i, {"x_t": "x", "model_output": "m", "t": "t", **options}), **out)
+
+
+def _forward(op, data, **options):
+    return lambda i, **out: op(**_filled(i, {data: "x", "t": "t", **options}), **out)
+
+
+def _randn(seed, offset=3):
+    def call(i):
+        seeds = {"int": -9, "one": i.seed, "each": i.seeds}[seed]
+        return fastgen.randn(i.x.shape, seed=seeds, offset=offset, dtype=i.x.dtype, device=i.x.device)
+
+    return call
+
+
+def _loss(reduction="mean", weight=None, pos_weight=None):
+    def call(i):
+        given = {"full": i.weight, "scalar": i.scalar, None: None}
+        return fastgen.bce_with_logits(i.x, i.target, given[weight], reduction, given[pos_weight])
+
+    return call
+
+
+def _gradient(reduction=1, weight=None):
+    """The kernel of the way back alone."""
+
+    def call(i):
+        upstream, w = i.gradient if reduction == 0 else i.scalar, None if weight is None else i.weight
+        return torch.ops.fastgen.bce_with_logits_backward(upstream, i.x, i.target, w, None, reduction)
+
+    return call
+
+
+# those that also take out=
+INTO = {
+    "q_sample noise": _forward(fastgen.q_sample, "x0", noise="noise"),
+    "q_sample int": _forward(fastgen.q_sample, "x0", t=7, seed=5),
+    "q_sample one seed": _forward(fastgen.q_sample, "x0", seed="seed", offset=2**33),
+    "q_sample seeds": _forward(fastgen.q_sample, "x0", seed="seeds"),
+    "q_step": _forward(fastgen.q_step, "x_prev", seed="seed"),
+    "ddpm noise": _step(noise="noise"),
+    "ddpm int": _step(t=7, seed=5),
+    "ddpm one seed": _step(seed="seed"),
+    "ddpm seeds": _step(seed="seeds"),
+    "ddpm v beta": _step(prediction="v_prediction", variance="beta", seed="seed"),
+    "ddpm sample clip": _step(prediction="sample", clip=1.0, seed="seed"),
+    "ddpm clip noise": _step(clip=1.0, noise="noise"),
+    "ddpm threshold": _step(threshold="threshold", seed="seeds"),
+    "ddpm threshold noise": _step(threshold="threshold", noise="noise"),
+    "ddpm learned": _step(model_output="wide", variance="learned", seed="seed"),
+    "ddpm learned noise": _step(model_output="wide", variance="learned", noise="noise"),
+    "ddpm learned_range clip": _step(model_output="wide", variance="learned_range", clip=1.5, seed="seed"),
+    "ddim": _ddim(),
+    "ddim eta clip": _ddim(eta=0.7, clip=1.0, seed="seed"),
+}
+CALLS = INTO | {
+    "ddpm x0": _step(seed="seed", return_x0=True),
+    "ddpm x0 threshold": _step(threshold="threshold", noise="noise", return_x0=True),
+    "ddim x0": _ddim(return_x0=True),
+    "q_posterior": _forward(fastgen.q_posterior, "x0", x_t="m"),
+    "randn int": _randn("int"),
+    "randn one seed": _randn("one"),
+    "randn seeds": _randn("each"),
+    "bce mean": _loss(),
+    "bce sum": _loss("sum"),
+    "bce each": _loss("none"),
+    "bce weights": _loss("mean", "full", "full"),
+    "bce scalar weights": _loss("none", "scalar", "scalar"),
+    "bce back": _gradient(),
+    "bce back each": _gradient(0, "full"),
+}
+CALLS |= {f"{name}, out=": lambda i, call=call: call(i, out=i.out) for name, call in INTO.items()}
+CALLS["ddpm x0, out="] = lambda i: CALLS["ddpm x0"](i, out=i.out)
+CALLS["ddim x0, out="] = lambda i: CALLS["ddim x0"](i, out=i.out)
+CALLS["q_step, out="] = lambda i: INTO["q_step"](i, out=i.out)
+
+
+def fits(name, i):
+    """Whether `name` can be called on `i`: q_sample's out= has the dtype of x."""
+    return not (name.startswith("q_s") and name.endswith("out=") and i.out.dtype != i.x.dtype)
+
+
+def results(result):
+    """The tensors of a result."""
+    return list(result) if isinstance(result, tuple) else [result]
+
+
+# ---- as a program ---------------------------------------------------------------------------------------------------
+
+
+def channels_last(x):
+    return x.movedim(1, -1).contiguous().movedim(-1, 1)
+
+
+def unaligned(x):
+    return torch.cat([x.new_zeros(1), x.reshape(-1)])[1:].view(x.shape)
+
+
+def settings():
+    """(what, arguments of `inputs`): shapes and dtypes that take every path of a kernel, tails and unaligned rows too."""
+    bf16, f16, f32, f64 = torch.bfloat16, torch.float16, torch.float32, torch.float64
+    yield "float32", {"dtype": f32}
+    yield "bfloat16", {"dtype": bf16}
+    yield "float16 and bfloat16", {"dtype": f16, "m_dtype": bf16, "shape": (2, 3, 37)}
+    yield "float32 and bfloat16, tails", {"dtype": f32, "m_dtype": bf16, "shape": (2, 1, 131)}
+    yield "float64", {"dtype": f64, "shape": (2, 3, 3)}
+    yield "bfloat16, several tiles", {"dtype": bf16, "shape": (3, 8, 515)}
+    yield "float32, many tiny samples", {"dtype": f32, "shape": (515, 1, 3)}
+    yield "channels-last float32", {"dtype": f32, "arrange": channels_last, "shape": (2, 5, 3, 7)}
+    yield "channels-last bfloat16", {"dtype": bf16, "arrange": channels_last, "shape": (2, 64, 5, 3)}
+    yield "unaligned bfloat16", {"dtype": bf16, "arrange": unaligned, "shape": (1, 2, 129)}
+    yield "unaligned float32", {"dtype": f32, "arrange": unaligned, "shape": (2, 2, 33)}
+    yield "one element", {"dtype": f32, "shape": (1, 1, 1)}
+    yield "no element", {"dtype": f32, "shape": (0, 2, 3)}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--device", default="cuda")
+    device = parser.parse_args().device
+    called = 0
+    for what, how in settings():
+        i = inputs(device, **how)
+        for name, call in CALLS.items():
+            if not fits(name, i):
+                continue
+            made = results(call(i))
+            if device == "cuda":
+                torch.cuda.synchronize()  # so that an error is that call's
+            finite = all(y.cpu().isfinite().all() for y in made if not (what == "no element" and y.dim() == 0))
+            if not finite:
+                raise SystemExit(f"{name}, {what}: not every value is finite")
+            called += 1
+        print(f"{what}: done", flush=True)
+    print(f"{called} calls on {device}, backend {fastgen.backend(device)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,603 @@
+"""What can only be seen on an NVIDIA GPU: streams, graphs, several devices, launches, allocations, tensors past 2³² elements.
+
+Values, dtypes, layouts and gradients are in the files of the ops, whose tests run on every device.
+"""
+
+import itertools
+import threading
+from math import prod
+
+import numpy as np
+import pytest
+import reference
+import torch
+from conftest import DTYPES, array, assert_close, assert_same, channels_last
+from every_call import CALLS, INTO, SCHEDULE, fits, inputs, results
+
+import fastgen
+
+HERE = torch.cuda.is_available()
+pytestmark = [pytest.mark.cuda, pytest.mark.skipif(not HERE, reason="torch finds no CUDA device")]
+DEVICE = torch.device("cuda", torch.cuda.current_device()) if HERE else torch.device("cpu")
+KERNELS = [name for name in fastgen.available_backends("cuda") if name != "eager"] or ["cpp"]
+SHAPE = (3, 4, 33, 35)
+LATE = 20_000_000  # clock cycles, some 10 ms: what a stream does first, so that work on another one would come too early
+
+
+@pytest.fixture(params=KERNELS, autouse=True)
+def kernels(request):
+    """Runs the test on every backend with kernels of fastgen's."""
+    with fastgen.use_backend(request.param):
+        yield request.param
+
+
+@pytest.fixture(params=CALLS)
+def call(request):
+    return CALLS[request.param]
+
+
+def clones(result):
+    return [y.clone() for y in results(result)]
+
+
+def assert_all_same(actual, expected):
+    for a, e in zip(results(actual), results(expected), strict=True):
+        assert_same(a, e)
+
+
+# ---- streams --------------------------------------------------------------------------------------------------------
+
+
+def test_runs_on_the_current_stream(call):
+    """Behind whatever produces the inputs there, and before whatever reads the result there."""
+    good = inputs(DEVICE, SHAPE)
+    expected = clones(call(good))
+    good.out.fill_(torch.nan)
+    late, side = good.poisoned(), torch.cuda.Stream()
+    torch.cuda.synchronize()
+    with torch.cuda.stream(side):
+        torch.cuda._sleep(LATE)
+        late.copy_(good)
+        made = call(late)
+        read = clones(made)
+    side.synchronize()
+    assert_all_same(tuple(read), tuple(expected))
+
+
+def test_streams_side_by_side():
+    """Sums on several streams at a time share nothing."""
+    cases = [inputs(DEVICE, (1, 1, n), salt=n) for n in (100_003, 1_000, 3_000_001, 64, 500_000)]
+    expected = [fastgen.bce_with_logits(i.x, i.target) for i in cases]
+    streams = [torch.cuda.Stream() for _ in cases]
+    torch.cuda.synchronize()
+    made = [[] for _ in cases]
+    for _ in range(40):
+        for i, stream, losses in zip(cases, streams, made, strict=True):
+            with torch.cuda.stream(stream):
+                losses.append(fastgen.bce_with_logits(i.x, i.target))
+    torch.cuda.synchronize()
+    for losses, loss in zip(made, expected, strict=True):
+        for other in losses:
+            assert_same(other, loss)
+
+
+def test_threads_side_by_side(kernels):
+    """Python threads with a stream each: first calls too, which make the tables."""
+    schedule = fastgen.Schedule.linear(40, 1e-3, 0.2)
+    i = inputs(DEVICE, SHAPE)
+    expected = fastgen.ddpm_step(i.x, i.m, i.t, SCHEDULE, seed=i.seeds, clip=1.0)
+    torch.cuda.synchronize()
+    made = []
+
+    def work():
+        with fastgen.use_backend(kernels), torch.cuda.stream(torch.cuda.Stream()):
+            for _ in range(20):
+                y = fastgen.ddpm_step(i.x, i.m, i.t, schedule, seed=i.seeds, clip=1.0)
+            torch.cuda.current_stream().synchronize()
+            made.append(y)
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(made) == 4
+    for y in made:
+        assert_same(y, expected)
+
+
+# ---- CUDA graphs ----------------------------------------------------------------------------------------------------
+
+
+def captured(function):
+    """(graph, the tensors that each replay writes); run twice before, on another stream, as torch's notes ask."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(2):
+            function()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        made = function()
+    return graph, results(made)
+
+
+def test_capture_and_replay(call):
+    """A replay reads what the inputs hold then, seeds and timesteps too, and can be repeated."""
+    static, other = inputs(DEVICE, SHAPE), inputs(DEVICE, SHAPE, salt=1)
+    graph, made = captured(lambda: call(static))
+    static.copy_(other)
+    expected = clones(call(other))
+    for _ in range(3):
+        for y in made:
+            y.fill_(torch.nan)
+        graph.replay()
+        assert_all_same(tuple(made), tuple(expected))
+
+
+def test_capture_of_the_backward():
+    i, other = inputs(DEVICE, SHAPE), inputs(DEVICE, SHAPE, salt=1)
+    leaf = i.x.clone().requires_grad_()
+
+    def step():
+        return torch.autograd.grad(fastgen.bce_with_logits(leaf, i.target), leaf)
+
+    graph, (gradient,) = captured(step)
+    i.target.copy_(other.target)
+    for _ in range(2):
+        gradient.fill_(torch.nan)
+        graph.replay()
+        assert_same(gradient, step()[0])
+
+
+NOISY = {
+    "q_sample": lambda x, t, **how: fastgen.q_sample(x, t, SCHEDULE, **how),
+    "q_step": lambda x, t, **how: fastgen.q_step(x, t, SCHEDULE, **how),
+    "ddpm_step": lambda x, t, **how: fastgen.ddpm_step(x, x, t, SCHEDULE, **how),
+    "ddim_step": lambda x, t, **how: fastgen.ddim_step(x, x, t, SCHEDULE, eta=0.5, **how),
+    "randn": lambda x, t, **how: fastgen.randn(x.shape, dtype=x.dtype, device=x.device, **how),
+}
+
+
+@pytest.mark.parametrize("op", NOISY.values(), ids=NOISY)
+@pytest.mark.parametrize("per_sample", [False, True], ids=["one_seed", "seeds"])
+def test_seed_advanced_in_the_graph_gives_fresh_noise(op, per_sample):
+    i = inputs(DEVICE, SHAPE)
+    seed, t = (i.seeds if per_sample else i.seed), torch.full((3,), 9, device=DEVICE)
+
+    def step():
+        y = op(i.x, t, seed=seed)
+        seed.add_(1)
+        return y
+
+    graph, (y,) = captured(step)
+    start = torch.arange(seed.numel(), device=DEVICE) * 1000
+    seed.copy_(start)
+    seen = []
+    for k in range(4):
+        graph.replay()
+        assert_same(y, op(i.x, t, seed=start + k))
+        seen.append(y.clone())
+    assert not any(torch.equal(a, b) for a, b in itertools.combinations(seen, 2))
+
+
+def test_sampling_loop_as_one_graph():
+    """Algorithm 4.2 by replays of a single step: timestep and state live on the device."""
+    x, t, seed = inputs(DEVICE, SHAPE).x, torch.zeros(3, dtype=torch.int64, device=DEVICE), torch.tensor([3], device=DEVICE)
+    start = x.clone()
+
+    def step():
+        fastgen.ddpm_step(x, torch.tanh(x), t, SCHEDULE, seed=seed, clip=1.0, out=x)
+        t.sub_(1)
+        return x
+
+    graph, _ = captured(step)
+    x.copy_(start)
+    t.fill_(39)
+    expected = start
+    for k in reversed(range(40)):
+        graph.replay()
+        expected = fastgen.ddpm_step(expected, torch.tanh(expected), k, SCHEDULE, seed=3, clip=1.0)
+    assert_same(x, expected)
+
+
+@pytest.mark.parametrize("op", [name for name in NOISY if name != "randn"])
+def test_capture_without_a_seed_is_refused(op):
+    i = inputs(DEVICE, SHAPE)
+    NOISY[op](i.x, i.t)  # its table is made outside
+    state = torch.get_rng_state()
+    with pytest.raises(RuntimeError, match="^seed: .*graph capture"), torch.cuda.graph(torch.cuda.CUDAGraph()):
+        NOISY[op](i.x, i.t)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert NOISY[op](i.x, i.t).isfinite().all()
+
+
+# ---- several devices ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+def test_another_device_than_the_current_one(call):
+    here, there = (inputs(torch.device("cuda", index), SHAPE) for index in (0, 1))
+    with torch.cuda.device(0):
+        expected, made = results(call(here)), results(call(there))
+        assert torch.cuda.current_device() == 0
+    for e, m in zip(expected, made, strict=True):
+        assert m.device.index == 1
+        assert_same(m.to(e.device), e)
+
+
+RAW = {  # the ops beneath Python's checks, with one tensor at a time on the CPU
+    "q_sample": lambda i, rows: (i.x, rows, i.t, 0, i.noise, None, None, 0),
+    "q_sample seeds": lambda i, rows: (i.x, rows, i.t, 0, None, i.seeds, None, 0),
+    "ddpm_step": lambda i, rows: (i.x, i.m, rows, i.t, 0, i.noise, None, None, None, i.threshold, False),
+    "ddim_step": lambda i, rows: (i.x, i.m, rows, i.t, 0, None, i.seeds, None, 1.0, None, False),
+    "q_posterior": lambda i, rows: (i.x, i.m, rows, i.t, 0),
+    "bce_with_logits": lambda i, rows: (i.x, i.target, i.weight, i.weight, 1),
+    "bce_with_logits_backward": lambda i, rows: (i.gradient, i.x, i.target, i.weight, i.weight, 0),
+}
+
+
+@pytest.mark.parametrize("name", RAW)
+def test_tensors_elsewhere_are_refused_by_the_ops(name):
+    """A pointer into the host's memory never reaches a kernel."""
+    op = getattr(torch.ops.fastgen, name.split()[0])
+    tables = {"q_sample": SCHEDULE.q_sample_table, "q_posterior": SCHEDULE.q_posterior_table}
+    table = tables.get(name.split()[0], lambda *where: SCHEDULE.ddpm_step_table("epsilon", "beta", *where))
+    arguments = RAW[name](inputs(DEVICE), table(DEVICE, torch.float32).rows)
+    op(*arguments)
+    for k, x in enumerate(arguments):
+        if isinstance(x, torch.Tensor):
+            # NotImplementedError is a RuntimeError too
+            with pytest.raises(RuntimeError):
+                op(*arguments[:k], x.cpu(), *arguments[k + 1 :])
+    torch.cuda.synchronize()
+
+
+# ---- timesteps that nobody looked at --------------------------------------------------------------------------------
+
+TIMED = [name for name in CALLS if not any(word in name for word in ("int", "randn", "bce"))]
+
+
+@pytest.mark.parametrize("name", TIMED)
+@pytest.mark.parametrize("arrange", [torch.clone, channels_last])
+def test_bad_timestep_makes_its_sample_nan(name, arrange):
+    good = inputs(DEVICE, (5, 4, 33, 35), arrange=arrange)
+    expected = clones(CALLS[name](good))
+    for position, bad in enumerate((-1, 40, 2**40, -(2**63), 2**63 - 1)):
+        i = inputs(DEVICE, (5, 4, 33, 35), arrange=arrange)
+        i.t[position] = bad
+        others = [k for k in range(5) if k != position]
+        for y, e in zip(clones(CALLS[name](i)), expected, strict=True):
+            assert y[position].isnan().all()
+            assert_same(y[others], e[others])
+    torch.cuda.synchronize()
+
+
+# ---- launches, allocations, synchronisation -------------------------------------------------------------------------
+
+
+def test_no_synchronisation(call):
+    i = inputs(DEVICE, SHAPE)
+    call(i)
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        call(i)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def test_allocates_its_results_and_nothing_else(call, request):
+    name = request.node.callspec.params["call"]
+    i = inputs(DEVICE, (3, 4, 129, 257))
+    made = call(i)
+    del made
+    count = lambda: torch.cuda.memory_stats(DEVICE)["allocation.all.allocated"]  # noqa: E731
+    torch.cuda.synchronize()
+    before, live = count(), torch.cuda.memory_allocated(DEVICE)
+    made = results(call(i))
+    allocated, grown = count() - before, torch.cuda.memory_allocated(DEVICE) - live
+    fresh = [y for y in made if y.data_ptr() != i.out.data_ptr()]
+    # a sum of many blocks may need room for theirs, until it is done
+    allowed = len(fresh) + (name in ("bce mean", "bce sum", "bce weights"))
+    assert len(fresh) <= allocated <= allowed
+    assert grown == sum(-(-y.nbytes // 512) * 512 for y in fresh)
+
+
+def test_one_launch_for_each_call(kernels):
+    """No memset, no copy, no second kernel; torch's kernel that inverts bits marks where a call begins."""
+    i, mark = inputs(DEVICE, SHAPE), torch.zeros(1, dtype=torch.int32, device=DEVICE)
+    for call in CALLS.values():
+        call(i)
+    mark.bitwise_not_()
+    torch.cuda.synchronize()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]) as profile:
+        for call in CALLS.values():
+            mark.bitwise_not_()
+            call(i)
+        mark.bitwise_not_()
+        torch.cuda.synchronize()
+    events = [event for event in profile.events() if event.device_type == torch.autograd.DeviceType.CUDA]
+    events.sort(key=lambda event: event.time_range.start)
+    launched = []
+    for event in events:
+        if "bitwise_not" in event.name:
+            launched.append([])
+        elif launched:
+            launched[-1].append(event.name)
+    assert len(launched) == len(CALLS) + 1, f"the profiler saw {len(launched)} of {len(CALLS) + 1} marks"
+    assert {name: names for name, names in zip(CALLS, launched, strict=False) if len(names) != 1} == {}
+
+
+def test_backward_is_one_launch_and_one_allocation():
+    i = inputs(DEVICE, SHAPE)
+    leaf = i.x.clone().requires_grad_()
+    loss = fastgen.bce_with_logits(leaf, i.target)
+    torch.autograd.grad(loss, leaf, i.scalar)
+    loss = fastgen.bce_with_logits(leaf, i.target)
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_stats(DEVICE)["allocation.all.allocated"]
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]) as profile:
+        (gradient,) = torch.autograd.grad(loss, leaf, i.scalar)
+        torch.cuda.synchronize()
+    assert torch.cuda.memory_stats(DEVICE)["allocation.all.allocated"] - before == 1
+    names = [event.name for event in profile.events() if event.device_type == torch.autograd.DeviceType.CUDA]
+    assert len(names) == 1, names
+    assert gradient.isfinite().all()
+
+
+# ---- values, on shapes that take a kernel's every path --------------------------------------------------------------
+
+
+def assert_near_eager(name, i, kernels):
+    """Both round once to the dtype; beneath that, float32's arithmetic, and for a seed the fast functions of Box–Muller."""
+    actual = clones(CALLS[name](i))
+    with fastgen.use_backend("eager"):
+        expected = clones(CALLS[name](i))
+    seeded = any(word in name for word in ("seed", "int", "x0", "eta", "beta", "clip", "learned", "threshold", "q_step", "randn"))
+    for a, e in zip(actual, expected, strict=True):
+        assert a.dtype == e.dtype and a.shape == e.shape and a.stride() == e.stride()
+        if a.numel() == 0:
+            continue
+        a, e, eps = a.double(), e.double(), torch.finfo(a.dtype).eps
+        assert torch.equal(a.isnan(), e.isnan())
+        excess = (a - e).abs() - 2 * eps * e.abs()
+        worst, mean = excess.nan_to_num(0.0).max().item(), excess.clamp(min=0).nan_to_num(0.0).mean().item()
+        scale = max(1.0, e.nan_to_num(0.0).abs().max().item())
+        assert worst <= (5e-3 if seeded else 2e-6) * scale and mean <= (1e-5 if seeded else 1e-6) * scale
+
+
+@pytest.mark.parametrize("name", CALLS)
+@pytest.mark.parametrize("arrange", [torch.clone, channels_last])
+def test_dtypes_against_eager(kernels, name, arrange):
+    for dtype, m_dtype in itertools.product(DTYPES, DTYPES):
+        i = inputs(DEVICE, (3, 4, 9, 37), dtype, m_dtype, arrange)
+        if fits(name, i):
+            assert_near_eager(name, i, kernels)
+
+
+SIZES = [1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 33, 63, 65, 127, 129, 255, 257, 1023, 1025, 2047, 2049, 4095, 4097, 100_003]
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_sizes_against_eager(kernels, name):
+    for n, dtype in itertools.product(SIZES, (torch.float32, torch.bfloat16)):
+        assert_near_eager(name, inputs(DEVICE, (2, 1, n), dtype), kernels)
+
+
+@pytest.mark.parametrize("name", [name for name in CALLS if "bce" not in name])
+@pytest.mark.parametrize("channels", [1, 2, 3, 4, 5, 7, 8, 16, 31, 64, 320])
+def test_channels_last_is_bit_identical(name, channels):
+    for dtype, m_dtype in ((torch.float32,) * 2, (torch.bfloat16,) * 2, (torch.float32, torch.bfloat16), (torch.float64,) * 2):
+        for size in ((1, 1), (3, 5), (16, 16), (31, 33)):
+            shape = (3, channels, *size)
+            expected = clones(CALLS[name](inputs(DEVICE, shape, dtype, m_dtype)))
+            actual = results(CALLS[name](inputs(DEVICE, shape, dtype, m_dtype, channels_last)))
+            assert_all_same(tuple(actual), tuple(expected))
+
+
+def shifted(by):
+    """Lays a tensor out contiguously, `by` elements past an aligned address."""
+
+    def arrange(x):
+        line = torch.full((x.numel() + by,), torch.nan, dtype=x.dtype, device=x.device)[by:]
+        return line.copy_(x.reshape(-1)).view(x.shape)
+
+    return arrange
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_unaligned_views(name):
+    """Storage that begins anywhere, of all tensors alike and of one alone."""
+    for dtype, shape in itertools.product((torch.float32, torch.bfloat16, torch.float64), ((2, 4, 37), (2, 1, 2051), (3, 2, 512))):
+        expected = clones(CALLS[name](inputs(DEVICE, shape, dtype)))
+        for by in (1, 2, 3, 5, 8):
+            assert_all_same(CALLS[name](inputs(DEVICE, shape, dtype, arrange=shifted(by))), tuple(expected))
+        for field in ("x", "m", "wide", "noise", "out", "target"):
+            i = inputs(DEVICE, shape, dtype)
+            setattr(i, field, shifted(1)(getattr(i, field)))
+            assert_all_same(CALLS[name](i), tuple(expected))
+
+
+@pytest.mark.parametrize("name", INTO)
+@pytest.mark.parametrize("arrange", [torch.clone, channels_last, shifted(1)], ids=["contiguous", "channels_last", "unaligned"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_in_place(name, arrange, dtype):
+    shape = (5, 3, 65, 67)
+    expected = clones(INTO[name](inputs(DEVICE, shape, dtype)))
+    for field in ("x", "m", "noise"):
+        i = inputs(DEVICE, shape, dtype, arrange=arrange)
+        target = getattr(i, field)
+        assert INTO[name](i, out=target) is target
+        assert_all_same(target, tuple(expected))
+
+
+# ---- the same bits on every run -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize("n", [1, 64, 1_000, 65_537, 5_000_011])
+def test_sums_have_the_same_bits_on_every_run(reduction, n):
+    """Whatever else the device does: here, copies on another stream."""
+    i, noise = inputs(DEVICE, (1, 1, n)), torch.cuda.Stream()
+    first = fastgen.bce_with_logits(i.x, i.target, i.weight, reduction)
+    a, b = torch.zeros(2**24, device=DEVICE), torch.zeros(2**24, device=DEVICE)
+    torch.cuda.synchronize()
+    losses = []
+    for k in range(30):
+        with torch.cuda.stream(noise):
+            b[k * 1000 :].copy_(a[k * 1000 :])
+        losses.append(fastgen.bce_with_logits(i.x, i.target, i.weight, reduction))
+    torch.cuda.synchronize()
+    assert all(torch.equal(loss, first) for loss in losses)
+    exact = reference.bce_with_logits(*map(array, (i.x, i.target, i.weight)), reduction=reduction)
+    assert first.item() == pytest.approx(float(exact), rel=1e-6)
+
+
+# ---- tensors past 2³² elements --------------------------------------------------------------------------------------
+
+MANY = 2**32 + 4099
+
+
+@pytest.fixture
+def room():
+    """Skips where the device has not that much memory free."""
+
+    def need(total):
+        torch.cuda.empty_cache()
+        free, _ = torch.cuda.mem_get_info()
+        if free < total + 2**30:
+            pytest.skip(f"needs {total / 2**30:.0f} GiB of GPU memory, {free / 2**30:.0f} are free")
+
+    yield need
+    torch.cuda.empty_cache()
+
+
+def places(n):
+    """Where to look: the ends, and about the powers of two at which an index overflows."""
+    begins = [0, n - 1029, *(power - 517 for power in (2**31, 2**32) if power + 517 < n - 1029), 3 * n // 4 + 1]
+    return [slice(begin, begin + 1029) for begin in begins]
+
+
+def large(n, device, dtype=torch.bfloat16, fill=0.25):
+    """(1, n) numbers: noise at `places`, `fill` elsewhere."""
+    x = torch.full((1, n), fill, dtype=dtype, device=device)
+    for k, place in enumerate(places(n)):
+        values = np.random.default_rng(k).standard_normal(1029)
+        x[0, place] = torch.tensor(values).to(device, dtype)
+    return x
+
+
+def check_everywhere_written(y):
+    assert all(part.isfinite().all() for part in y.reshape(-1).split(2**26))
+
+
+def check_large_randn(n, device):
+    z = fastgen.randn((1, n), seed=-5, offset=2**33, device=device)
+    for place in places(n):
+        difference = np.abs(array(z[0, place]) - reference.normals_between(place.start, place.stop, -5, 2**33))
+        assert difference.max() < 1e-3 and difference.mean() < 1e-5
+    check_everywhere_written(z)
+
+
+def check_large_q_sample(n, device):
+    x = large(n, device)
+    before = [array(x[:, place]) for place in places(n)]
+    y = fastgen.q_sample(x, 17, SCHEDULE, seed=7, out=torch.full_like(x, torch.nan))
+    for place, x0 in zip(places(n), before, strict=True):
+        noise = reference.normals_between(place.start, place.stop, 7)
+        expected = reference.q_sample(x0, SCHEDULE.betas, 17, noise)
+        np.testing.assert_allclose(array(y[:, place]), expected, rtol=2**-8, atol=1e-3)
+    check_everywhere_written(y)
+
+
+def check_large_ddpm_step(n, device):
+    """In place; the timestep in a tensor."""
+    x, m = large(n, device), large(n, device, fill=0.5)
+    before = [array(x[:, place]) for place in places(n)]
+    y = fastgen.ddpm_step(x, m, torch.tensor([17], device=device), SCHEDULE, seed=7, clip=1.0, out=x)
+    for place, x_t in zip(places(n), before, strict=True):
+        noise = reference.normals_between(place.start, place.stop, 7, 17)
+        expected, _ = reference.ddpm_step(x_t, array(m[:, place]), SCHEDULE.betas, 17, noise, clip=1.0)
+        np.testing.assert_allclose(array(y[:, place]), expected, rtol=2**-8, atol=1e-3)
+    check_everywhere_written(y)
+
+
+def check_large_q_posterior(n, device):
+    x0, x_t = large(n, device), large(n, device, fill=0.5)
+    mean, _, _ = fastgen.q_posterior(x0, x_t, 17, SCHEDULE)
+    for place in places(n):
+        expected, _ = reference.q_posterior(array(x0[:, place]), array(x_t[:, place]), SCHEDULE.betas, 17)
+        assert_close(mean[:, place], expected, scale=5)
+    check_everywhere_written(mean)
+
+
+def check_large_batch(batch, event, device):
+    """Many samples with timesteps of their own; in none of them an index is large."""
+    x = torch.full((batch, event), 0.25, dtype=torch.bfloat16, device=device)
+    t = torch.arange(batch, device=device) % 40
+    y = fastgen.q_sample(x, t, SCHEDULE, seed=7)
+    for sample in (0, 1, batch // 2, batch - 2, batch - 1):
+        noise = reference.normals_between(0, event, 7, 0, sample)[None]
+        expected = reference.q_sample(np.full((1, event), 0.25), SCHEDULE.betas, sample % 40, noise)
+        np.testing.assert_allclose(array(y[sample : sample + 1]), expected, rtol=2**-8, atol=1e-3)
+    check_everywhere_written(y)
+
+
+def check_large_channels_last(side, device):
+    shape = (2, 5, side, side)
+    x = torch.full((2, side, side, 5), 0.25, dtype=torch.bfloat16, device=device).movedim(-1, 1)
+    y = fastgen.q_sample(x, 17, SCHEDULE, seed=7, out=x)
+    assert y.shape == shape and y.movedim(1, -1).is_contiguous()
+    for sample, channel, row in itertools.product((0, 1), (0, 4), (0, side // 2, side - 1)):
+        begin = (channel * side + row) * side
+        noise = reference.normals_between(begin, begin + side, 7, 0, sample)
+        expected = reference.q_sample(np.full(side, 0.25), SCHEDULE.betas, 17, noise)
+        np.testing.assert_allclose(array(y[sample, channel, row]), expected, rtol=2**-8, atol=1e-3)
+    check_everywhere_written(x.movedim(1, -1))
+
+
+def check_large_bce(n, device):
+    """Logits so large at the end that the mean shows whether they were counted; targets in float32, hence the mean too."""
+    x, y = large(n, device), large(n, device, torch.float32, 0.5).sigmoid_()
+    x[:, places(n)[1]] *= 1e5
+    parts = [(array(x[0, place]), array(y[0, place])) for place in places(n)]
+    one = reference.bce_with_logits(array(x[:, 2000:2001]), array(y[:, 2000:2001]))
+    rest = n - sum(part[0].size for part in parts)
+    exact = rest * one + sum(reference.bce_with_logits(*part, reduction="sum") for part in parts)
+    assert fastgen.bce_with_logits(x, y).item() == pytest.approx(exact / n, rel=1e-5)
+    upstream = torch.tensor(1.0, device=device)
+    gradient = torch.ops.fastgen.bce_with_logits_backward(upstream, x, y, None, None, 2)
+    for place, part in zip(places(n), parts, strict=True):
+        assert_close(gradient[0, place], reference.bce_with_logits_gradient(*part))
+    check_everywhere_written(gradient)
+
+
+@pytest.mark.parametrize(
+    "check, bytes_each",
+    [
+        (check_large_randn, 4),
+        (check_large_q_sample, 2 * 2),
+        (check_large_ddpm_step, 2 * 2),
+        (check_large_q_posterior, 3 * 2),
+        (check_large_bce, 2 + 4 + 2),
+    ],
+    ids=lambda value: value.__name__ if callable(value) else None,
+)
+def test_past_32_bits(room, check, bytes_each):
+    room(bytes_each * MANY)
+    check(MANY, DEVICE)
+
+
+@pytest.mark.parametrize("batch, event", [(70_001, 61_441), (MANY // 3 + 1, 3)])
+def test_batch_past_32_bits(room, batch, event):
+    room(2 * batch * event * 2 + 2 * batch * 8)
+    check_large_batch(batch, event, DEVICE)
+
+
+def test_channels_last_past_32_bits(room):
+    side = 20_800
+    assert prod((2, 5, side, side)) > 2**32
+    room(2 * 5 * side * side * 2)
+    check_large_channels_last(side, DEVICE)
