@@ -130,7 +130,8 @@ def output(out, shape, dtype, device, inputs: dict) -> None:
     if torch.compiler.is_compiling():
         return  # addresses are unknown while tracing; functionalisation copies where tensors overlap
     first, last = _span(out)
-    if last - first < out.numel() * out.itemsize:
+    repeated = out.numel() and any(size > 1 and stride == 0 for size, stride in zip(out.shape, out.stride(), strict=True))
+    if repeated or last - first < out.numel() * out.itemsize:
         raise ValueError("out: expected every element to have its own memory, got an expanded or overlapping view")
     for name, x in inputs.items():
         if x is None or x is out:

@@ -59,16 +59,18 @@ def make_plan(op, schedule, x, y, dtype, table, option=None, other=None, learned
 
 def compiled(name, x):
     """The op to call on `x` where that is the compiled one, else None: another backend, tracing, forward derivatives."""
-    if _is_dynamo_compiling() or forward_ad._current_level >= 0:
+    if torch.compiler.is_compiling() or forward_ad._current_level >= 0:
         return None
     try:
         return _compiled[name, x.is_cpu or x.device, _backend._choice.get()]
     except AttributeError:  # not a tensor
         return None
     except KeyError:
-        if torch.compiler.is_compiling():
-            return None
-    op = _DIRECT[name] if _backend.select(x.device.type) == "cpp" else None
+        pass
+    try:
+        op = _DIRECT[name] if _backend.select(x.device.type) == "cpp" else None
+    except RuntimeError:  # a backend that is not available here: to be said after what is wrong with the arguments
+        return None
     _compiled[name, x.is_cpu or x.device, _backend._choice.get()] = op
     return op
 

@@ -116,14 +116,24 @@ def _computed(dtype, *tensors):
 # ---- fakes ----------------------------------------------------------------------------------------------------------------
 
 
-def _fake(input, target, weight, pos_weight, reduction):
+def _refuse(input, target, weight, pos_weight):
+    """What the kernels refuse: under a FakeTensorMode a fake stands in their place."""
     _dispatch.same_device(input, target, weight, pos_weight)
+    if target.shape != input.shape or any(w is not None and w.dim() > 0 and w.shape != input.shape for w in (weight, pos_weight)):
+        raise RuntimeError("expected tensors of input's shape")
+    if any(x is not None and x.dtype not in _checks.FLOATING for x in (input, target, weight, pos_weight)):
+        raise RuntimeError("expected floating dtypes")
+
+
+def _fake(input, target, weight, pos_weight, reduction):
+    _refuse(input, target, weight, pos_weight)
     dtype = _result_dtype(input, target, weight, pos_weight)
     return _dispatch.empty_like(input, dtype) if reduction == 0 else torch.empty((), dtype=dtype, device=input.device)
 
 
 def _fake_backward(gradient, input, target, weight, pos_weight, reduction):
-    _dispatch.same_device(input, gradient, target, weight, pos_weight)
+    _dispatch.same_device(input, gradient)
+    _refuse(input, target, weight, pos_weight)
     return _dispatch.empty_like(input)
 
 

@@ -133,10 +133,12 @@ def _reverse_step(plan, x_t, model_output, t, clip, threshold, noise, seed, gene
     elif isinstance(t, torch.Tensor) and not careful:
         index = 0
     else:
+        _checks.batched("x_t", x_t)
         t, index = _checks.timestep(t, x_t, end, note)
     if clip is not None and (type(clip) is not float or not 0.0 < clip < math.inf):
         clip = _checks.number("clip", clip, low=0.0, strict=True)
     if threshold is not None:
+        _checks.batched("x_t", x_t)
         threshold = _checked_threshold(threshold, clip, x_t, rows.dtype)
     if return_x0 is not False and return_x0 is not True:
         raise TypeError(f"return_x0: expected a bool, got {type(return_x0).__name__}")
@@ -151,6 +153,7 @@ def _reverse_step(plan, x_t, model_output, t, clip, threshold, noise, seed, gene
     elif generator is not None and noise is None and seed is None and not noisy:
         rng.check_generator(generator, x_t.device)  # and leave its state as it is
     elif noisy or noise is not None or seed is not None:
+        _checks.batched("x_t", x_t)
         noise, seeds, seed = rng.noise_source("x_t", x_t, dtype, noise, seed, generator)
     if not noisy:
         noise = seeds = seed = None

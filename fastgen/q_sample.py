@@ -64,6 +64,7 @@ def _noised(op, table, x_name, x, t, schedule, noise, seed, generator, offset, o
     elif isinstance(t, torch.Tensor) and not careful:
         index = 0
     else:
+        _checks.batched(x_name, x)
         t, index = _checks.timestep(t, x, end, note)
     if offset != 0 or type(offset) is not int:
         offset = rng.check_offset(offset)
@@ -74,6 +75,7 @@ def _noised(op, table, x_name, x, t, schedule, noise, seed, generator, offset, o
         _checks.ungraded_output(out, x, noise)
     seeds = None
     if type(seed) is not int or not 0 <= seed < 2**63 or noise is not None or generator is not None:
+        _checks.batched(x_name, x)
         noise, seeds, seed = rng.noise_source(x_name, x, x.dtype, noise, seed, generator)
     try:
         return _run(plan, x, t, index, noise, seeds, seed, offset, out)

@@ -3,9 +3,11 @@
 The functions that a CUDA thread executes (csrc/common/device_driver.h, csrc/*/*_device.h) compile under g++ as well. Here they
 make a library that takes the place of the CPU kernels in a copy of the package, each op running thread after thread, and the
 tests of the values run on it: which element reads which coefficient row, which Philox group and lane, every layout, tail and
-dtype. A misaligned 128-bit access ends the run. What it cannot show: the hardware's special functions, memory order, speed.
+dtype. A misaligned 128-bit access ends the run, and a kernel that no test reaches fails it. What it cannot show: the hardware's
+special functions, memory order, speed.
 """
 
+import os
 import shutil
 import subprocess
 import sys
@@ -15,8 +17,9 @@ import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 BUILD = ROOT / "build/device_on_host"
+WAYS = BUILD / "ways"
 OPS = ("q_sample", "q_posterior", "ddpm_step", "randn", "bce_with_logits")
-TESTS = [f"tests/test_{op}.py" for op in OPS]
+TESTS = [*(f"tests/test_{op}.py" for op in OPS), "tests/test_device_code.py"]
 FLAGS = [
     *("-std=c++17", "-O1", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-march=native", "-Wno-unknown-pragmas"),
     *("-DFG_DEVICE_ON_HOST", "-DTORCH_TARGET_VERSION=0x020a000000000000", "-DTORCH_STABLE_ONLY"),
@@ -48,14 +51,25 @@ def build() -> None:
     subprocess.check_call([ninja if ninja.exists() else "ninja", "-C", BUILD, "--quiet"])
 
 
+def unreached() -> list[str]:
+    """The kernels that no test ran, as C++ types."""
+    names = [name for name, run in map(str.split, WAYS.read_text().splitlines()) if run == "0"]
+    return subprocess.run(["c++filt", "--types", *names], capture_output=True, text=True).stdout.splitlines() if names else []
+
+
 def main() -> int:
     build()
     # the working directory comes first on the path of `python -m pytest`: from there the package above is the one imported
     options = ["-q", "-p", "no:cacheprovider", "--rootdir", str(ROOT), "-c", str(ROOT / "pyproject.toml"), "-k", "not eager"]
     arguments = sys.argv[1:]
-    chosen = arguments if any(a.startswith("tests/") for a in arguments) else [*arguments, *TESTS]
-    chosen = [str(ROOT / a) if a.startswith("tests/") else a for a in chosen]
-    return subprocess.call([sys.executable, "-m", "pytest", *options, *chosen], cwd=BUILD)
+    some = any(a.startswith("tests/") or a == "-k" for a in arguments)
+    chosen = [str(ROOT / a) if a.startswith("tests/") else a for a in (arguments if some else [*arguments, *TESTS])]
+    environment = os.environ | {"FASTGEN_WAYS": str(WAYS)}
+    status = subprocess.call([sys.executable, "-m", "pytest", *options, *chosen], cwd=BUILD, env=environment)
+    if status or some:
+        return status
+    print(*(f"no test reaches {kernel}" for kernel in unreached()), sep="\n")
+    return int(bool(unreached()))
 
 
 if __name__ == "__main__":

@@ -102,6 +102,10 @@ def test_nan_and_inf(device):
     assert torch.equal(loss.isnan(), (x.isnan() | y.isnan())) and loss[4].isfinite()
     assert fastgen.bce_with_logits(x, y).isnan()
     assert fastgen.bce_with_logits(x[2:5], y[2:5], reduction="sum") == inf
+    infinite = fastgen.bce_with_logits(
+        torch.tensor([-200.0, -inf], device=device), torch.ones(2, device=device), None, "none", x[2]
+    )
+    assert torch.equal(infinite, torch.full_like(infinite, inf))  # pos_weight = inf, with e^−|x| = 0
     w = torch.tensor([1.0, nan], device=device)
     weighted = fastgen.bce_with_logits(torch.ones(2, device=device), torch.ones(2, device=device), w, "none")
     assert weighted[0].isfinite() and weighted[1].isnan()
@@ -201,11 +205,12 @@ def test_gradient_at_zero(device, reduction):
     assert_close(x.grad, (0.5 - array(y)) / (6 if reduction == "mean" else 1))
 
 
-def test_gradients_of_mixed_dtypes(device):
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_gradients_of_mixed_dtypes(device, dtype):
     x, y = logits_and_targets((3, 50), device)
-    x, y = x.bfloat16().requires_grad_(), y.requires_grad_()
+    x, y = x.to(dtype).requires_grad_(), y.requires_grad_()
     fastgen.bce_with_logits(x, y, reduction="sum").backward()
-    assert x.grad.dtype == torch.bfloat16 and y.grad.dtype == torch.float32
+    assert x.grad.dtype == dtype and y.grad.dtype == torch.float32
     assert_close(x.grad, reference.bce_with_logits_gradient(array(x), array(y)))
     assert_close(y.grad, -array(x))
 

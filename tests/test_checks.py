@@ -275,6 +275,7 @@ BAD_OUT = {
     "empty": (lambda device: filled((0,), device=device), ValueError),
     "elsewhere": (lambda device: torch.empty(SHAPE, device="meta"), ValueError),
     "expanded": (lambda device: filled((3, 1, 5), device=device).expand(SHAPE), ValueError),
+    "expanded and spread": (lambda device: filled((3, 1, 500), device=device)[..., ::100].expand(SHAPE), ValueError),
     "requires_grad": (lambda device: filled(SHAPE, device=device).requires_grad_(), ValueError),
 }
 
@@ -345,3 +346,38 @@ def test_refusal_draws_no_random_number(device, op):
         with pytest.raises(ValueError):
             getattr(fastgen, op)(**{**arguments(op, device), **change})
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_scalar_is_refused_alike_by_every_backend(device, schedule):
+    """After a call that was good, too, whose checks need not be made again."""
+    good, bad = filled((1,), device=device), filled((), device=device)
+    fastgen.q_sample(good, 1, schedule, seed=1)
+    fastgen.ddpm_step(good, good, 1, schedule, seed=1)
+    t = torch.tensor([1], device=device)
+    for call in (
+        lambda: fastgen.q_sample(bad, 1, schedule, seed=-1),
+        lambda: fastgen.q_sample(bad, 1, schedule, seed=t),
+        lambda: fastgen.q_sample(bad, t, schedule, seed=1),
+        lambda: fastgen.ddpm_step(bad, bad, t, schedule, seed=1),
+        lambda: fastgen.ddpm_step(bad, bad, 1, schedule, seed=1, threshold=good),
+    ):
+        with pytest.raises(ValueError, match="expected shape"):
+            call()
+
+
+def test_losses_are_checked_where_fakes_stand_in_for_kernels():
+    fastgen.bce_with_logits(torch.zeros(1), torch.zeros(1))  # the path without checks in Python is known from now on
+
+    class Loss(torch.nn.Module):
+        def forward(self, x, y):
+            return fastgen.bce_with_logits(x, y)
+
+    for x, y, error in (
+        (torch.zeros(3), torch.zeros(4), ValueError),
+        (torch.zeros(3), torch.zeros(3, dtype=torch.int64), TypeError),
+        (torch.zeros(3, dtype=torch.int64), torch.zeros(3), TypeError),
+    ):
+        with pytest.raises(error, match="expected"):
+            torch.export.export(Loss(), (x, y), strict=False)
+        with torch._subclasses.FakeTensorMode(allow_non_fake_inputs=True) as mode, pytest.raises(error, match="expected"):
+            fastgen.bce_with_logits(mode.from_tensor(x), mode.from_tensor(y))

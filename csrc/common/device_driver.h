@@ -14,6 +14,9 @@
 //                                                  outputs and of given noise
 //   kInputs, kAlways, kOutputs                     inputs, how many of them are never absent, outputs
 //   kNoises, kNoiseInput                           the kinds of noise that it takes, as bits 1 << kind; which input given noise is
+//   kTiled                                         for which of these channels-last tensors are worth Tiles: without a seed the
+//   layout
+//                                                  is of no consequence, unless an input has more channels than another
 //   const Elementwise& arguments() const
 //   Row row(int64_t b) const                       the coefficients of sample b
 //   static bool noiseless(const Row&)              whether that sample takes no noise
@@ -344,8 +347,9 @@ template <NoiseKind kNoise, class Op, class Launch> bool launch_fast(const Op& o
   const Geometry& g = op.arguments().geometry;
   constexpr int n = kVector<Op>;
   if (g.channels_last()) {
+    if constexpr (!(Op::kTiled & 1 << kNoise)) return false;
     if (g.channels % n || g.spatial % 4 || g.event == 0 || !fits_words(op, true)) return false;
-    launch(Tiles<Op, kNoise>(op));
+    if constexpr (Op::kTiled & 1 << kNoise) launch(Tiles<Op, kNoise>(op));
   } else {
     if (g.event < n || (g.batch > 1 && g.event % n) || !fits_words(op, false)) return false;
     launch(Vectors<Op, kNoise>(op));

@@ -218,7 +218,10 @@ struct Output {
     for (int64_t d = 0; fits && d < view.dim; ++d)
       fits = view.sizes[d] == batch.like.sizes[d];
     STD_TORCH_CHECK(fits, "out: expected the result's dtype, shape and device");
-    STD_TORCH_CHECK(view.span() >= view.numel, "out: expected every element to have its own memory");
+    bool own_memory = view.span() >= view.numel;
+    for (int64_t d = 0; d < view.dim; ++d)
+      own_memory = own_memory && (view.sizes[d] <= 1 || view.strides[d] != 0 || view.numel == 0);
+    STD_TORCH_CHECK(own_memory, "out: expected every element to have its own memory");
     for (const Tensor* x : inputs)
       STD_TORCH_CHECK(!x || apart_or_same(view, View(*x)), "out: expected memory apart from the inputs, or one of them");
     if (!(batch.channels_last ? view.channels_last() : view.contiguous)) own = batch.output(dtype);
@@ -338,13 +341,16 @@ template <class Arguments> void run_cpu(CpuKernel<Arguments> kernel, const Argum
 constexpr int64_t kPlainGrain = 32768, kSeededGrain = 4096;
 inline int64_t grain(const Noise& noise) { return noise.kind == kSeededNoise ? kSeededGrain : kPlainGrain; }
 
-// Without a seed no logical index is needed, and where every operand is dense the layout is of no consequence.
-inline void flatten(Elementwise& a) {
-  if (a.noise.kind != kSeededNoise && a.geometry.channels_last()) {
-    for (const Operand& in : a.in)
-      if (in.data && in.batch_stride != a.geometry.event) return;
-    a.geometry.channels = a.geometry.spatial = 0;
-  }
+// Without a seed no logical index is needed, and where every operand is dense the layout is of no consequence; where the samples
+// share one row of coefficients besides (and nothing else is one for each, `per_sample`), nor are the samples.
+inline void flatten(Elementwise& a, bool per_sample) {
+  if (a.noise.kind == kSeededNoise) return;
+  for (const Operand& in : a.in)
+    if (in.data && in.batch_stride != a.geometry.event) return;
+  a.geometry.channels = a.geometry.spatial = 0;
+  if (per_sample || a.rows.t) return;
+  a.geometry.event *= a.geometry.batch;
+  a.geometry.batch = 1;
 }
 
 }  // namespace fastgen

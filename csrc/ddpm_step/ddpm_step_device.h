@@ -14,6 +14,7 @@ template <class R_, class X_, class M_, class Out_> struct DdpmStepPlainDevice {
   using C = DdpmStepColumns;
   static constexpr int kInputs = 2, kAlways = 2, kOutputs = 1, kNoiseInput = 3;
   static constexpr int kNoises = 1 << kNoNoise | 1 << kGivenNoise | 1 << kSeededNoise;
+  static constexpr int kTiled = 1 << kSeededNoise;
   DdpmStepArguments a;
 
   struct Row {
@@ -45,6 +46,7 @@ template <class R_, class X_, class M_, class Out_> struct DdpmStepDevice {
   using C = DdpmStepColumns;
   static constexpr int kInputs = 3, kAlways = 2, kOutputs = 2, kNoiseInput = 3;
   static constexpr int kNoises = 1 << kNoNoise | 1 << kGivenNoise | 1 << kSeededNoise;
+  static constexpr int kTiled = 1 << kSeededNoise | 1 << kGivenNoise;
   DdpmStepArguments a;
 
   struct Row {

@@ -62,7 +62,7 @@ void run(const Inputs& inputs, const Tensor& rows, const OptionalTensor& t, int6
   }
   a.out[0] = out.operand;
   if (x0_out) a.out[1] = x0_out->operand;
-  flatten(a);
+  flatten(a, a.clip_kind == kThreshold);
   FG_RUN(ddpm_step, a, batch.like, grain(a.noise));
   out.finish();
   if (x0_out) x0_out->finish();

@@ -37,7 +37,7 @@ std::tuple<Tensor, Tensor, Tensor> q_posterior(const Tensor& x0, const Tensor& x
   const Tensor log_variance = empty(per_sample, batch.like.dim, false, arithmetic, batch.like);
   a.variance = variance.mutable_data_ptr();
   a.log_variance = log_variance.mutable_data_ptr();
-  flatten(a);
+  flatten(a, true);
 #ifndef FG_DEVICE_KERNELS
   a.is_double ? fill_variances<double>(a) : fill_variances<float>(a);
 #endif

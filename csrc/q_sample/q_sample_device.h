@@ -13,6 +13,7 @@ template <class R_, class X_, class M_, class Out_> struct QSampleDevice {
   using C = QSampleColumns;
   static constexpr int kInputs = 1, kAlways = 1, kOutputs = 1, kNoiseInput = 1;
   static constexpr int kNoises = 1 << kNoNoise | 1 << kGivenNoise | 1 << kSeededNoise;
+  static constexpr int kTiled = 1 << kSeededNoise;
   QSampleArguments a;
 
   struct Row {

@@ -21,7 +21,7 @@ void run(const Batch& batch, const Tensor& rows, const OptionalTensor& t, int64_
     a.noise.kind = kGivenNoise;
   }
   a.out[0] = out.operand;
-  flatten(a);
+  flatten(a, false);
   FG_RUN(q_sample, a, batch.like, grain(a.noise));
   out.finish();
 }
