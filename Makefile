@@ -36,7 +36,8 @@ bench: build
 # Registers, spills and instructions per element of every kernel; needs nvcc, but no GPU.
 machine-code: $(VENV)/installed
 	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements/machine_code.txt
-	$(RUN) -m benchmarks.machine_code --json benchmarks/results/machine_code.json | tee benchmarks/results/machine_code.txt
+	$(RUN) -m benchmarks.machine_code --json benchmarks/results/machine_code.json > benchmarks/results/machine_code.txt
+	cat benchmarks/results/machine_code.txt
 
 lint: $(VENV)/installed
 	$(VENV)/bin/ruff check .

@@ -176,10 +176,12 @@ def demangler() -> str:
 
 @dataclass(frozen=True)
 class Compiled:
+    """A cubin, and what ptxas said of it."""
+
     source: Path
     arch: str
     cubin: Path
-    log: str  # what ptxas said
+    log: str
 
 
 def sources(directory: Path = CSRC) -> list[Path]:
@@ -282,6 +284,11 @@ class MainPath:
         """{bits: number} of the global "load" or "store" accesses."""
         widths = (key.split() for key in self.counts if key.startswith(f"{kind} "))
         return {int(bits): self.counts[f"{kind} {bits}"] for _, bits in widths}
+
+    @property
+    def stores_vectors(self) -> bool:
+        """Whether it stores what it makes; else it adds it up."""
+        return "store 128" in self.counts or "store 256" in self.counts
 
     @property
     def share_of_128(self) -> float:
