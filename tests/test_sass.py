@@ -107,7 +107,7 @@ def test_listing():
 def test_main_path_has_neither_the_tail_nor_the_slow_path():
     result = sass.main_path(sass.parse(LISTING)["_Z4tailPf"])
     assert addresses(result) == [*range(0x00, 0x0D), *range(0x0F, 0x12)]
-    assert (result.stores, result.loads, result.loop, result.other_loops, result.unwritten) == (1, 1, 0, 0, [])
+    assert (result.stores, result.loads, result.loop, result.other_loops, result.impossible) == (1, 1, 0, 0, [])
     assert result.counts["special"] == 1
 
 
@@ -203,12 +203,12 @@ def test_a_path_that_reads_what_nobody_wrote_is_not_taken():
     lines = (ADDRESS, LOAD, "@P0 BRA `(.L_1)", row, ".L_1:", *use, LOAD, "@P1 BRA `(.L_2)", row, ".L_2:", *use, "EXIT")
     result = path(*lines)
     assert addresses(result) == [0, 1, 2, 3, 4, 5, 6, 7, 9, 10, 11]
-    assert result.unwritten == []
+    assert result.impossible == []
 
 
 def test_a_register_that_is_never_written_is_told():
     result = path(ADDRESS, LOAD, "FMUL R4, R4, R9", STORE, "EXIT")
-    assert result.unwritten == [9]
+    assert result.impossible == [range(9, 10)]
 
 
 def test_special_functions_that_must_be_there():
@@ -340,14 +340,14 @@ def test_compiled_copy(kernels):
     copy = kernels["copy"].main
     assert copy.accesses("load") == {128: 1} and copy.accesses("store") == {128: 1} and copy.share_of_128 == 1
     assert copy.instructions == kernels["copy"].instructions  # no branch
-    assert not copy.unwritten and copy.elements is None
+    assert not copy.impossible and copy.elements is None
 
 
 def test_compiled_tail(kernels):
     tail = kernels["tail"].main
     assert tail.accesses("load") == {128: 1} and tail.accesses("store") == {128: 1}
     assert tail.counts["special"] == 1 and tail.instructions < kernels["tail"].instructions / 2
-    assert not tail.unwritten and not tail.other_loops
+    assert not tail.impossible and not tail.other_loops
 
 
 def test_compiled_local_array(kernels):
