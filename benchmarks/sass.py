@@ -215,7 +215,22 @@ def _blocks(name: str, code: list[Instruction], labels: dict[str, int]) -> list[
         if (last.stem not in ends or last.stem == "CALL" or last.conditional) and stop < len(code):
             successors.append(index + 1)
         blocks.append(Block(code[start:stop], list(dict.fromkeys(successors)), callee, last.conditional))
+    for block in blocks:
+        # sm_80 leaves a loop by a call that never comes back: a branch
+        if block.callee is not None and not any(blocks[k].instructions[-1].stem == "RET" for k in _routine(blocks, block.callee)):
+            block.successors = [block.callee, *(block.successors if block.may_call else ())]
+            block.callee = None
     return blocks
+
+
+def _routine(blocks: list[Block], entry: int) -> list[int]:
+    """The blocks from `entry` to the end, without those of subroutines."""
+    seen, stack = {entry}, [entry]
+    while stack:
+        new = [after for after in blocks[stack.pop()].successors if after != END and after not in seen]
+        seen.update(new)
+        stack += new
+    return sorted(seen)
 
 
 # ---- main path -------------------------------------------------------------------------------------------------------
@@ -482,12 +497,14 @@ def main_path(function: Function, least_special=None) -> Path | None:
     search, blocks = result
     loop, others = 0, 0
     for tail, head in search.back:
-        if tail in blocks:
-            body = search.loop(tail, head)
-            if any(search.vectors(block) for block in body):
-                loop = max(loop, sum(facts[block].cost for block in body.intersection(blocks)))
-            else:
-                others += 1
+        body = search.loop(tail, head)
+        passed = body.intersection(blocks)
+        if tail not in passed and len(passed) < 2:  # not entered, or only its test
+            continue
+        if any(search.vectors(block) for block in body):
+            loop = max(loop, sum(facts[block].cost for block in passed))
+        else:
+            others += 1
     instructions = [i for block in blocks for i in function.blocks[block].instructions]
     stores, loads = (sum(facts[block][k] for block in blocks) for k in range(2))
     return Path(instructions, stores, loads, loop, others, _impossible(instructions))

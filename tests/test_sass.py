@@ -186,6 +186,14 @@ def test_call_in_a_call_and_twice():
     assert addresses(result) == [0, 1, 2, 6, 8, 9, 7, 3, 8, 9, 4, 5]
 
 
+def test_a_call_that_does_not_come_back_is_a_branch():
+    """How a loop ends on sm_80."""
+    leave = ("@P0 CALL.REL.NOINC `(.L_2)", "BRA `(.L_1)")
+    result = path(ADDRESS, ".L_1:", LOAD, STORE, *leave, ".L_2:", "FADD R4, R4, R4", "EXIT")
+    assert addresses(result) == [0, 1, 2, 3, 5, 6]
+    assert (result.loop, result.stores) == (3, 1)
+
+
 def test_recursion_is_refused():
     with pytest.raises(ValueError, match="recursive"):
         path("CALL.REL.NOINC `($f)", STORE, "EXIT", "$f:", "@P0 CALL.REL.NOINC `($f)", "RET.REL.NODEC R10 `(k)")
