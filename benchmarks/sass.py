@@ -305,13 +305,20 @@ class _Search:
     way that makes no further vectors.
     """
 
-    def __init__(self, function: Function, facts: list[_Facts], most_special: int, watched: frozenset[range]):
-        self.blocks, self.facts, self.most_special, self.watched = function.blocks, facts, most_special, watched
+    def __init__(self, function: Function, facts: list[_Facts], least_special, watched: frozenset[range], hasty: bool):
+        self.blocks, self.facts, self.least_special, self.watched = function.blocks, facts, least_special, watched
+        # more are told apart from fewer only as far as it matters
+        self.most_special = least_special(*(sum(facts[block][k] for block in function.reachable()) for k in range(2)))
         self.stores = any(facts[block].stores for block in function.reachable())
         self.tables: dict[int, dict[_Key, _Step]] = {}
         self.entered: set[int] = set()
         self.leaving: dict[int, tuple[int, int]] = {}  # block: (cost, block after it)
         self.back: set[tuple[int, int]] = set()
+        # what a path has at most before each block, and must have in all; hasty searches drop what falls short of it
+        self.before: dict[int, list[int]] = {}
+        self.least = (0, 0, 0)
+        if hasty:
+            self._bound()
         self._enter(0)
 
     def vectors(self, block: int) -> int:
@@ -330,6 +337,27 @@ class _Search:
         self._leave(order)
         for block in order:
             self.tables[block] = self._table(block)
+
+    def _bound(self):
+        """The most 128-bit stores that a path makes, then the most loads, and the special functions that go with them."""
+        order = self._order(0)
+        own = {block: self.facts[block][:3] for block in order}
+        for block in order:
+            if (callee := self.blocks[block].callee) is not None:
+                routine = [self.facts[k][:3] for k in _routine(self.blocks, callee)]
+                own[block] = tuple(map(sum, zip(own[block], *routine, strict=True)))
+        best: dict[int, tuple[int, int]] = {}
+        for block in order:
+            onward = [best[after] for after in self.blocks[block].successors if after in best] or [(0, 0)]
+            stores, loads = max(onward)
+            best[block] = own[block][0] + stores, own[block][1] + loads
+        self.before = {block: [0, 0, 0] for block in order}
+        for block in reversed(order):
+            for after in self.blocks[block].successors:
+                if after != END and (block, after) not in self.back:
+                    sums = (a + b for a, b in zip(self.before[block], own[block], strict=True))
+                    self.before[after] = list(map(max, self.before[after], sums))
+        self.least = (*best[0], self.least_special(*best[0]))
 
     def _order(self, entry: int) -> list[int]:
         """Depth first, successors before their predecessors; notes the edges that lead back."""
@@ -378,6 +406,7 @@ class _Search:
         block, own, table = self.blocks[index], self.facts[index], {}
         exposed = {registers for registers in self.watched if not own.exposed.isdisjoint(registers)}
         needed = own.loaded & self.watched
+        before = self.before.get(index, self.least)
         # (key of the callee, its key's numbers, its cost) of each way through the block
         calls = [(None, _Key(), 0)]
         written = own.written
@@ -403,6 +432,8 @@ class _Search:
                         min(own.special + onward.special + called.special, self.most_special),
                         (onward.live - overwritten) | exposed,
                     )
+                    if any(a + b < c for a, b, c in zip(before, key, self.least, strict=False)):
+                        continue
                     total = own.cost + cost + callee_cost
                     if key not in table or total < table[key].cost:
                         table[key] = _Step(total, after, next_key, callee_key)
@@ -440,14 +471,14 @@ class _Search:
                 block, key = step.after, step.key
         return path
 
-    def best(self, least_special) -> list[int] | None:
+    def best(self) -> list[int] | None:
         """The blocks of the main path; None where what is watched rules out every path."""
         steps = {key: step for key, step in self.tables[0].items() if not key.live}
         if not steps:
             return None
         most = max(key[:2] for key in steps)
         keys = [key for key in steps if key[:2] == most]
-        enough = [key for key in keys if key.special >= least_special(*most)]
+        enough = [key for key in keys if key.special >= self.least_special(*most)]
         # where none has enough, the one that has the most
         key = min(enough, key=lambda k: steps[k].cost) if enough else max(keys, key=lambda k: k.special)
         return self.walk(0, key)
@@ -472,38 +503,41 @@ def _impossible(instructions: list[Instruction]) -> list[range]:
     return sorted([range(register, register + 1) for register in facts.exposed] + list(facts.loaded), key=lambda r: r.start)
 
 
-def main_path(function: Function, least_special=None) -> Path | None:
+def _attempt(function: Function, facts: list[_Facts], least_special, hasty: bool):
+    """The search that found a path and the path's blocks; None where a hasty search finds none that a thread can take."""
+    watched, result = frozenset(), None
+    # all registers at once would tell apart more ways than there are blocks; those of the last path's mistakes are few
+    for _ in range(ATTEMPTS):
+        search = _Search(function, facts, least_special, watched, hasty)
+        blocks = search.best()
+        if blocks is None:
+            break
+        result = search, blocks
+        wrong = _impossible([i for block in blocks for i in function.blocks[block].instructions])
+        if not wrong:
+            return result
+        if watched.issuperset(wrong):
+            break
+        watched |= frozenset(wrong)
+    return None if hasty else result
+
+
+def main_path(function: Function, least_special=lambda stores, loads: 0) -> Path | None:
     """The main path, or None where the function makes no 128-bit access.
 
     least_special(stores, loads): the special-function operations that a path with so many 128-bit accesses must have.
     """
     facts = [_facts(block.instructions) for block in function.blocks]
-    total = [sum(facts[block][k] for block in function.reachable()) for k in range(2)]
-    if not any(total):
+    if not any(facts[block].stores or facts[block].loads for block in function.reachable()):
         return None
-    most_special = least_special(*total) if least_special else 0
-    watched, result = frozenset(), None
-    # all registers at once would tell apart more ways than there are blocks; those of the last path's mistakes are few
-    for _ in range(ATTEMPTS):
-        search = _Search(function, facts, most_special, watched)
-        blocks = search.best(least_special or (lambda stores, loads: 0))
-        if blocks is None:
-            break
-        result = search, blocks
-        wrong = _impossible([i for block in blocks for i in function.blocks[block].instructions])
-        if watched.issuperset(wrong):
-            break
-        watched |= frozenset(wrong)
-    search, blocks = result
+    search, blocks = _attempt(function, facts, least_special, hasty=True) or _attempt(function, facts, least_special, hasty=False)
     loop, others = 0, 0
     for tail, head in search.back:
         body = search.loop(tail, head)
         passed = body.intersection(blocks)
-        if tail not in passed and len(passed) < 2:  # not entered, or only its test
-            continue
-        if any(search.vectors(block) for block in body):
+        if any(search.vectors(block) for block in passed):
             loop = max(loop, sum(facts[block].cost for block in passed))
-        else:
+        elif tail in passed or len(passed) > 1:  # more than its test
             others += 1
     instructions = [i for block in blocks for i in function.blocks[block].instructions]
     stores, loads = (sum(facts[block][k] for block in blocks) for k in range(2))

@@ -20,6 +20,7 @@ from benchmarks import machine_code
 # Patterns of labels (`machine_code.label`): `python -m benchmarks.machine_code` prints them.
 FAST = r"^(Vectors|Tiles|BceVectors|.*\bBceVectorSum)<"  # kernels that must move their tensors in 128-bit accesses
 FAST_OPS = ("bce_with_logits", "ddpm_step", "q_posterior", "q_sample", "randn")  # that must have such kernels
+LOADS_NOTHING = r"\bRandn<"
 SEEDED_STEP = r"^(Vectors|Tiles)<DdpmStepPlain<float, bf16, bf16, bf16>, seed>"
 LEAST_SPECIAL, MOST_INSTRUCTIONS = 2, 40  # for each element of that step; a prototype had 2 and 36
 MOST_NARROW_LOADS = 24  # of a thread: the row of its sample, its timestep and seed, and whether there are any
@@ -86,7 +87,8 @@ def test_nothing_is_spilled(op, arch, code):
 @read_archs
 @every_op
 def test_no_local_memory(op, arch, kernels):
-    assert kernels and not [kernel.label for kernel in kernels if kernel.counts.get("local")]
+    local = [kernel.label for kernel in kernels if kernel.counts.get("local")]
+    assert not local
 
 
 @needs_disassembler
@@ -101,7 +103,7 @@ def test_128_bit_accesses(op, arch, kernels):
         stores, loads = main.accesses("store"), main.accesses("load")
         narrow = {bits: count for bits, count in loads.items() if bits < 128}
         assert min(stores, default=128) >= 128 or not main.stores_vectors, f"{kernel.label}: {stores}"
-        assert max(loads, default=128) >= 128, f"{kernel.label}: {loads}"
+        assert max(loads, default=0) >= 128 or re.search(LOADS_NOTHING, kernel.label), f"{kernel.label}: {loads}"
         assert min(narrow, default=32) >= 32 and sum(narrow.values()) <= MOST_NARROW_LOADS, f"{kernel.label}: {loads}"
 
 
