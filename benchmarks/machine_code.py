@@ -20,6 +20,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -163,7 +164,8 @@ def run(*command, **options) -> subprocess.CompletedProcess:
 @functools.cache
 def nvcc_flags() -> tuple[str, ...]:
     """setup.py's flags of a .cu file, less what names files and architectures."""
-    ninja = settings()["ninja_file"](Path("build"), Path("package"), toolkit())
+    with tempfile.TemporaryDirectory() as directory:  # it may leave files there
+        ninja = settings()["ninja_file"](Path(directory), Path(directory), toolkit())
     command = re.search(r"rule nvcc\n  command = \S+ (.*)", ninja)[1]
     command = re.sub(r"-MD|-MF \S+|-gencode=\S+|-Xptxas -v\b|-Xfatbin \S+|-c \$in|-o \$out|-I\S+", "", command)
     return *shlex.split(command), "-Xptxas", "-v"

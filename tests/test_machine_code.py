@@ -79,8 +79,13 @@ def fast(kernels):
 def test_nothing_is_spilled(op, arch, code):
     found = machine_code.resources(code.log)
     names = machine_code.demangled(found)
-    spilled = {names[symbol]: used for symbol, used in found.items() if used.stack or used.spill_stores or used.spill_loads}
-    assert found and not spilled
+    spilled = [
+        f"{machine_code.label(names[symbol])}: stack {used.stack}, spilled {used.spill_stores + used.spill_loads} bytes"
+        for symbol, used in found.items()
+        if used.stack or used.spill_stores or used.spill_loads
+    ]
+    assert found
+    assert not spilled
 
 
 @needs_disassembler
