@@ -414,7 +414,7 @@ class _Search:
             calls = calls if block.may_call else []
             calls += [(key, key, step.cost) for key, step in self.tables[block.callee].items()]
             written = written | self._written_by(block.callee)
-        overwritten = {registers for registers in self.watched if not written.isdisjoint(registers)}
+        overwritten = {registers for registers in self.watched if written.issuperset(registers)}
         for after in block.successors:
             if after == END:
                 ways = [(None, _Key(), 0)]
@@ -473,7 +473,8 @@ class _Search:
 
     def best(self) -> list[int] | None:
         """The blocks of the main path; None where what is watched rules out every path."""
-        steps = {key: step for key, step in self.tables[0].items() if not key.live}
+        # a whole vector that is live here is one whose registers other numbers use one by one
+        steps = {key: step for key, step in self.tables[0].items() if all(len(registers) > 1 for registers in key.live)}
         if not steps:
             return None
         most = max(key[:2] for key in steps)
@@ -510,7 +511,8 @@ def _attempt(function: Function, facts: list[_Facts], least_special, hasty: bool
     for _ in range(ATTEMPTS):
         search = _Search(function, facts, least_special, watched, hasty)
         blocks = search.best()
-        if blocks is None:
+        # what is watched must not rule out the vectors: better a path that is marked than the way out at the entry
+        if blocks is None or result and sum(map(search.vectors, blocks)) < sum(map(search.vectors, result[1])):
             break
         result = search, blocks
         wrong = _impossible([i for block in blocks for i in function.blocks[block].instructions])
