@@ -60,7 +60,8 @@ bench: build
 # Registers, spills and instructions per element of every kernel; needs nvcc, but no GPU.
 machine-code: $(VENV)/installed
 	$(PIP) install -r requirements/machine_code.txt
-	$(RUN) -m benchmarks.machine_code --json benchmarks/results/machine_code.json | tee benchmarks/results/machine_code.txt
+	$(RUN) -m benchmarks.machine_code --json benchmarks/results/machine_code.json > benchmarks/results/machine_code.txt
+	cat benchmarks/results/machine_code.txt
 
 # Under ten minutes on a machine with an NVIDIA GPU, with the torch that $(PYTHON) has: no .venv, no network.
 gpu:

@@ -20,6 +20,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -43,21 +44,23 @@ SEEDED = re.compile(r"NoiseKind\)2")
 
 @dataclass(frozen=True)
 class Reading:
-    """How many bytes the main path moves for each element, by the types in the kernel's name, in their order there.
+    """How many bytes the main path moves for each element, which has all optional operands.
 
-    The main path makes all optional accesses. `stored` lists the types of the 128-bit stores of an element, and `loaded` of its
-    loads, which count in a kernel that stores no vectors.
+    `stored` lists the types of what is stored, and `loaded` of what is loaded, which counts in a kernel that stores no vectors:
+    by their place among the types in the kernel's name, or by name.
     """
 
     pattern: str
-    stored: tuple[int, ...] = (-1,)
-    loaded: tuple[int, ...] = ()
+    stored: tuple[int | str, ...] = (-1,)
+    loaded: tuple[int | str, ...] = ()
 
 
 # The first that is found in the demangled name.
 READINGS = (
     Reading(r"\bDdpmStepDevice<", stored=(-1, -1)),  # y and x0
-    Reading(r"\bBceVectorSum<", loaded=(0, -1, 0, 0)),  # input, target, weight, pos_weight
+    Reading(r"\bBceVectorSum<\S*BceWideTypes<", loaded=(0, "Float32", "Float32", "Float32")),  # input, target, two weights
+    Reading(r"\bBceVectorSum<", loaded=(0, 1, 0, 0)),
+    Reading(r"\bBceVectors<\S*BceWideTypes<.*false", stored=("Float32",)),
     Reading(r"\bBceVectors<", stored=(0,)),
     Reading(""),
 )
@@ -96,10 +99,11 @@ def element_bytes(kernel: str) -> tuple[int, int]:
     """Bytes of 128-bit stores and loads for each element; 0 where the name does not say."""
     name = without_parameters(kernel)
     reading = next(reading for reading in READINGS if re.search(reading.pattern, name))
-    types = [BYTES[found] for found in TYPE.findall(name)]
+    types = TYPE.findall(name)
     if not types:
         return 0, 0
-    return sum(types[i] for i in reading.stored), sum(types[i] for i in reading.loaded)
+    stored, loaded = ([which if isinstance(which, str) else types[which] for which in k] for k in (reading.stored, reading.loaded))
+    return sum(BYTES[found] for found in stored), sum(BYTES[found] for found in loaded)
 
 
 # ---- tools -----------------------------------------------------------------------------------------------------------
@@ -112,13 +116,16 @@ class Missing(RuntimeError):
 @functools.cache
 def settings() -> dict:
     """The names in setup.py, which is run without building anything."""
+    if importlib.util.find_spec("setuptools") is None:
+        raise Missing("setuptools: not installed, and setup.py, which has the flags, imports it")
     with mock.patch("setuptools.setup"):
         return runpy.run_path(str(ROOT / "setup.py"), run_name="settings")
 
 
 def default_archs() -> list[str]:
     """Those of a wheel: ["75", "80", …]."""
-    return ["".join(version) for version in re.findall(r"(\d+)\.(\d+[a-z]?)", settings()["CUDA_ARCHS"])]
+    archs = re.search(r'^CUDA_ARCHS = "(.+)"', (ROOT / "setup.py").read_text(), re.MULTILINE)[1]
+    return ["".join(version) for version in re.findall(r"(\d+)\.(\d+[a-z]?)", archs)]
 
 
 @functools.cache
@@ -157,7 +164,8 @@ def run(*command, **options) -> subprocess.CompletedProcess:
 @functools.cache
 def nvcc_flags() -> tuple[str, ...]:
     """setup.py's flags of a .cu file, less what names files and architectures."""
-    ninja = settings()["ninja_file"](Path("build"), Path("package"), toolkit())
+    with tempfile.TemporaryDirectory() as directory:  # it may leave files there
+        ninja = settings()["ninja_file"](Path(directory), Path(directory), toolkit())
     command = re.search(r"rule nvcc\n  command = \S+ (.*)", ninja)[1]
     command = re.sub(r"-MD|-MF \S+|-gencode=\S+|-Xptxas -v\b|-Xfatbin \S+|-c \$in|-o \$out|-I\S+", "", command)
     return *shlex.split(command), "-Xptxas", "-v"
@@ -176,10 +184,12 @@ def demangler() -> str:
 
 @dataclass(frozen=True)
 class Compiled:
+    """A cubin, and what ptxas said of it."""
+
     source: Path
     arch: str
     cubin: Path
-    log: str  # what ptxas said
+    log: str
 
 
 def sources(directory: Path = CSRC) -> list[Path]:
@@ -274,7 +284,7 @@ class MainPath:
     instructions: int
     loop: int
     other_loops: int
-    unwritten: list[int]
+    impossible: list[list[int]]
     counts: dict[str, int]
     per_element: dict[str, float]  # instructions, and those of each class
 
@@ -282,6 +292,11 @@ class MainPath:
         """{bits: number} of the global "load" or "store" accesses."""
         widths = (key.split() for key in self.counts if key.startswith(f"{kind} "))
         return {int(bits): self.counts[f"{kind} {bits}"] for _, bits in widths}
+
+    @property
+    def stores_vectors(self) -> bool:
+        """Whether it stores what it makes; else it adds it up."""
+        return "store 128" in self.counts or "store 256" in self.counts
 
     @property
     def share_of_128(self) -> float:
@@ -319,7 +334,7 @@ def main_path(function: sass.Function, name: str) -> MainPath | None:
         return None
     n, counts = elements(path.stores, path.loads), path.counts
     per_element = {"instructions": len(path.instructions) / n} | {key: counts[key] / n for key in counts} if n else {}
-    return MainPath(n, len(path.instructions), path.loop, path.other_loops, path.unwritten, counts, per_element)
+    return MainPath(n, len(path.instructions), path.loop, path.other_loops, [list(r) for r in path.impossible], counts, per_element)
 
 
 def kernels(code: Compiled) -> list[Kernel]:
@@ -354,7 +369,7 @@ def lines(found: list[Kernel]) -> list[str]:
         figures = ("",) * 5
         if main is not None and main.elements:
             each = (main.per_element.get(key, 0.0) for key in ("instructions", "special", "conversion"))
-            flag = "~" if main.other_loops or main.unwritten else ""
+            flag = "~" if main.other_loops or main.impossible else ""
             numbers = (f"{flag}{number:.1f}" for number in each)
             figures = (f"{main.elements:g}", *numbers, f"{100 * main.share_of_128:.0f}%")
         spills = str(used.spill_stores + used.spill_loads)
@@ -393,7 +408,7 @@ def main():
         f"nvcc {e['nvcc']}, nvdisasm {e['nvdisasm']}, commit {e['commit'] or 'none'}{', tree with changes' if e['dirty'] else ''}"
     )
     print("per element of a thread whose vectors are all inside and aligned, its set-up included; all options of the kernel on")
-    print("elements: of a thread; conversions: F2F, F2I, I2F; 128-bit: share of the bytes; ~: a loop on the path counts once\n")
+    print("elements: of a thread; conversions: F2F, F2I, I2F; 128-bit: share of the bytes; ~: not exact (see sass.Path)\n")
     print(*lines(found), sep="\n")
     if options.json:
         options.json.write_text(json.dumps({"environment": e, "kernels": [row(kernel) for kernel in found]}, indent=1) + "\n")

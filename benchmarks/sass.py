@@ -8,14 +8,16 @@ it is the shortest. What only some threads do (a scalar tail, the slow path of a
 A loop is passed once, the code behind a call is part of the path.
 
 Two kinds of shortcut do as much and must be ruled out. One skips what always runs, because two branches go together in a way
-that the graph does not show (a thread loads its row where the sample is another than before, which at first it always is): such
-a path reads registers that nothing on it has written. The other is real but not the one meant: where a row needs no noise, a
-seeded kernel skips the generator. Hence `least_special`, the special-function operations that a path must have: Box–Muller takes
-four for a pair. (Philox's wide multiplications, 20 for four elements, do not tell: addresses and rows need dozens a thread.)
+that the graph does not show. Such a path reads registers that nothing on it has written (a thread loads its row where the sample
+is another than before, which at first it always is), or loads vectors and reads none of them. The other is real but not the one
+meant: where a row needs no noise, a seeded kernel skips the generator. Hence `least_special`, the special-function operations
+that a path must have: Box–Muller takes four for a pair. (Philox's wide multiplications, 20 for four elements, do not tell:
+addresses and rows need dozens a thread.)
 """
 
 from __future__ import annotations
 
+import functools
 import heapq
 import re
 from collections import Counter
@@ -30,7 +32,8 @@ TABLE = re.compile(r'BRANCH_TARGETS ([^"]+)"')
 REGISTER = re.compile(r"\bR(\d+)\b")
 PREDICATE = re.compile(r"!?U?P[\dTR]")
 NOT_WRITING = ("ST", "STG", "STS", "STL", "RED", "REDG", "BRA", "BRX", "CALL", "RET", "EXIT", "WARPSYNC", "R2UR", "NOP", "BMOV")
-WATCHED = 8  # attempts at a path that reads no register before it is written
+ATTEMPTS = 12  # at a path that a thread can take
+FAR = 10**6  # more instructions than a kernel has
 END = -1  # the successor of a block that ends the thread or, in a subroutine, returns
 
 
@@ -53,28 +56,30 @@ class Instruction(NamedTuple):
     @property
     def written(self) -> range:
         """The registers that it writes, by number. Where the width is not known from the name, rather one too many."""
-        if self.stem in NOT_WRITING:
-            return range(0)
-        first = next((x for x in self.operands.split(", ") if not PREDICATE.fullmatch(x)), "")
-        match = REGISTER.match(first)
-        return range(int(match[1]), int(match[1]) + self._registers()) if match else range(0)
+        return _registers(self.opcode, self.operands)[0]
 
     @property
-    def read(self) -> set[int]:
+    def read(self) -> frozenset[int]:
         """The registers that it reads; of a pair or a quadruple the first."""
-        found = [int(number) for number in REGISTER.findall(self.operands)]
-        return set(found[1:] if self.written else found)
-
-    def _registers(self) -> int:
-        if ".128" in self.opcode or ".256" in self.opcode:
-            return 8 if ".256" in self.opcode else 4
-        return 2 if re.search(r"^D|64|WIDE|^CS2R$|^F\w+2\b", self.opcode) else 1
+        return _registers(self.opcode, self.operands)[1]
 
     @property
     def bits(self) -> int:
         """How wide a memory access is."""
         widths = re.findall(r"\.[US]?(8|16|64|128|256)\b", self.opcode)
         return int(widths[-1]) if widths else 32
+
+
+@functools.cache
+def _registers(opcode: str, operands: str) -> tuple[range, frozenset[int]]:
+    """What an instruction writes and reads."""
+    found = [int(number) for number in REGISTER.findall(operands)]
+    first = next((x for x in operands.split(", ") if not PREDICATE.fullmatch(x)), "")
+    if opcode.partition(".")[0] in NOT_WRITING or not REGISTER.match(first):
+        return range(0), frozenset(found)
+    width = 2 if re.search(r"^D|64|WIDE|^CS2R$|^F\w+2\b", opcode) else 1
+    width = 4 if ".128" in opcode else 8 if ".256" in opcode else width
+    return range(found[0], found[0] + width), frozenset(found[1:])
 
 
 # ---- classes of instructions -----------------------------------------------------------------------------------------
@@ -210,7 +215,22 @@ def _blocks(name: str, code: list[Instruction], labels: dict[str, int]) -> list[
         if (last.stem not in ends or last.stem == "CALL" or last.conditional) and stop < len(code):
             successors.append(index + 1)
         blocks.append(Block(code[start:stop], list(dict.fromkeys(successors)), callee, last.conditional))
+    for block in blocks:
+        # sm_80 leaves a loop by a call that never comes back: a branch
+        if block.callee is not None and not any(blocks[k].instructions[-1].stem == "RET" for k in _routine(blocks, block.callee)):
+            block.successors = [block.callee, *(block.successors if block.may_call else ())]
+            block.callee = None
     return blocks
+
+
+def _routine(blocks: list[Block], entry: int) -> list[int]:
+    """The blocks from `entry` to the end, without those of subroutines."""
+    seen, stack = {entry}, [entry]
+    while stack:
+        new = [after for after in blocks[stack.pop()].successors if after != END and after not in seen]
+        seen.update(new)
+        stack += new
+    return sorted(seen)
 
 
 # ---- main path -------------------------------------------------------------------------------------------------------
@@ -223,7 +243,7 @@ class Path:
     loads: int
     loop: int  # instructions of the path in the largest loop that makes such accesses, 0 if there is none
     other_loops: int  # loops on the path that make none: they count once, however often they run
-    unwritten: list[int]  # registers that it reads and nothing on it has written: if any, no thread takes this path
+    impossible: list[range]  # registers read but not written before, or loaded but not read: if any, no thread takes this path
 
     @property
     def counts(self) -> dict[str, int]:
@@ -236,11 +256,10 @@ class _Key(NamedTuple):
     stores: int = 0  # 128-bit
     loads: int = 0
     special: int = 0
-    unwritten: frozenset[int] = frozenset()  # watched registers that must have been written before
+    live: frozenset[range] = frozenset()  # watched registers that it reads before it writes them
 
     def beats(self, other: _Key) -> bool:
-        more = self.stores >= other.stores and self.loads >= other.loads and self.special >= other.special
-        return more and self.unwritten <= other.unwritten
+        return self.stores >= other.stores and self.loads >= other.loads and self.special >= other.special
 
 
 class _Step(NamedTuple):
@@ -261,18 +280,21 @@ class _Facts(NamedTuple):
     cost: int
     written: set[int]
     exposed: set[int]  # registers read before the block writes them
+    loaded: set[range]  # by 128-bit loads, and not read within the block
 
 
-def _facts(block: Block) -> _Facts:
-    written, exposed = set(), set()
-    for instruction in block.instructions:
+def _facts(instructions: list[Instruction]) -> _Facts:
+    written, exposed, loaded, vectors, special = set(), set(), set(), Counter(), 0
+    for instruction in instructions:
         exposed |= instruction.read - written
         written.update(instruction.written)
-    vectors = Counter()
-    for instruction in block.instructions:
-        vectors[class_of(instruction.opcode)] += instruction.bits // 128
-    special = sum(class_of(i.opcode) == "special" for i in block.instructions)
-    return _Facts(vectors["store"], vectors["load"], special, len(block.instructions), written, exposed)
+        loaded = {registers for registers in loaded if instruction.read.isdisjoint(registers)}
+        kind = class_of(instruction.opcode)
+        vectors[kind] += instruction.bits // 128
+        special += kind == "special"
+        if kind == "load" and instruction.bits >= 128:
+            loaded.add(instruction.written)
+    return _Facts(vectors["store"], vectors["load"], special, len(instructions), written, exposed, loaded)
 
 
 class _Search:
@@ -283,13 +305,20 @@ class _Search:
     way that makes no further vectors.
     """
 
-    def __init__(self, function: Function, facts: list[_Facts], most_special: int, watched: frozenset[int]):
-        self.blocks, self.facts, self.most_special, self.watched = function.blocks, facts, most_special, watched
+    def __init__(self, function: Function, facts: list[_Facts], least_special, watched: frozenset[range], hasty: bool):
+        self.blocks, self.facts, self.least_special, self.watched = function.blocks, facts, least_special, watched
+        # more are told apart from fewer only as far as it matters
+        self.most_special = least_special(*(sum(facts[block][k] for block in function.reachable()) for k in range(2)))
         self.stores = any(facts[block].stores for block in function.reachable())
         self.tables: dict[int, dict[_Key, _Step]] = {}
         self.entered: set[int] = set()
         self.leaving: dict[int, tuple[int, int]] = {}  # block: (cost, block after it)
         self.back: set[tuple[int, int]] = set()
+        # what a path has at most before each block, and must have in all; hasty searches drop what falls short of it
+        self.before: dict[int, list[int]] = {}
+        self.least = (0, 0, 0)
+        if hasty:
+            self._bound()
         self._enter(0)
 
     def vectors(self, block: int) -> int:
@@ -308,6 +337,27 @@ class _Search:
         self._leave(order)
         for block in order:
             self.tables[block] = self._table(block)
+
+    def _bound(self):
+        """The most 128-bit stores that a path makes, then the most loads, and the special functions that go with them."""
+        order = self._order(0)
+        own = {block: self.facts[block][:3] for block in order}
+        for block in order:
+            if (callee := self.blocks[block].callee) is not None:
+                routine = [self.facts[k][:3] for k in _routine(self.blocks, callee)]
+                own[block] = tuple(map(sum, zip(own[block], *routine, strict=True)))
+        best: dict[int, tuple[int, int]] = {}
+        for block in order:
+            onward = [best[after] for after in self.blocks[block].successors if after in best] or [(0, 0)]
+            stores, loads = max(onward)
+            best[block] = own[block][0] + stores, own[block][1] + loads
+        self.before = {block: [0, 0, 0] for block in order}
+        for block in reversed(order):
+            for after in self.blocks[block].successors:
+                if after != END and (block, after) not in self.back:
+                    sums = (a + b for a, b in zip(self.before[block], own[block], strict=True))
+                    self.before[after] = list(map(max, self.before[after], sums))
+        self.least = (*best[0], self.least_special(*best[0]))
 
     def _order(self, entry: int) -> list[int]:
         """Depth first, successors before their predecessors; notes the edges that lead back."""
@@ -336,10 +386,10 @@ class _Search:
         return callee, min(self.tables[callee], key=lambda key: self.tables[callee][key].cost)
 
     def _leave(self, order: list[int]):
-        """The shortest way from each block to the end that makes no vectors (Dijkstra, from the end)."""
+        """The shortest way from each block to the end that makes no vectors, or the fewest (Dijkstra, from the end)."""
         before: dict[int, list[int]] = {}
         for block in order:
-            for after in self.blocks[block].successors if not self.vectors(block) else ():
+            for after in self.blocks[block].successors:
                 before.setdefault(after, []).append(block)
         queue = [(0, END)]
         while queue:
@@ -347,13 +397,16 @@ class _Search:
             for block in before.get(at, ()):
                 call = self._shortest_call(block)
                 total = cost + self.facts[block].cost + (self.tables[call[0]][call[1]].cost if call else 0)
+                total += FAR * self.vectors(block)
                 if block not in self.leaving or total < self.leaving[block][0]:
                     self.leaving[block] = total, at
                     heapq.heappush(queue, (total, block))
 
     def _table(self, index: int) -> dict[_Key, _Step]:
         block, own, table = self.blocks[index], self.facts[index], {}
-        exposed = own.exposed & self.watched
+        exposed = {registers for registers in self.watched if not own.exposed.isdisjoint(registers)}
+        needed = own.loaded & self.watched
+        before = self.before.get(index, self.least)
         # (key of the callee, its key's numbers, its cost) of each way through the block
         calls = [(None, _Key(), 0)]
         written = own.written
@@ -361,6 +414,7 @@ class _Search:
             calls = calls if block.may_call else []
             calls += [(key, key, step.cost) for key, step in self.tables[block.callee].items()]
             written = written | self._written_by(block.callee)
+        overwritten = {registers for registers in self.watched if written.issuperset(registers)}
         for after in block.successors:
             if after == END:
                 ways = [(None, _Key(), 0)]
@@ -369,21 +423,26 @@ class _Search:
             else:
                 ways = [(key, key, step.cost) for key, step in self.tables[after].items()]
             for next_key, onward, cost in ways:
+                if not needed <= onward.live:
+                    continue
                 for callee_key, called, callee_cost in calls:
                     key = _Key(
                         own.stores + onward.stores + called.stores,
                         own.loads + onward.loads + called.loads,
                         min(own.special + onward.special + called.special, self.most_special),
-                        (onward.unwritten - written) | exposed,
+                        (onward.live - overwritten) | exposed,
                     )
+                    if any(a + b < c for a, b, c in zip(before, key, self.least, strict=False)):
+                        continue
                     total = own.cost + cost + callee_cost
                     if key not in table or total < table[key].cost:
                         table[key] = _Step(total, after, next_key, callee_key)
-        kept: dict[_Key, _Step] = {}
-        for key, step in sorted(table.items(), key=lambda item: item[1].cost):
-            if not any(other.beats(key) for other in kept):
-                kept[key] = step
-        return kept
+        kept: dict[frozenset, list[_Key]] = {}
+        for key in sorted(table, key=lambda key: table[key].cost):
+            rivals = kept.setdefault(key.live, [])
+            if not any(rival.beats(key) for rival in rivals):
+                rivals.append(key)
+        return {key: table[key] for keys in kept.values() for key in keys}
 
     def _written_by(self, callee: int) -> set[int]:
         blocks, seen, stack = set(), {callee}, [callee]
@@ -412,14 +471,15 @@ class _Search:
                 block, key = step.after, step.key
         return path
 
-    def best(self, least_special) -> list[int] | None:
-        """The blocks of the main path; None where every path reads a watched register that is not written."""
-        steps = {key: step for key, step in self.tables[0].items() if not key.unwritten}
+    def best(self) -> list[int] | None:
+        """The blocks of the main path; None where what is watched rules out every path."""
+        # a whole vector that is live here is one whose registers other numbers use one by one
+        steps = {key: step for key, step in self.tables[0].items() if all(len(registers) > 1 for registers in key.live)}
         if not steps:
             return None
         most = max(key[:2] for key in steps)
         keys = [key for key in steps if key[:2] == most]
-        enough = [key for key in keys if key.special >= least_special(*most)]
+        enough = [key for key in keys if key.special >= self.least_special(*most)]
         # where none has enough, the one that has the most
         key = min(enough, key=lambda k: steps[k].cost) if enough else max(keys, key=lambda k: k.special)
         return self.walk(0, key)
@@ -439,45 +499,48 @@ class _Search:
         return body
 
 
-def _unwritten(instructions: list[Instruction]) -> list[int]:
-    written, missing = set(), set()
-    for instruction in instructions:
-        missing |= instruction.read - written
-        written.update(instruction.written)
-    return sorted(missing)
+def _impossible(instructions: list[Instruction]) -> list[range]:
+    facts = _facts(instructions)
+    return sorted([range(register, register + 1) for register in facts.exposed] + list(facts.loaded), key=lambda r: r.start)
 
 
-def main_path(function: Function, least_special=None) -> Path | None:
+def _attempt(function: Function, facts: list[_Facts], least_special, hasty: bool):
+    """The search that found a path and the path's blocks; None where a hasty search finds none that a thread can take."""
+    watched, result = frozenset(), None
+    # all registers at once would tell apart more ways than there are blocks; those of the last path's mistakes are few
+    for _ in range(ATTEMPTS):
+        search = _Search(function, facts, least_special, watched, hasty)
+        blocks = search.best()
+        # what is watched must not rule out the vectors: better a path that is marked than the way out at the entry
+        if blocks is None or result and sum(map(search.vectors, blocks)) < sum(map(search.vectors, result[1])):
+            break
+        result = search, blocks
+        wrong = _impossible([i for block in blocks for i in function.blocks[block].instructions])
+        if not wrong:
+            return result
+        if watched.issuperset(wrong):
+            break
+        watched |= frozenset(wrong)
+    return None if hasty else result
+
+
+def main_path(function: Function, least_special=lambda stores, loads: 0) -> Path | None:
     """The main path, or None where the function makes no 128-bit access.
 
     least_special(stores, loads): the special-function operations that a path with so many 128-bit accesses must have.
     """
-    facts = [_facts(block) for block in function.blocks]
-    total = [sum(facts[block][k] for block in function.reachable()) for k in range(2)]
-    if not any(total):
+    facts = [_facts(block.instructions) for block in function.blocks]
+    if not any(facts[block].stores or facts[block].loads for block in function.reachable()):
         return None
-    most_special = least_special(*total) if least_special else 0
-    watched, result = frozenset(), None
-    # all registers at once would tell apart more ways than there are blocks; those of the last path's mistakes are few
-    for _ in range(WATCHED):
-        search = _Search(function, facts, most_special, watched)
-        blocks = search.best(least_special or (lambda stores, loads: 0))
-        if blocks is None:
-            break
-        result = search, blocks
-        missing = _unwritten([i for block in blocks for i in function.blocks[block].instructions])
-        if not missing or watched.issuperset(missing):
-            break
-        watched |= frozenset(missing)
-    search, blocks = result
+    search, blocks = _attempt(function, facts, least_special, hasty=True) or _attempt(function, facts, least_special, hasty=False)
     loop, others = 0, 0
     for tail, head in search.back:
-        if tail in blocks:
-            body = search.loop(tail, head)
-            if any(search.vectors(block) for block in body):
-                loop = max(loop, sum(facts[block].cost for block in body.intersection(blocks)))
-            else:
-                others += 1
+        body = search.loop(tail, head)
+        passed = body.intersection(blocks)
+        if any(search.vectors(block) for block in passed):
+            loop = max(loop, sum(facts[block].cost for block in passed))
+        elif tail in passed or len(passed) > 1:  # more than its test
+            others += 1
     instructions = [i for block in blocks for i in function.blocks[block].instructions]
     stores, loads = (sum(facts[block][k] for block in blocks) for k in range(2))
-    return Path(instructions, stores, loads, loop, others, _unwritten(instructions))
+    return Path(instructions, stores, loads, loop, others, _impossible(instructions))

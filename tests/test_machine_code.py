@@ -1,0 +1,126 @@
+"""The contract on the machine code of the CUDA kernels. Needs nvcc and a disassembler, but no GPU.
+
+FASTGEN_CUDA=0, which `make test` sets where there is no GPU, skips it: compiling takes minutes the first time (see
+benchmarks/machine_code.py for the cache).
+"""
+
+import functools
+import os
+import re
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for `benchmarks`, under every import mode of pytest
+
+from benchmarks import machine_code
+
+# Patterns of labels (`machine_code.label`): `python -m benchmarks.machine_code` prints them.
+FAST = r"^(Vectors|Tiles|BceVectors|.*\bBceVectorSum)<"  # kernels that must move their tensors in 128-bit accesses
+FAST_OPS = ("bce_with_logits", "ddpm_step", "q_posterior", "q_sample", "randn")  # that must have such kernels
+LOADS_NOTHING = r"\bRandn<"
+SEEDED_STEP = r"^(Vectors|Tiles)<DdpmStepPlain<float, bf16, bf16, bf16>, seed>"
+LEAST_SPECIAL, MOST_INSTRUCTIONS = 2, 40  # for each element of that step; a prototype had 2 and 36
+MOST_NARROW_LOADS = 24  # of a thread: the row of its sample, its timestep and seed, and whether there are any
+MOST_NARROW_STORES = 2  # of the thread that is first in a sample: q_posterior's variance and its logarithm
+
+SOURCES = {source.parent.name: source for source in machine_code.sources()}
+
+
+def needs(tool):
+    try:
+        tool()
+        reason = "FASTGEN_CUDA=0" if os.environ.get("FASTGEN_CUDA") == "0" else ""
+    except machine_code.Missing as missing:
+        reason = str(missing)
+    return pytest.mark.skipif(bool(reason), reason=reason)
+
+
+pytestmark = needs(machine_code.toolkit)
+needs_disassembler = needs(machine_code.disassembler)
+every_op = pytest.mark.parametrize("op", SOURCES)
+every_arch = pytest.mark.parametrize("arch", machine_code.default_archs())
+read_archs = pytest.mark.parametrize("arch", machine_code.ARCHS)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiling(request):
+    """Starts on what the tests that were selected will ask for, on all cores."""
+    calls = [item.callspec.params for item in request.session.items if item.path == request.path and hasattr(item, "callspec")]
+    wanted = dict.fromkeys((call.get("op", "ddpm_step"), call["arch"]) for call in calls)
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        yield {key: pool.submit(machine_code.compiled, SOURCES[key[0]], key[1]) for key in wanted}
+        pool.shutdown(cancel_futures=True)
+
+
+@functools.cache
+def read(code):
+    return machine_code.kernels(code)
+
+
+@pytest.fixture
+def code(compiling, request):
+    call = request.node.callspec.params
+    return compiling[call.get("op", "ddpm_step"), call["arch"]].result()
+
+
+@pytest.fixture
+def kernels(code):
+    return read(code)
+
+
+def fast(kernels):
+    return [kernel for kernel in kernels if re.search(FAST, kernel.label)]
+
+
+@every_arch
+@every_op
+def test_nothing_is_spilled(op, arch, code):
+    found = machine_code.resources(code.log)
+    names = machine_code.demangled(found)
+    spilled = [
+        f"{machine_code.label(names[symbol])}: stack {used.stack}, spilled {used.spill_stores + used.spill_loads} bytes"
+        for symbol, used in found.items()
+        if used.stack or used.spill_stores or used.spill_loads
+    ]
+    assert found
+    assert not spilled
+
+
+@needs_disassembler
+@read_archs
+@every_op
+def test_no_local_memory(op, arch, kernels):
+    local = [kernel.label for kernel in kernels if kernel.counts.get("local")]
+    assert not local
+
+
+@needs_disassembler
+@read_archs
+@pytest.mark.parametrize("op", FAST_OPS)
+def test_128_bit_accesses(op, arch, kernels):
+    assert fast(kernels), f"no label is like {FAST}: {[kernel.label for kernel in kernels]}"
+    for kernel in fast(kernels):
+        main = kernel.main
+        assert main is not None and main.elements, kernel.label
+        assert not main.impossible and not main.other_loops, f"{kernel.label}: the main path is not understood"
+        stores, loads = main.accesses("store"), main.accesses("load")
+        narrow = {bits: count for bits, count in loads.items() if bits < 128}
+        few = sum(count for bits, count in stores.items() if bits < 128)
+        assert few <= MOST_NARROW_STORES or not main.stores_vectors, f"{kernel.label}: {stores}"
+        assert max(loads, default=0) >= 128 or re.search(LOADS_NOTHING, kernel.label), f"{kernel.label}: {loads}"
+        assert min(narrow, default=32) >= 32 and sum(narrow.values()) <= MOST_NARROW_LOADS, f"{kernel.label}: {loads}"
+
+
+@needs_disassembler
+@read_archs
+def test_instructions_of_the_seeded_step(arch, kernels):
+    steps = [kernel for kernel in kernels if re.search(SEEDED_STEP, kernel.label)]
+    assert steps, f"no label is like {SEEDED_STEP}"
+    for kernel in steps:
+        each = kernel.main.per_element
+        # fewer would mean that the path read is not the one that makes noise, or not all of it
+        assert each["special"] >= LEAST_SPECIAL, f"{kernel.label}: {each}"
+        assert each["instructions"] <= MOST_INSTRUCTIONS, f"{kernel.label}: {each}"
