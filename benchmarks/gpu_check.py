@@ -29,7 +29,9 @@ ROOT = Path(__file__).resolve().parent.parent
 OUT = Path("benchmarks/results")
 LOGS = ROOT / "build/gpu_check"
 STAGES = ("build", "tests", "sanitizer", "bench")
-WEIGHTS = {"build": 2.0, "tests": 3.0, "sanitizer": 1.5, "bench": 4.0}  # shares of the time that is left
+# shares of the time that is left; what a stage does not use goes to the later ones
+WEIGHTS = {"build": 5.0, "tests": 3.0, "sanitizer": 1.5, "bench": 4.0}
+HUGE = "past_32_bits"  # in the names of the tests that want the device's memory for themselves
 INTERRUPT = 12.0  # seconds from the request to stop to the kill
 
 PROBE = """
@@ -184,18 +186,18 @@ class Check:
     # -- tests --
 
     def tests(self, seconds):
-        """First what only a GPU shows, alone on the device; then the rest of the suite, side by side where xdist is installed."""
+        """First the tests of huge tensors, alone on the device; then all others, side by side where xdist is installed."""
         if importlib.util.find_spec("pytest") is None:
             raise Skip("pytest is not installed")
         start = time.monotonic()
-        alone = self.pytest("tests_cuda", 0.5 * seconds, "tests/test_cuda.py")
+        huge = self.pytest("tests_huge", 0.4 * seconds, "tests/test_cuda.py", "-k", HUGE)
         workers = min(8, (os.cpu_count() or 1) // 2)
         parallel = importlib.util.find_spec("xdist") is not None and workers > 1
-        left = seconds - (time.monotonic() - start)
-        rest = self.pytest(
-            "tests", left, "tests", "--ignore=tests/test_cuda.py", *(["-p", "xdist", "-n", str(workers)] if parallel else [])
-        )
-        return both(alone, rest)
+        side_by_side = ("-p", "xdist", "-n", str(workers)) if parallel else ()
+        others = self.pytest("tests", seconds - (time.monotonic() - start), "tests", "-k", f"not {HUGE}", *side_by_side)
+        if not parallel:
+            others["words"] += "; one after another, since pytest-xdist is not installed"
+        return joined({name: part | {"words": f"{name}: {part['words']}"} for name, part in (("huge", huge), ("others", others))})
 
     def pytest(self, name, seconds, *arguments):
         report = self.logs / f"{name}.xml"
@@ -285,12 +287,6 @@ def read_junit(report: Path) -> dict:
                 name = f"{case.get('classname', '')}::{case.get('name', '')}"
                 failures.append({"test": name, "message": kinds[kind].get("message", "")[:500]})
     return {"counts": counts, "failures": failures[:200], "skips": skips}
-
-
-def both(alone: dict, rest: dict) -> dict:
-    return joined(
-        {"test_cuda": alone | {"words": f"test_cuda: {alone['words']}"}, "suite": rest | {"words": f"rest: {rest['words']}"}}
-    )
 
 
 def joined(parts: dict) -> dict:
@@ -386,6 +382,7 @@ def main(arguments=None) -> int:
     parser.add_argument("--out", type=Path, default=OUT, metavar="DIR", help=f"where the result goes (default {OUT})")
     parser.add_argument("--minutes", type=float, default=9.0, help="for everything (default 9)")
     parser.add_argument("--only", default=",".join(STAGES), metavar="STAGES", help=f"of {','.join(STAGES)}; default all")
+    parser.add_argument("--commit", metavar="ID", help="what the result says was checked, where git cannot tell")
     options = parser.parse_args(arguments)
     wanted = options.only.split(",")
     if not set(wanted) <= set(STAGES):
@@ -404,6 +401,7 @@ def main(arguments=None) -> int:
     file.parent.mkdir(parents=True, exist_ok=True)
     check = Check(found, options.wheel.resolve() if options.wheel else None)
     described = environment(found) | {"wheel": options.wheel and options.wheel.name}
+    described["commit"] = described["commit"] or options.commit
     versions = ", ".join(f"{name} {described[name] or 'none'}" for name in ("driver", "torch", "triton", "nvcc"))
     print(f"{found['device']}, {versions}")
 

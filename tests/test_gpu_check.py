@@ -1,6 +1,7 @@
 """`make gpu`, as far as a machine without a GPU can tell: its stages end as they should, whatever happens in them, and its numbers
 become tables. The stages themselves run on the CPU, on a few elements."""
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -158,7 +159,8 @@ def test_build_without_a_compiler_is_skipped(gpu_check, check, monkeypatch):
 
 def test_wheel_is_installed_apart_from_the_tree(gpu_check, tmp_path):
     """What the stages then import is the wheel's."""
-    pytest.importorskip("pip")
+    if importlib.util.find_spec("pip") is None:  # to import it would import distutils, which setuptools then objects to
+        pytest.skip("needs pip")
     wheel = tmp_path / "fastgen_kernels-7-py3-none-any.whl"
     info = "fastgen_kernels-7.dist-info"
     with zipfile.ZipFile(wheel, "w") as archive:
@@ -196,6 +198,19 @@ def test_error(broken): pass
     good = check.pytest("good", 60, tests, "-c", tmp_path / "pytest.ini", "-k", "good")
     assert good["outcome"] == "passed" and "output" not in good
     assert check.pytest("none", 60, tests, "-c", tmp_path / "pytest.ini", "-k", "nothing")["outcome"] == "failed"
+
+
+@pytest.mark.parametrize("xdist", [True, False])
+def test_suite_runs_side_by_side_where_it_can(gpu_check, check, monkeypatch, xdist):
+    """Huge tensors alone, before."""
+    ran = []
+    monkeypatch.setattr(check, "pytest", lambda name, seconds, *words: ran.append((name, seconds, words)) or passed(seconds))
+    monkeypatch.setattr(gpu_check.importlib.util, "find_spec", lambda name: None if name == "xdist" and not xdist else True)
+    monkeypatch.setattr(gpu_check.os, "cpu_count", lambda: 16)
+    result = check.tests(100)
+    assert result["outcome"] == "passed" and list(result["parts"]) == ["huge", "others"]
+    assert [name for name, *_ in ran] == ["tests_huge", "tests"] and ran[0][1] <= 40 and ran[1][1] > 90
+    assert (ran[1][2][-2:] == ("-n", "8")) == xdist and ("pytest-xdist is not" in result["words"]) != xdist
 
 
 def test_device_option_chooses_the_tests():
