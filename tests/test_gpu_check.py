@@ -1,7 +1,6 @@
 """`make gpu`, as far as a machine without a GPU can tell: its stages end as they should, whatever happens in them, and its numbers
 become tables. The stages themselves run on the CPU, on a few elements."""
 
-import importlib.util
 import json
 import os
 import subprocess
@@ -159,8 +158,6 @@ def test_build_without_a_compiler_is_skipped(gpu_check, check, monkeypatch):
 
 def test_wheel_is_installed_apart_from_the_tree(gpu_check, tmp_path):
     """What the stages then import is the wheel's."""
-    if importlib.util.find_spec("pip") is None:  # to import it would import distutils, which setuptools then objects to
-        pytest.skip("needs pip")
     wheel = tmp_path / "fastgen_kernels-7-py3-none-any.whl"
     info = "fastgen_kernels-7.dist-info"
     with zipfile.ZipFile(wheel, "w") as archive:
@@ -170,6 +167,8 @@ def test_wheel_is_installed_apart_from_the_tree(gpu_check, tmp_path):
         archive.writestr(f"{info}/RECORD", "")
     check = gpu_check.Check(H100, wheel, tmp_path / "logs")
     result = check.build(120)
+    if "No module named pip" in result.get("output", ""):
+        pytest.skip("needs pip")
     assert result["outcome"] == "passed", result
     status, output = check.run("version", check.python("-c", "import fastgen; print(fastgen.__version__)"), 60)
     assert (status, output) == (0, "of the wheel\n")
