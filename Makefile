@@ -34,6 +34,7 @@ bench: build
 	$(RUN) -m benchmarks.side_by_side
 
 # Under ten minutes on a machine with an NVIDIA GPU, with the torch that $(PYTHON) has: no .venv, no network.
+# GPU_OPTIONS: "--wheel FILE", "--out DIR", "--minutes M", "--only build,tests,sanitizer,bench".
 gpu:
 	$(PYTHON) -m benchmarks.gpu_check $(GPU_OPTIONS)
 

@@ -174,7 +174,7 @@ class Check:
         for folder in ("site", "tree"):
             shutil.rmtree(self.logs / folder, ignore_errors=True)
         self.root.mkdir(parents=True)
-        for name in ("tests", "benchmarks"):
+        for name in ("tests", "benchmarks", "examples"):
             shutil.copytree(ROOT / name, self.root / name, ignore=shutil.ignore_patterns("__pycache__", "results"))
         shutil.copy(ROOT / "pyproject.toml", self.root)
         options = ("--no-index", "--no-deps", "--quiet", "--disable-pip-version-check", "--target", self.logs / "site")
@@ -204,7 +204,17 @@ class Check:
         report.unlink(missing_ok=True)
         # no plugin that happens to be installed: some add options or change how tests run
         env = {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
-        options = ("-q", "--device", self.device, "--tb=short", "-rN", f"--junitxml={report}", "-p", "no:cacheprovider")
+        options = (
+            "-q",
+            "--device",
+            self.device,
+            "--tb=short",
+            "-rN",
+            f"--junitxml={report}",
+            "-p",
+            "no:cacheprovider",
+            "--continue-on-collection-errors",
+        )
         status, output = self.run(name, self.python("-m", "pytest", *options, *arguments), seconds, env)
         result = read_junit(report)
         passed = status == 0 and result["counts"]["passed"] > 0
