@@ -311,7 +311,10 @@ def joined(parts: dict) -> dict:
 
 def probe() -> dict:
     """What the machine's Python has, asked in a process of its own."""
-    done = subprocess.run([sys.executable, "-c", PROBE], capture_output=True, text=True)
+    try:
+        done = subprocess.run([sys.executable, "-c", PROBE], capture_output=True, text=True, timeout=120)
+    except subprocess.TimeoutExpired:
+        return {"torch_error": "it took more than 120 s to import and to look for a device"}
     try:
         return json.loads(done.stdout.splitlines()[-1])
     except (IndexError, ValueError):

@@ -223,8 +223,12 @@ SANITIZER = """#!{python}
 import subprocess, sys
 command = sys.argv[sys.argv.index({python!r}):]
 assert sys.argv[1] == "--tool" and "--error-exitcode" in sys.argv
-status = subprocess.run(command).returncode
 racecheck = sys.argv[2] == "racecheck"
+if racecheck or {errors}:  # once is enough
+    print("7 calls on cpu")
+    status = 0
+else:
+    status = subprocess.run(command).returncode
 print("========= RACECHECK SUMMARY: 0 hazards displayed" if racecheck else "========= ERROR SUMMARY: {errors} errors")
 sys.exit(status or (0 if racecheck else {status}))
 """
