@@ -64,6 +64,7 @@ machine-code: $(VENV)/installed
 	cat benchmarks/results/machine_code.txt
 
 # Under ten minutes on a machine with an NVIDIA GPU, with the torch that $(PYTHON) has: no .venv, no network.
+# GPU_OPTIONS: "--wheel FILE", "--out DIR", "--minutes M", "--only build,tests,sanitizer,bench".
 gpu:
 	$(PYTHON) -m benchmarks.gpu_check $(GPU_OPTIONS)
 

@@ -1,4 +1,5 @@
-"""Benchmarks: `pytest benchmarks --benchmark-only`, and `python -m benchmarks.side_by_side`.
+"""Benchmarks: `pytest benchmarks --benchmark-only`, and `python -m benchmarks.side_by_side`; on a GPU
+`python -m benchmarks.gpu_check` (`make gpu`), whose last stage is `python -m benchmarks.gpu_bench`.
 
 Not part of the installed package.
 """

@@ -50,7 +50,7 @@ def size_name(elements: int) -> str:
 def cache_bytes(device: str = "cpu") -> int:
     """The size of the last-level cache; 32 MiB where the system does not say."""
     if device == "cuda":
-        return torch.cuda.get_device_properties("cuda").L2_cache_size or 32 * MI
+        return getattr(torch.cuda.get_device_properties("cuda"), "L2_cache_size", 0) or 32 * MI
     sizes = [path.read_text().strip() for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size")]
     units = {"K": 2**10, "M": 2**20, "G": 2**30}
     return max((int(size[:-1]) * units[size[-1]] for size in sizes if size[-1:] in units), default=32 * MI)

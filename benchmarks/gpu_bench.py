@@ -430,6 +430,8 @@ def main():
     options = parser.parse_args()
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.exit(2, "gpu_bench: torch finds no CUDA device\n")
+    if options.device == "cuda" and fastgen.backend("cuda") == "eager":
+        parser.exit(2, f"gpu_bench: there are no kernels to time:\n{fastgen.backend_info()}\n")
     if options.warm:
         index, count = map(int, options.warm.split("/"))
         print(warm(options.device, index, count, options.tiny), "compiled")

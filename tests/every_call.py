@@ -220,6 +220,8 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--device", default="cuda")
     device = parser.parse_args().device
+    if device == "cuda" and fastgen.backend(device) == "eager":
+        raise SystemExit(f"there are no kernels to run:\n{fastgen.backend_info()}")
     called = 0
     for what, how in settings():
         i = inputs(device, **how)

@@ -158,7 +158,6 @@ def test_build_without_a_compiler_is_skipped(gpu_check, check, monkeypatch):
 
 def test_wheel_is_installed_apart_from_the_tree(gpu_check, tmp_path):
     """What the stages then import is the wheel's."""
-    pytest.importorskip("pip")
     wheel = tmp_path / "fastgen_kernels-7-py3-none-any.whl"
     info = "fastgen_kernels-7.dist-info"
     with zipfile.ZipFile(wheel, "w") as archive:
@@ -168,6 +167,8 @@ def test_wheel_is_installed_apart_from_the_tree(gpu_check, tmp_path):
         archive.writestr(f"{info}/RECORD", "")
     check = gpu_check.Check(H100, wheel, tmp_path / "logs")
     result = check.build(120)
+    if "No module named pip" in result.get("output", ""):
+        pytest.skip("needs pip")
     assert result["outcome"] == "passed", result
     status, output = check.run("version", check.python("-c", "import fastgen; print(fastgen.__version__)"), 60)
     assert (status, output) == (0, "of the wheel\n")
@@ -198,6 +199,19 @@ def test_error(broken): pass
     assert check.pytest("none", 60, tests, "-c", tmp_path / "pytest.ini", "-k", "nothing")["outcome"] == "failed"
 
 
+@pytest.mark.parametrize("xdist", [True, False])
+def test_suite_runs_side_by_side_where_it_can(gpu_check, check, monkeypatch, xdist):
+    """Huge tensors alone, before."""
+    ran = []
+    monkeypatch.setattr(check, "pytest", lambda name, seconds, *words: ran.append((name, seconds, words)) or passed(seconds))
+    monkeypatch.setattr(gpu_check.importlib.util, "find_spec", lambda name: None if name == "xdist" and not xdist else True)
+    monkeypatch.setattr(gpu_check.os, "cpu_count", lambda: 16)
+    result = check.tests(100)
+    assert result["outcome"] == "passed" and list(result["parts"]) == ["huge", "others"]
+    assert [name for name, *_ in ran] == ["tests_huge", "tests"] and ran[0][1] <= 40 and ran[1][1] > 90
+    assert (ran[1][2][-2:] == ("-n", "8")) == xdist and ("pytest-xdist is not" in result["words"]) != xdist
+
+
 def test_device_option_chooses_the_tests():
     command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "tests/test_rng.py", "tests/test_cuda.py"]
     for device, here, elsewhere in (("cpu", "test_rng", "test_cuda"), ("cuda", "test_cuda", "test_rng")):
@@ -209,8 +223,12 @@ SANITIZER = """#!{python}
 import subprocess, sys
 command = sys.argv[sys.argv.index({python!r}):]
 assert sys.argv[1] == "--tool" and "--error-exitcode" in sys.argv
-status = subprocess.run(command).returncode
 racecheck = sys.argv[2] == "racecheck"
+if racecheck or {errors}:  # once is enough
+    print("7 calls on cpu")
+    status = 0
+else:
+    status = subprocess.run(command).returncode
 print("========= RACECHECK SUMMARY: 0 hazards displayed" if racecheck else "========= ERROR SUMMARY: {errors} errors")
 sys.exit(status or (0 if racecheck else {status}))
 """
