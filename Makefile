@@ -16,6 +16,7 @@ demo: build
 
 test: build
 	$(RUN) -m pytest
+	$(RUN) tests/device_on_host.py
 
 build: $(VENV)/installed
 	@$(RUN) setup.py --quiet build_ext --inplace
