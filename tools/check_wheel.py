@@ -4,7 +4,7 @@
 
 The tests' own calls and samples are used (tests/test_compile.py, tests/test_dispatch.py), hence pytest and numpy are needed. One
 check that fails does not stop the others; the exit status tells whether one did. Where torch is too old for the libraries, it is
-checked that everything works without them.
+checked that every function works without them.
 """
 
 import ctypes
@@ -99,10 +99,14 @@ def opcheck():
 
 
 def compiles():
-    """One op with inductor and no graph break; where there is no compiled op, what inductor makes is as accurate as `ops` asks."""
+    """One op with inductor and no graph break."""
+    import fastgen
+
+    if not fastgen._backend.HAS_OPS:
+        return "–"
     (call,) = [call for name, call in calls() if name == "ddpm_step"][:1]
     compiled = torch.compile(call, fullgraph=True)
-    torch.testing.assert_close(compiled(), call(), rtol=1e-4, atol=1e-3)
+    torch.testing.assert_close(compiled(), call(), rtol=1e-5, atol=1e-5)
     return "yes"
 
 

@@ -130,9 +130,7 @@ def table(results, without, wheel):
         torch, build, python = answers["environment"].split(", ")
         cells = [torch, build, python.removeprefix("Python "), *(answers.get(name, "–") for name in CHECKS)]
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
-    note = (
-        f"{wheel.name}, {time.strftime('%Y-%m-%d')}, on a machine without a GPU, hence no kernel of the CUDA library was launched."
-    )
+    note = f"{wheel.name}, {time.strftime('%Y-%m-%d')}, without a GPU: no kernel of the CUDA library was launched."
     if without:
         note += f" The index had no CPU build of {', '.join(without)}; the CUDA builds run the same CPU ops."
     return "\n".join([*lines, "", note])
