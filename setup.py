@@ -80,9 +80,20 @@ def wanted_cuda() -> Path | None:
     return home
 
 
+# torch's names for its TORCH_CUDA_ARCH_LIST
+NAMED_ARCHS = {
+    "Turing": "7.5+PTX",
+    "Ampere": "8.0;8.6+PTX",
+    "Ada": "8.9+PTX",
+    "Hopper": "9.0+PTX",
+    "Blackwell": "10.0;10.3;12.0;12.1+PTX",
+}
+
+
 def cuda_archs() -> list[str]:
     archs = os.environ.get("FASTGEN_CUDA_ARCHS") or os.environ.get("TORCH_CUDA_ARCH_LIST") or CUDA_ARCHS
-    return re.split(r"[;,\s]+", archs.strip())
+    named = (NAMED_ARCHS.get(arch, arch) for arch in re.split(r"[;,\s]+", archs.strip()))
+    return list(dict.fromkeys(";".join(named).split(";")))
 
 
 def gencode_flags(archs: list[str]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import ctypes
+import functools
 import os
 import re
 import struct
@@ -89,11 +90,16 @@ def _load_cuda() -> tuple[str, str]:
         library = ctypes.CDLL(str(_HERE / "_fastgen_cuda.so"), mode=os.RTLD_NOLOAD)  # the one just loaded, never a second copy
     except OSError:
         return "", "loaded, from another copy of fastgen"
+    if not hasattr(library, "fastgen_cuda_archs"):
+        return "_fastgen_cuda.so is of another version of fastgen", ""
     library.fastgen_cuda_archs.restype = ctypes.c_char_p
+    global _ARCHS
     archs, runtime = library.fastgen_cuda_archs().decode(), library.fastgen_cuda_runtime_version()
+    _ARCHS = archs
     return _driver_problem(runtime, library.fastgen_cuda_driver_version()), f"loaded, CUDA {_version(runtime)} for {archs}"
 
 
+_ARCHS = ""  # what the CUDA library was compiled for
 _UNAVAILABLE, _LOADED = {"cpu": _load("_fastgen_cpu.so", "fastgen::q_sample", "CPU")}, {}
 HAS_OPS = not _UNAVAILABLE["cpu"]
 if HAS_OPS:
@@ -137,6 +143,35 @@ def select(device_type: str) -> str:
     if name is None:
         return _AUTOMATIC.get(device_type, "eager")
     return _require(name, device_type, "backend")
+
+
+def select_for(device: torch.device) -> str:
+    """The same for a tensor's device, whose compute capability may be one that the CUDA library was not compiled for."""
+    name = select(device.type)
+    if name != "cpp" or device.type != "cuda" or torch.compiler.is_compiling() or not (problem := _capability_problem(device)):
+        return name
+    if _choice.get() == "cpp":
+        have = ", ".join(map(repr, available_backends("cuda")[1:]))
+        raise RuntimeError(f"backend: backend 'cpp' is not available on {device} ({problem}); available: {have}")
+    return available_backends("cuda")[1]
+
+
+@functools.cache
+def _capability_problem(device: torch.device) -> str:
+    # not at import: this initialises CUDA
+    capability = torch.cuda.get_device_capability(device)
+    if _ARCHS and not serves(_ARCHS, capability):
+        return f"its compute capability is {capability[0]}.{capability[1]}, and _fastgen_cuda.so was compiled for {_ARCHS}"
+    return ""
+
+
+def serves(archs: str, capability: tuple[int, int]) -> bool:
+    """Whether code for `archs` ("8.0 9.0+PTX") runs on a GPU: machine code within a major version, PTX on all newer ones."""
+    for number, minor, exact, ptx in re.findall(r"(\d+)\.?(\d)([a-z]?)(\+PTX)?", archs):
+        arch = int(number), int(minor)
+        if capability == arch or (not exact and capability[0] == arch[0] and capability > arch) or (ptx and capability > arch):
+            return True
+    return False
 
 
 def backend(device="cpu") -> str:

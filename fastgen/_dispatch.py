@@ -49,7 +49,7 @@ def plan(op, schedule, x, y, option=None, other=None):
 def make_plan(op, schedule, x, y, dtype, table, option=None, other=None, learned=False):
     """The plan of arguments whose types, dtypes, device and options have been checked."""
     tracing = torch.compiler.is_compiling()
-    compiled = _backend.select(x.device.type) == "cpp"
+    compiled = _backend.select_for(x.device) == "cpp"
     call = (OPS if tracing else _DIRECT)[op] if compiled else None
     made = Plan(op, table.rows, table.rows.shape[0], table.note, table.noisy, dtype, call, tracing or not compiled, learned)
     if not tracing:
@@ -68,7 +68,7 @@ def compiled(name, x):
     except KeyError:
         pass
     try:
-        op = _DIRECT[name] if _backend.select(x.device.type) == "cpp" else None
+        op = _DIRECT[name] if _backend.select_for(x.device) == "cpp" else None
     except RuntimeError:  # a backend that is not available here: to be said after what is wrong with the arguments
         return None
     _compiled[name, x.is_cpu or x.device, _backend._choice.get()] = op

@@ -51,7 +51,7 @@ def bce_with_logits(input, target, weight=None, reduction="mean", pos_weight=Non
     if pos_weight is not None:
         pos_weight = _broadcast("pos_weight", pos_weight, input)
     arguments = (input, target, weight, pos_weight, REDUCTIONS.index(reduction))
-    if _backend.select(input.device.type) == "eager" or forward_ad._current_level >= 0:
+    if _backend.select_for(input.device) == "eager" or forward_ad._current_level >= 0:
         return reference(*arguments)
     if torch.is_grad_enabled():
         if (weight is not None and weight.requires_grad) or (pos_weight is not None and pos_weight.requires_grad):

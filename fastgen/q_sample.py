@@ -109,7 +109,9 @@ def _run(plan, x, t, index, noise, seeds, seed, offset, out=None):
 
 def scaled(rows, column, x, t, index):
     """rows[t][column] · x, one coefficient per sample, differentiable in x: `q_sample`'s kernel without noise."""
-    plan = _dispatch.Plan("q_sample", rows[:, [column, column]], 0, "", False, x.dtype, _dispatch.op("q_sample"), False)
+    # not rows[:, [column, column]]: on a GPU a list of indices is copied there, which synchronises
+    both = rows[:, column : column + 1].expand(-1, 2).contiguous()
+    plan = _dispatch.Plan("q_sample", both, 0, "", False, x.dtype, _dispatch.op("q_sample"), False)
     return _run(plan, x, t, index, None, None, None, 0)
 
 

@@ -72,19 +72,20 @@ def _box_muller(r0, r1):
     return radius * torch.cos(angle), radius * torch.sin(angle)
 
 
-def draw_seed(device_type: str):
+def draw_seed(device: torch.device):
     """A 63-bit seed from torch's default CPU generator, so that `torch.manual_seed` governs it: (tensor, None) or (None, int).
 
     In a traced program it is a tensor in the graph, drawn anew at every call. Raises RuntimeError during CUDA-graph capture.
     """
     if torch.compiler.is_compiling():
-        return torch.randint(0, 2**63 - 1, (1,), dtype=torch.int64, device="cpu"), None
-    if device_type == "cuda" and torch.cuda.is_current_stream_capturing():
+        # on the data's device: of a host tensor a CUDA graph would record the value, and every replay give the same noise
+        return torch.randint(0, 2**63 - 1, (1,), dtype=torch.int64, device="cpu").to(device, non_blocking=True), None
+    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
         raise RuntimeError(
             "seed: expected an int64 tensor on the device during CUDA-graph capture, got none; a seed drawn on the host would "
             "be frozen into the graph, so pass seed=tensor and advance it on the device between replays"
         )
-    return None, torch.empty((), dtype=torch.int64).random_().item()
+    return None, torch.empty((), dtype=torch.int64, device="cpu").random_().item()  # whatever the default device
 
 
 def check_seed(seed, batch: int, device):
@@ -98,8 +99,14 @@ def check_seed(seed, batch: int, device):
             return seed.contiguous(), None
         if seed.device.type != "cpu":
             raise ValueError(f"seed: expected a tensor on {device} like the data or on the CPU, got one on {seed.device}")
-        # one host value is read where it lies, which costs no synchronisation
-        return (seed if seed.numel() == 1 else seed.to(device, non_blocking=True)), None
+        if torch.compiler.is_compiling():
+            return seed.to(device), None
+        if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+            raise ValueError(
+                f"seed: expected a tensor on {device} during CUDA-graph capture, got one on the CPU, which the graph would freeze"
+            )
+        # one host value is read where it lies, which costs no synchronisation; more are read before this returns, pinned or not
+        return (seed if seed.numel() == 1 else seed.to(device)), None
     seed = _checks.integer("seed", seed, "an int or an int64 tensor")
     if not torch.compiler.is_compiling() and not -(2**63) <= seed < 2**64:
         raise ValueError(f"seed: expected a 64-bit int, -2**63 … 2**64-1, got {seed}")
@@ -140,7 +147,7 @@ def noise_source(x_name, x, dtype, noise, seed, generator):
         check_generator(generator, x.device)
         z = torch.randn(x.shape, generator=generator, dtype=dtype, device=generator.device)
         return z.to(x.device), None, None
-    seeds, seed = draw_seed(x.device.type)
+    seeds, seed = draw_seed(x.device)
     return None, seeds, seed
 
 

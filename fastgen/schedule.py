@@ -254,8 +254,12 @@ class Schedule:
         The tensor is shared by all callers; do not write to it.
         """
         device = torch.device("cpu") if device is None else torch.device(device)
+        if device.type == "cuda" and device.index is None:
+            device = torch.device("cuda", torch.cuda.current_device())
         if device not in self._timestep_tensors:
-            self._timestep_tensors[device] = torch.tensor(self.timesteps, device=device)
+            # no fake, traced or inference tensor may enter the cache, whatever the caller is in the middle of
+            with torch.inference_mode(False), _disable_current_modes():
+                self._timestep_tensors[device] = torch.tensor(self.timesteps, device=device)
         return self._timestep_tensors[device]
 
     def _table(self, key: tuple, device: torch.device, dtype: torch.dtype) -> Table:

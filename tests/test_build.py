@@ -1,6 +1,7 @@
 """What can be known of the built libraries without a GPU."""
 
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -80,3 +81,19 @@ def test_cpu_only_build_says_so_in_one_line(tmp_path, choice, expected):
     lines = [line for line in run.stderr.splitlines() if line.startswith("fastgen:")]
     assert run.returncode == 0, run.stderr
     assert len(lines) == 1 and "building the CPU library only" in lines[0] and expected in lines[0]
+
+
+@needs_sources
+@pytest.mark.parametrize(
+    ("names", "archs"),
+    [
+        ("Ampere;Hopper", ["8.0", "8.6+PTX", "9.0+PTX"]),
+        ("8.0 8.0;9.0+PTX", ["8.0", "9.0+PTX"]),
+        ("Turing", ["7.5+PTX"]),
+    ],
+)
+def test_architectures_by_torchs_names(monkeypatch, names, archs):
+    monkeypatch.setattr("setuptools.setup", lambda **_: None)
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", names)
+    monkeypatch.delenv("FASTGEN_CUDA_ARCHS", raising=False)
+    assert runpy.run_path(str(ROOT / "setup.py"))["cuda_archs"]() == archs

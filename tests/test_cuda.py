@@ -152,6 +152,53 @@ def test_capture_of_the_backward():
         assert_same(gradient, step()[0])
 
 
+BACKWARDS = {
+    "q_sample": lambda x, i: fastgen.q_sample(x, i.t, SCHEDULE, seed=1),
+    "q_posterior": lambda x, i: fastgen.q_posterior(x, i.m, i.t, SCHEDULE)[0],
+    "ddpm_step": lambda x, i: fastgen.ddpm_step(x, i.m, i.t, SCHEDULE, seed=1),
+    "ddpm_step, clipped": lambda x, i: fastgen.ddpm_step(x, i.m, i.t, SCHEDULE, seed=1, clip=1.0),
+    "bce": lambda x, i: fastgen.bce_with_logits(x, i.target),
+}
+
+
+@pytest.mark.parametrize("name", BACKWARDS)
+def test_the_backward_does_not_synchronise(name):
+    """Nor can what synchronises be captured in a graph, hence a training step with it."""
+    i = inputs(DEVICE, SHAPE)
+    leaf = i.x.clone().requires_grad_()
+
+    def step():
+        y = BACKWARDS[name](leaf, i)
+        return torch.autograd.grad(y, leaf, torch.ones_like(y))
+
+    expected = step()
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        step()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    graph, (gradient,) = captured(step)
+    gradient.fill_(torch.nan)
+    graph.replay()
+    assert_same(gradient, expected[0])
+
+
+def test_default_noise_is_fresh_under_reduce_overhead():
+    """The drawn seed is a tensor on the device: of one on the host CUDA-graph trees would record the value."""
+    x = torch.zeros(SHAPE, device=DEVICE)
+    compiled = torch.compile(lambda x: fastgen.q_sample(x, 5, SCHEDULE), mode="reduce-overhead", fullgraph=True)
+    seen = [compiled(x).clone() for _ in range(6)]
+    assert not any(torch.equal(a, b) for a, b in itertools.combinations(seen, 2))
+
+
+def test_a_seed_on_the_host_is_refused_in_a_capture():
+    x, seed = torch.zeros(SHAPE, device=DEVICE), torch.tensor([3])
+    fastgen.q_sample(x, 5, SCHEDULE, seed=seed)
+    with pytest.raises(ValueError, match="^seed: expected a tensor on cuda"), torch.cuda.graph(torch.cuda.CUDAGraph()):
+        fastgen.q_sample(x, 5, SCHEDULE, seed=seed)
+
+
 NOISY = {
     "q_sample": lambda x, t, **how: fastgen.q_sample(x, t, SCHEDULE, **how),
     "q_step": lambda x, t, **how: fastgen.q_step(x, t, SCHEDULE, **how),

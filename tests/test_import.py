@@ -167,3 +167,38 @@ def test_no_device(tmp_path):
 )
 def test_a_driver_serves_its_major_version_and_older_ones(runtime, driver, works):
     assert (fastgen._backend._driver_problem(runtime, driver) == "") == works
+
+
+@pytest.mark.parametrize(
+    ("archs", "capability", "expected"),
+    [
+        ("8.0 9.0", (8, 0), True),
+        ("8.0 9.0", (8, 9), True),  # machine code serves the later ones of its major version
+        ("8.6", (8, 0), False),
+        ("8.0 9.0", (7, 5), False),
+        ("8.0 9.0", (10, 0), False),
+        ("8.0 9.0+PTX", (12, 0), True),
+        ("80 90+PTX", (10, 3), True),
+        ("9.0a", (9, 0), True),
+        ("9.0a", (9, 1), False),
+        ("10.0 12.0+PTX", (9, 0), False),
+    ],
+)
+def test_which_gpus_the_library_serves(archs, capability, expected):
+    assert fastgen._backend.serves(archs, capability) is expected
+
+
+def test_a_gpu_that_the_library_was_not_compiled_for(monkeypatch):
+    """The automatic order goes on to the next backend; an explicit choice is refused with the reason."""
+    backend, device = fastgen._backend, torch.device("cuda", 7)
+    monkeypatch.setattr(backend, "_ARCHS", "8.0 9.0")
+    monkeypatch.setitem(backend._UNAVAILABLE, "cuda", "")
+    monkeypatch.setitem(backend._AUTOMATIC, "cuda", "cpp")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 0))
+    backend._capability_problem.cache_clear()
+    try:
+        assert backend.select_for(device) == "eager"
+        with fastgen.use_backend("cpp"), pytest.raises(RuntimeError, match="its compute capability is 7.0.*compiled for 8.0 9.0"):
+            backend.select_for(device)
+    finally:
+        backend._capability_problem.cache_clear()

@@ -7,6 +7,7 @@ import pytest
 import reference
 import torch
 
+import fastgen
 from fastgen import rng
 
 # philox4x32 with 10 rounds in kat_vectors of random123: counter, key, words
@@ -69,9 +70,9 @@ def test_bad_offsets_are_refused(offset, error):
 
 def test_drawn_seeds_are_63_bit_and_governed_by_manual_seed():
     torch.manual_seed(5)
-    seeds = [rng.draw_seed("cpu")[1] for _ in range(200)]
+    seeds = [rng.draw_seed(torch.device("cpu"))[1] for _ in range(200)]
     torch.manual_seed(5)
-    assert seeds == [rng.draw_seed("cpu")[1] for _ in range(200)]
+    assert seeds == [rng.draw_seed(torch.device("cpu"))[1] for _ in range(200)]
     assert len(set(seeds)) == 200 and all(0 <= seed < 2**63 for seed in seeds)
     assert max(seeds) > 2**62  # the high bits are used
 
@@ -81,5 +82,14 @@ def test_no_seed_is_drawn_during_cuda_graph_capture(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
     state = torch.get_rng_state()
     with pytest.raises(RuntimeError, match="^seed: expected an int64 tensor .*pass seed=tensor"):
-        rng.draw_seed("cuda")
+        rng.draw_seed(torch.device("cuda"))
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_the_default_device_does_not_draw_the_seed(schedule):
+    x = torch.zeros(2, 3)
+    torch.manual_seed(3)
+    expected = fastgen.q_sample(x, 5, schedule)
+    torch.manual_seed(3)
+    with torch.device("meta"):
+        assert torch.equal(fastgen.q_sample(x, 5, schedule), expected)

@@ -347,3 +347,14 @@ def test_a_single_step_without_signal_has_no_epsilon(device):
     x = torch.ones(1, 2, device=device)
     with pytest.raises(ValueError, match="^schedule: "):
         fastgen.ddpm_step(x, x, 0, Schedule.from_betas([1.0]))
+
+
+def test_timestep_tensor_is_an_ordinary_one_whoever_asked_first():
+    schedule = fastgen.Schedule.linear(7)
+    with torch.inference_mode():
+        schedule.timestep_tensor()
+    assert not schedule.timestep_tensor().is_inference()
+    other = fastgen.Schedule.linear(8)
+    with torch._subclasses.FakeTensorMode():
+        other.timestep_tensor()
+    assert other.timestep_tensor().tolist() == list(range(8))

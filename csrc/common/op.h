@@ -16,6 +16,7 @@
 #include "common/isa.h"
 
 #ifdef FG_CUDA
+#include <cuda_runtime_api.h>
 #define FG_DEVICE CUDA
 #else
 #define FG_DEVICE CPU
@@ -308,7 +309,7 @@ template <class Arguments> void run_cuda(int (*launch)(const Arguments&, void*),
   void* stream = nullptr;
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(like.device_index, &stream));
   const int error = launch(arguments, stream);
-  STD_TORCH_CHECK(error == 0, "CUDA kernel launch failed with cudaError ", error);
+  STD_TORCH_CHECK(error == 0, "CUDA kernel launch failed: ", cudaGetErrorString(static_cast<cudaError_t>(error)));
 }
 #elif defined(FG_DEVICE_ON_HOST)
 template <class Arguments> void run_cuda(int (*launch)(const Arguments&, void*), const Arguments& arguments, const View&) {
