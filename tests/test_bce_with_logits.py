@@ -223,3 +223,15 @@ def test_gradients_are_recorded_only_where_asked(device):
     assert fastgen.bce_with_logits(x, y, torch.ones(5, device=device, requires_grad=True)).requires_grad
     with torch.no_grad():
         assert not fastgen.bce_with_logits(x.clone().requires_grad_(), y).requires_grad
+
+
+def test_one_number_for_all_logits_is_not_copied(device):
+    """Expanded to their shape, as autograd does with the gradient of a sum: the same as without dimensions, its dtype apart."""
+    x, y = logits_and_targets((5, 70), device)
+    for w in (torch.tensor(2.5, device=device), torch.tensor(2.5, device=device, dtype=torch.float64)):
+        wide = fastgen.bce_with_logits(x, y, w.expand(5, 70), "none", w.expand(70))
+        assert wide.dtype == w.dtype
+        assert_close(wide, exact(x, y, w, w, "none"))
+    x.requires_grad_()
+    (three,) = torch.autograd.grad(3 * fastgen.bce_with_logits(x, y, reduction="none").sum(), x)
+    assert_close(three, 3 * reference.bce_with_logits_gradient(array(x), array(y)))

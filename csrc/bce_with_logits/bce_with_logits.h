@@ -39,6 +39,7 @@ struct BceOperand {
   const void* data = nullptr;  // null: 1 for every logit
   DType dtype = kFloat32;
   bool single = false;
+  bool promotes = false;  // its dtype counts for the result's: it has dimensions
 };
 
 struct BceWithLogitsArguments {

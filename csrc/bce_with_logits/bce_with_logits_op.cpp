@@ -22,18 +22,26 @@ struct Operands {
 
   explicit Operands(const Tensor& x) : like(x), channels_last(like.channels_last()) {}
 
-  BceOperand read(const Tensor& x, const char* name) {
+  // One element for all logits, also where it was expanded to their shape, as autograd does with the gradient of a sum.
+  static bool repeats_one(const View& x) {
+    bool repeats = x.numel > 1;
+    for (int64_t d = 0; d < x.dim; ++d)
+      repeats = repeats && (x.sizes[d] == 1 || x.strides[d] == 0);
+    return repeats;
+  }
+  BceOperand read(const Tensor& x, const char* name, bool may_repeat = false) {
     const View view(x);
-    const bool single = view.dim == 0;
-    bool fits = single || view.dim == like.dim;
+    const bool scalar = view.dim == 0, single = scalar || (may_repeat && repeats_one(view));
+    bool fits = scalar || view.dim == like.dim;
     for (int64_t d = 0; fits && d < view.dim; ++d)
       fits = view.sizes[d] == like.sizes[d];
     STD_TORCH_CHECK(fits, name, ": expected one element or the shape of input");
     STD_TORCH_CHECK(view.same_device(like), name, ": expected the device of input");
-    const Input& input = inputs[used++].emplace(x, view, !single && channels_last, name);
-    return {input.view.data, input.dtype, single};
+    if (single) return {view.data, view.dtype(name), true, !scalar};
+    const Input& input = inputs[used++].emplace(x, view, channels_last, name);
+    return {input.view.data, input.dtype, false, true};
   }
-  BceOperand read(const OptionalTensor& x, const char* name) { return x ? read(*x, name) : BceOperand{}; }
+  BceOperand read(const OptionalTensor& x, const char* name) { return x ? read(*x, name, true) : BceOperand{}; }
   Tensor output(DType dtype) const { return empty(like.sizes, like.dim, channels_last, dtype, like); }
 };
 
@@ -41,7 +49,7 @@ struct Operands {
 DType result_dtype(const BceWithLogitsArguments& a) {
   DType dtype = promoted(a.input.dtype, a.target.dtype);
   for (const BceOperand& w : {a.weight, a.pos_weight})
-    if (w.data && !w.single) dtype = promoted(dtype, w.dtype);
+    if (w.data && w.promotes) dtype = promoted(dtype, w.dtype);
   return dtype;
 }
 
@@ -127,7 +135,7 @@ Tensor backward(const Tensor& gradient, const Tensor& input, const Tensor& targe
                 const OptionalTensor& pos_weight, int64_t reduction) {
   Operands operands(input);
   BceWithLogitsArguments a = arguments_of(operands, input, target, weight, pos_weight, reduction);
-  a.gradient = operands.read(gradient, "gradient");
+  a.gradient = operands.read(gradient, "gradient", true);
   STD_TORCH_CHECK(reduction == kNone || a.gradient.single, "gradient: expected one element for a mean or a sum");
   a.backward = true;
   a.scale = reduction == kMean ? 1.0 / static_cast<double>(a.count) : 1.0;
