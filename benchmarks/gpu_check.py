@@ -77,6 +77,8 @@ def run_command(command, seconds: float, log: Path, env=None, cwd=ROOT) -> tuple
             cwd=cwd,
             env=os.environ | {"PYTHONUNBUFFERED": "1"} | (env or {}),
             start_new_session=True,
+            # a shell's background job ignores SIGINT, and so would what it starts
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
         try:
             status = process.wait(seconds)
