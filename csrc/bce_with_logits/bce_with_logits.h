@@ -42,6 +42,9 @@ struct BceOperand {
   bool promotes = false;  // its dtype counts for the result's: it has dimensions
 };
 
+// As the drivers address it: element i at i.
+FG_HD Operand flat(const BceOperand& o) { return {const_cast<void*>(o.data), o.dtype, 0, 0}; }
+
 struct BceWithLogitsArguments {
   int64_t count = 0;
   BceOperand input, target, weight, pos_weight;

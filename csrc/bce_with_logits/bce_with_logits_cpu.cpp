@@ -20,7 +20,7 @@ template <class R> struct BceWithLogits {
       const BceOperand& o = *operands[k];
       if (o.data && !o.single) continue;
       R value = 1;
-      if (o.data) read(Operand{const_cast<void*>(o.data), o.dtype, 0, 0}, 0, 1, &value);
+      if (o.data) read(flat(o), 0, 1, &value);
       if (k == kGradient) value *= static_cast<R>(a.scale);
       for (R& element : buffers[k])
         element = value;
@@ -125,7 +125,7 @@ template <class R> struct BceWithLogits {
   const R* gathered(const BceOperand& o, int k, int64_t first, int64_t n) {
     if (!o.data || o.single) return buffers[k];
     if (o.dtype == kNative) return static_cast<const R*>(o.data) + first;
-    read(Operand{const_cast<void*>(o.data), o.dtype, 0, 0}, first, n, buffers[k]);
+    read(flat(o), first, n, buffers[k]);
     return buffers[k];
   }
 };

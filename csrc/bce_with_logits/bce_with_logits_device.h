@@ -29,14 +29,13 @@ template <class Types> struct BceVector {
   Words x[2], y[2], weight[2], pos_weight[2], gradient[2];
 
   FG_HD void load(const BceWithLogitsArguments& a, int64_t i) {
-    load_vector<typename Types::X, n>(operand(a.input), i, x);
-    load_vector<typename Types::Y, n>(operand(a.target), i, y);
-    if (full(a.weight)) load_vector<Wide, n>(operand(a.weight), i, weight);
-    if (full(a.pos_weight)) load_vector<Wide, n>(operand(a.pos_weight), i, pos_weight);
-    if (full(a.gradient)) load_vector<Wide, n>(operand(a.gradient), i, gradient);
+    load_vector<typename Types::X, n>(flat(a.input), i, x);
+    load_vector<typename Types::Y, n>(flat(a.target), i, y);
+    if (full(a.weight)) load_vector<Wide, n>(flat(a.weight), i, weight);
+    if (full(a.pos_weight)) load_vector<Wide, n>(flat(a.pos_weight), i, pos_weight);
+    if (full(a.gradient)) load_vector<Wide, n>(flat(a.gradient), i, gradient);
   }
   static FG_HD bool full(const BceOperand& o) { return o.data && !o.single; }
-  static FG_HD Operand operand(const BceOperand& o) { return {const_cast<void*>(o.data), o.dtype, 0, 0}; }
 };
 
 // The values that are the same for all logits: 1 where there is no such operand. Read once by each thread.
@@ -45,9 +44,7 @@ template <class R> struct BceSingles {
 
   FG_HD explicit BceSingles(const BceWithLogitsArguments& a)
       : weight(value(a.weight)), pos_weight(value(a.pos_weight)), gradient(value(a.gradient) * static_cast<R>(a.scale)) {}
-  static FG_HD R value(const BceOperand& o) {
-    return o.data && o.single ? load_one<R, Any>(Operand{const_cast<void*>(o.data), o.dtype, 0, 0}, 0) : R(1);
-  }
+  static FG_HD R value(const BceOperand& o) { return o.data && o.single ? load_one<R, Any>(flat(o), 0) : R(1); }
 };
 
 // The losses of a vector, or their gradients.
@@ -72,11 +69,9 @@ FG_HD void bce_values(const BceWithLogitsArguments& a, const BceSingles<float>& 
 
 // The same for one logit, of any dtypes.
 template <class R, bool kBackward> FG_HD R bce_value(const BceWithLogitsArguments& a, const BceSingles<R>& one, int64_t i) {
-  auto read = [i](const BceOperand& o, R single) {
-    return o.data && !o.single ? load_one<R, Any>(Operand{const_cast<void*>(o.data), o.dtype, 0, 0}, i) : single;
-  };
-  const R x = load_one<R, Any>(Operand{const_cast<void*>(a.input.data), a.input.dtype, 0, 0}, a.input.single ? 0 : i);
-  const R y = load_one<R, Any>(Operand{const_cast<void*>(a.target.data), a.target.dtype, 0, 0}, a.target.single ? 0 : i);
+  auto read = [i](const BceOperand& o, R single) { return o.data && !o.single ? load_one<R, Any>(flat(o), i) : single; };
+  const R x = load_one<R, Any>(flat(a.input), a.input.single ? 0 : i);
+  const R y = load_one<R, Any>(flat(a.target), a.target.single ? 0 : i);
   const R w = read(a.weight, one.weight), p = read(a.pos_weight, one.pos_weight);
   const bool weighted = a.weight.data || a.pos_weight.data;
   if (kBackward) return read(a.gradient, one.gradient) * (weighted ? bce_gradient(x, y, w, p) : bce_gradient(x, y, One{}, One{}));
@@ -135,6 +130,10 @@ template <class R, bool kBackward> struct BceElements {
 
 // Sums: so many thread blocks at most, each with a fixed part of the logits, so that the sum has the same bits on every run.
 constexpr int64_t kMostSums = 1024;
+inline int64_t sums_of(int64_t items, int64_t per_block) {
+  const int64_t blocks = (items + per_block - 1) / per_block;
+  return blocks < 1 ? 1 : blocks < kMostSums ? blocks : kMostSums;
+}
 
 // A thread's part: a few losses are added in float32, and those sums in float64.
 template <class Types> struct BceVectorSum {
@@ -143,8 +142,7 @@ template <class Types> struct BceVectorSum {
   int64_t vectors, sums;
 
   explicit BceVectorSum(const BceWithLogitsArguments& arguments) : a(arguments), vectors(a.count / n) {
-    const int64_t blocks = (vectors + kThreads * kUnroll - 1) / (kThreads * kUnroll);
-    sums = blocks < 1 ? 1 : blocks < kMostSums ? blocks : kMostSums;
+    sums = sums_of(vectors, kThreads * kUnroll);
   }
   FG_HD double operator()(int64_t block, int thread) const {
     const BceSingles<float> one(a);
@@ -177,10 +175,7 @@ template <class R> struct BceElementSum {
   BceWithLogitsArguments a;
   int64_t sums;
 
-  explicit BceElementSum(const BceWithLogitsArguments& arguments) : a(arguments) {
-    const int64_t blocks = (a.count + kThreads - 1) / kThreads;
-    sums = blocks < 1 ? 1 : blocks < kMostSums ? blocks : kMostSums;
-  }
+  explicit BceElementSum(const BceWithLogitsArguments& arguments) : a(arguments) { sums = sums_of(a.count, kThreads); }
   FG_HD double operator()(int64_t block, int thread) const {
     const BceSingles<R> one(a);
     double sum = 0;
@@ -196,10 +191,9 @@ template <class R> struct BceElementSum {
 template <class Visit> bool visit_bce_types(const BceWithLogitsArguments& a, Visit visit) {
   const DType x = a.input.dtype, y = a.target.dtype, wide = x == y ? x : kFloat32;
   if (a.is_double || (x != y && y != kFloat32)) return false;
-  auto fits = [](const void* data) { return reinterpret_cast<uintptr_t>(data) % 16 == 0; };
-  if (!fits(a.input.data) || !fits(a.target.data) || !fits(a.out.data) || a.input.single) return false;
+  if (!aligned(a.input.data) || !aligned(a.target.data) || !aligned(a.out.data) || a.input.single) return false;
   for (const BceOperand& o : {a.weight, a.pos_weight, a.gradient})
-    if (o.data && !o.single && (o.dtype != wide || !fits(o.data))) return false;
+    if (o.data && !o.single && (o.dtype != wide || !aligned(o.data))) return false;
   if (a.out.data && !a.reduced && a.out.dtype != (a.backward ? x : wide)) return false;
   switch (x) {
     case kFloat32: visit(BceTypes<Float32, Float32>{}); return true;

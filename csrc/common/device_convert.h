@@ -17,6 +17,7 @@ struct alignas(16) Words {
 #ifndef FG_CHECK_ALIGNED
 #define FG_CHECK_ALIGNED(pointer)
 #endif
+inline bool aligned(const void* data) { return reinterpret_cast<uintptr_t>(data) % 16 == 0; }
 FG_HD Words load_words(const void* from) {
   FG_CHECK_ALIGNED(from);
   return *static_cast<const Words*>(from);

@@ -9,14 +9,12 @@
 //
 // An op supplies, for the types that it is compiled for,
 //
-//   R; X, M, Out                                   type of the arithmetic; Float32 … or Any: of input 0, of the other inputs, of
-//   the
-//                                                  outputs and of given noise
+//   R; X, M, Out                                   type of the arithmetic; Float32 … or Any: of input 0, of the other inputs,
+//                                                  of the outputs and of given noise
 //   kInputs, kAlways, kOutputs                     inputs, how many of them are never absent, outputs
 //   kNoises, kNoiseInput                           the kinds of noise that it takes, as bits 1 << kind; which input given noise is
 //   kTiled                                         for which of these channels-last tensors are worth Tiles: without a seed the
-//   layout
-//                                                  is of no consequence, unless an input has more channels than another
+//                                                  layout is of no consequence, unless an input has more channels than another
 //   const Elementwise& arguments() const
 //   Row row(int64_t b) const                       the coefficients of sample b
 //   static bool noiseless(const Row&)              whether that sample takes no noise
@@ -325,14 +323,12 @@ template <class Op, NoiseKind kNoise> struct Groups {
 
 // ---- which way, on the host ----------------------------------------------------------------------------------------------------
 
-inline bool aligned(const Operand& x) { return reinterpret_cast<uintptr_t>(x.data) % 16 == 0; }
-
 // Whether the operands have the op's types and lie on 16-byte boundaries, sample after sample and position after position.
 template <class Op> bool fits_words(const Op& op, bool positions) {
   const Elementwise& a = op.arguments();
   auto fits = [&](const Operand& x, DType dtype) {
     if (!x.data) return true;
-    return x.dtype == dtype && aligned(x) && (a.geometry.batch == 1 || x.batch_stride % kVector<Op> == 0) &&
+    return x.dtype == dtype && aligned(x.data) && (a.geometry.batch == 1 || x.batch_stride % kVector<Op> == 0) &&
            (!positions || x.position_stride % kVector<Op> == 0);
   };
   for (int k = 0; k < Op::kInputs; ++k)
