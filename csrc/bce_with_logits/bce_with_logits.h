@@ -51,13 +51,11 @@ struct BceWithLogitsArguments {
   BceReduction reduction = kMean;
   bool is_double = false;
   bool backward = false;
-  // forward: the losses, or their mean or sum from one sum for each block of logits, in a fixed order whatever the threads: blocks
-  // of kBceBlock on the CPU; on CUDA kMostSums at most, and a flag beside each that the launch sets to its number
+  // forward: the losses, or their mean or sum, on the CPU from one sum for each kBceBlock logits
   Operand out;
   bool reduced = false;
   double* sums = nullptr;
-  uint64_t* flags = nullptr;
-  uint64_t launch_number = 0;
+  SumScratch scratch;  // on CUDA
   // backward: `out` gets gradient · scale · d loss / d x
   BceOperand gradient;
   double scale = 1.0;

@@ -6,7 +6,7 @@
 
 #include "bce_with_logits/bce_with_logits.h"
 #include "common/device_convert.h"
-#include "common/index.h"
+#include "common/device_sum.h"
 
 namespace fastgen {
 
@@ -128,61 +128,58 @@ template <class R, bool kBackward> struct BceElements {
   }
 };
 
-// Sums: so many thread blocks at most, each with a fixed part of the logits, so that the sum has the same bits on every run.
-constexpr int64_t kMostSums = 1024;
-inline int64_t sums_of(int64_t items, int64_t per_block) {
-  const int64_t blocks = (items + per_block - 1) / per_block;
-  return blocks < 1 ? 1 : blocks < kMostSums ? blocks : kMostSums;
+template <class Part> FG_HD void finish_bce(const Part& part, double sum) {
+  const BceWithLogitsArguments& a = part.a;
+  store_one<double, Any>(a.out, 0, a.reduction == kMean ? sum / static_cast<double>(a.count) : sum);
 }
 
-// A thread's part: a few losses are added in float32, and those sums in float64.
+// A thread's part of the sum: a few losses are added in float32, and those sums in float64.
 template <class Types> struct BceVectorSum {
-  static constexpr int n = Types::n, kUnroll = Types::kUnroll;
+  static constexpr int kValues = 1, n = Types::n, kUnroll = Types::kUnroll;
   BceWithLogitsArguments a;
-  int64_t vectors, sums;
+  SumScratch scratch;
+  int64_t vectors;
+  SumPlan plan;
 
-  explicit BceVectorSum(const BceWithLogitsArguments& arguments) : a(arguments), vectors(a.count / n) {
-    sums = sums_of(vectors, kThreads * kUnroll);
-  }
-  FG_HD double operator()(int64_t block, int thread) const {
+  explicit BceVectorSum(const BceWithLogitsArguments& arguments)
+      : a(arguments), scratch(a.scratch), vectors(a.count / n), plan(1, vectors / kUnroll) {}
+  FG_HD void add(int64_t, int64_t thread, int64_t threads, double (&sum)[1]) const {
     const BceSingles<float> one(a);
-    double sum = 0;
-    const int64_t step = sums * (kThreads * kUnroll);
-    for (int64_t first = block * (kThreads * kUnroll) + thread; first < vectors; first += step) {
+    for (int64_t first = thread; first < vectors; first += threads * kUnroll) {
       BceVector<Types> loaded[kUnroll];
       FG_UNROLL
       for (int u = 0; u < kUnroll; ++u)
-        if (first + u * kThreads < vectors) loaded[u].load(a, (first + u * kThreads) * n);
+        if (first + u * threads < vectors) loaded[u].load(a, (first + u * threads) * n);
       float few = 0;
       FG_UNROLL
       for (int u = 0; u < kUnroll; ++u) {
-        if (first + u * kThreads >= vectors) continue;
+        if (first + u * threads >= vectors) continue;
         float values[n];
         bce_values<Types, false>(a, one, loaded[u], values);
         FG_UNROLL
         for (int i = 0; i < n; ++i)
           few += values[i];
       }
-      sum += static_cast<double>(few);
+      sum[0] += static_cast<double>(few);
     }
-    if (block == 0 && vectors * n + thread < a.count)
-      sum += static_cast<double>(bce_value<float, false>(a, one, vectors * n + thread));
-    return sum;
+    if (vectors * n + thread < a.count) sum[0] += static_cast<double>(bce_value<float, false>(a, one, vectors * n + thread));
   }
+  FG_HD void finish(int64_t, const double (&sum)[1]) const { finish_bce(*this, sum[0]); }
 };
 
 template <class R> struct BceElementSum {
+  static constexpr int kValues = 1;
   BceWithLogitsArguments a;
-  int64_t sums;
+  SumScratch scratch;
+  SumPlan plan;
 
-  explicit BceElementSum(const BceWithLogitsArguments& arguments) : a(arguments) { sums = sums_of(a.count, kThreads); }
-  FG_HD double operator()(int64_t block, int thread) const {
+  explicit BceElementSum(const BceWithLogitsArguments& arguments) : a(arguments), scratch(a.scratch), plan(1, a.count) {}
+  FG_HD void add(int64_t, int64_t thread, int64_t threads, double (&sum)[1]) const {
     const BceSingles<R> one(a);
-    double sum = 0;
-    for (int64_t i = block * kThreads + thread; i < a.count; i += sums * kThreads)
-      sum += static_cast<double>(bce_value<R, false>(a, one, i));
-    return sum;
+    for (int64_t i = thread; i < a.count; i += threads)
+      sum[0] += static_cast<double>(bce_value<R, false>(a, one, i));
   }
+  FG_HD void finish(int64_t, const double (&sum)[1]) const { finish_bce(*this, sum[0]); }
 };
 
 // ---- which way, on the host ----------------------------------------------------------------------------------------------------

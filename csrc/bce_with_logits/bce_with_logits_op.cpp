@@ -1,13 +1,6 @@
-#include <atomic>
-#include <random>
-#include <vector>
-
 #include "common/op.h"
 
 #include "bce_with_logits/bce_with_logits.h"
-#ifdef FG_DEVICE_KERNELS
-#include "bce_with_logits/bce_with_logits_device.h"
-#endif
 
 namespace fastgen {
 FG_KERNELS(bce_with_logits, BceWithLogitsArguments)
@@ -69,24 +62,7 @@ BceWithLogitsArguments arguments_of(Operands& operands, const Tensor& input, con
 }
 
 #ifndef FG_DEVICE_KERNELS
-int64_t blocks_of(int64_t count) { return (count + kBceBlock - 1) / kBceBlock; }
-
-void run(const BceWithLogitsArguments& a) {
-  const CpuKernel<BceWithLogitsArguments> kernel = bce_with_logits_cpu(isa());
-  const int64_t blocks = blocks_of(a.count);
-  if (blocks <= 1) return kernel(a, 0, blocks);
-  torch::stable::parallel_for(0, blocks, 1, [&](int64_t begin, int64_t end) { kernel(a, begin, end); });
-}
-
-void store_scalar(const Tensor& to, DType dtype, double value) {
-  void* data = to.mutable_data_ptr();
-  switch (dtype) {
-    case kFloat32: *static_cast<float*>(data) = static_cast<float>(value); break;
-    case kFloat64: *static_cast<double*>(data) = value; break;
-    case kFloat16: *static_cast<torch::headeronly::Half*>(data) = static_cast<float>(value); break;
-    case kBFloat16: *static_cast<torch::headeronly::BFloat16*>(data) = static_cast<float>(value); break;
-  }
-}
+void run(const BceWithLogitsArguments& a) { run_blocks(bce_with_logits_cpu(isa()), a, blocks_of(a.count, kBceBlock)); }
 #endif
 
 Tensor forward(const Tensor& input, const Tensor& target, const OptionalTensor& weight, const OptionalTensor& pos_weight,
@@ -97,16 +73,9 @@ Tensor forward(const Tensor& input, const Tensor& target, const OptionalTensor& 
   const Tensor out = reduction == kNone ? operands.output(dtype) : empty(nullptr, 0, false, dtype, operands.like);
 #ifdef FG_DEVICE_KERNELS
   a.out = {out.mutable_data_ptr(), dtype, 0, 0};
-  OptionalTensor sums;
+  std::optional<Scratch> scratch;
   a.reduced = reduction != kNone;
-  if (a.reduced && a.count > kThreads) {  // else one thread block does it alone
-    static std::atomic<uint64_t> launches{std::random_device()() * 0x9E3779B97F4A7C15u};
-    const int64_t numbers = 2 * kMostSums;
-    sums = empty(&numbers, 1, false, kFloat64, operands.like);
-    a.sums = static_cast<double*>(sums->mutable_data_ptr());
-    a.flags = reinterpret_cast<uint64_t*>(a.sums + kMostSums);
-    a.launch_number = ++launches | 1ull << 63;  // not 0
-  }
+  if (a.reduced && a.count > kThreads) a.scratch = scratch.emplace(1, operands.like).plain;  // else one thread block does it alone
   run_cuda(fastgen_bce_with_logits_cuda, a, operands.like);
 #else
   if (reduction == kNone) {
@@ -114,19 +83,12 @@ Tensor forward(const Tensor& input, const Tensor& target, const OptionalTensor& 
     run(a);
     return out;
   }
-  // few enough blocks for the stack up to 4 M logits
-  constexpr int64_t on_stack = 256;
-  double few[on_stack];
-  std::vector<double> many;
-  const int64_t blocks = blocks_of(a.count);
-  if (blocks > on_stack) many.resize(blocks);
-  a.sums = blocks > on_stack ? many.data() : few;
+  const BlockSums sums(blocks_of(a.count, kBceBlock));
+  a.sums = sums.data;
   a.reduced = true;
   run(a);
-  double total = 0;
-  for (int64_t block = 0; block < blocks; ++block)
-    total += a.sums[block];
-  store_scalar(out, dtype, reduction == kMean ? total / static_cast<double>(a.count) : total);
+  const double total = sums.total();
+  store_scalar(out.mutable_data_ptr(), dtype, reduction == kMean ? total / static_cast<double>(a.count) : total);
 #endif
   return out;
 }

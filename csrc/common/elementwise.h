@@ -43,6 +43,16 @@ struct Noise {
   bool offset_is_t = false;
 };
 
+// How many thread blocks of a CUDA launch share a sum at most: about as many as a large GPU runs at a time.
+constexpr int64_t kMostSums = 1024;
+
+// Where they leave theirs, and beside each block's a flag, which is set to the number of the launch. See device_sum.h.
+struct SumScratch {
+  double* sums = nullptr;
+  uint64_t* flags = nullptr;
+  uint64_t launch_number = 0;
+};
+
 constexpr int kMaxInputs = 4, kMaxOutputs = 2, kMaxColumns = 12;
 
 // Below this many elements the event of a batch is too short for a vector loop of its own, and tiles span several samples.

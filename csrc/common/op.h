@@ -9,10 +9,14 @@
 
 #include <sys/mman.h>
 
+#include <atomic>
 #include <initializer_list>
 #include <optional>
+#include <random>
+#include <vector>
 
 #include "common/elementwise.h"
+#include "common/index.h"
 #include "common/isa.h"
 
 #ifdef FG_CUDA
@@ -337,6 +341,64 @@ template <class Arguments> void run_cpu(CpuKernel<Arguments> kernel, const Argum
 #define FG_RUN(op, arguments, like, cost) run_cpu(op##_cpu(isa_for(arguments)), arguments, like, cost)
 #define FG_KERNELS(op, Arguments) FG_CPU_KERNELS(op, Arguments)
 #endif
+
+// ---- sums ----------------------------------------------------------------------------------------------------------------------
+
+#ifdef FG_DEVICE_KERNELS
+// For `values` sums side by side.
+struct Scratch {
+  Tensor numbers;
+  SumScratch plain;
+
+  Scratch(int values, const View& like) : Scratch(values * kMostSums, kMostSums, like) {}
+
+ private:
+  Scratch(int64_t sums, int64_t flags, const View& like) : numbers(doubles(sums + flags, like)) {
+    static std::atomic<uint64_t> launches{std::random_device()() * 0x9E3779B97F4A7C15u};
+    plain.sums = static_cast<double*>(numbers.mutable_data_ptr());
+    plain.flags = reinterpret_cast<uint64_t*>(plain.sums + sums);
+    plain.launch_number = ++launches | 1ull << 63;  // not 0
+  }
+  static Tensor doubles(int64_t count, const View& like) { return empty(&count, 1, false, kFloat64, like); }
+};
+#else
+inline int64_t blocks_of(int64_t count, int64_t block) { return (count + block - 1) / block; }
+
+// The sum of each block of the work, the blocks being the same whatever the threads; few of them on the stack.
+struct BlockSums {
+  static constexpr int64_t kFew = 256;
+  double few[kFew];
+  std::vector<double> many;
+  int64_t count;
+  double* data;
+
+  explicit BlockSums(int64_t blocks) : many(blocks > kFew ? blocks : 0), count(blocks), data(blocks > kFew ? many.data() : few) {}
+  BlockSums(const BlockSums&) = delete;
+  double total(int64_t begin, int64_t end) const {
+    double sum = 0;
+    for (int64_t block = begin; block < end; ++block)
+      sum += data[block];
+    return sum;
+  }
+  double total() const { return total(0, count); }
+};
+
+template <class Arguments> void run_blocks(CpuKernel<Arguments> kernel, const Arguments& arguments, int64_t blocks) {
+  if (blocks <= 1) return kernel(arguments, 0, blocks);
+  torch::stable::parallel_for(0, blocks, 1, [&](int64_t begin, int64_t end) { kernel(arguments, begin, end); });
+}
+
+inline void store_scalar(void* data, DType dtype, double value) {
+  switch (dtype) {
+    case kFloat32: *static_cast<float*>(data) = static_cast<float>(value); break;
+    case kFloat64: *static_cast<double*>(data) = value; break;
+    case kFloat16: *static_cast<torch::headeronly::Half*>(data) = static_cast<float>(value); break;
+    case kBFloat16: *static_cast<torch::headeronly::BFloat16*>(data) = static_cast<float>(value); break;
+  }
+}
+#endif
+
+// ---- choices -------------------------------------------------------------------------------------------------------------------
 
 // Elements worth a thread of their own: a seeded one costs some ten times a plain one.
 constexpr int64_t kPlainGrain = 32768, kSeededGrain = 4096;
