@@ -62,6 +62,9 @@ READINGS = (
     Reading(r"\bBceVectorSum<", loaded=(0, 1, 0, 0)),
     Reading(r"\bBceVectors<\S*BceWideTypes<.*false", stored=("Float32",)),
     Reading(r"\bBceVectors<", stored=(0,)),
+    Reading(r"\bAdded<.*\bDiffusionLossItems<.*NoiseKind\)1", loaded=(0, 1, 0)),  # x0, the output, noise
+    Reading(r"\bAdded<.*\bDiffusionLossItems<", loaded=(0, 1)),
+    Reading(r"\bDiffusionLossItems<", stored=(-1, -1)),  # by the output and by x0
     Reading(""),
 )
 # What makes a name short, in this order.

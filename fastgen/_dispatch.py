@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.autograd import forward_ad
 
-from . import _backend
+from . import _backend, _checks
 
 OPS: dict[str, Any] = {}  # torch.ops.fastgen.<op>.default
 _DIRECT: dict[str, Any] = {}  # the same without OpOverload's Python frame (0.3 µs), which only a tracer needs
@@ -55,6 +55,15 @@ def make_plan(op, schedule, x, y, dtype, table, option=None, other=None, learned
     if not tracing:
         schedule._plans[op, x.dtype, y.dtype, x.is_cpu or x.device, _backend._choice.get(), option, other] = made
     return made
+
+
+def timestep(plan, t, x):
+    """`_checks.timestep`, but that of a compiled op's tensor nothing is looked at: the op does that."""
+    if type(t) is int and 0 <= t < plan.end:
+        return None, t
+    if isinstance(t, torch.Tensor) and not plan.careful:
+        return t, 0
+    return _checks.timestep(t, x, plan.end, plan.note)
 
 
 def compiled(name, x):

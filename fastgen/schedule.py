@@ -248,6 +248,10 @@ class Schedule:
         """(T, 9): the columns of `ddpm_step_table` for the DDIM update."""
         return self._table(("ddim_step", prediction, eta), device, dtype)
 
+    def diffusion_loss_table(self, prediction: str, snr_gamma: float | None, device: torch.device, dtype: torch.dtype) -> Table:
+        """(T, 3): a, b of the target a·x0 + b·ε, and the min-SNR-γ weight, which is 1 where γ is None."""
+        return self._table(("diffusion_loss", prediction, snr_gamma), device, dtype)
+
     def timestep_tensor(self, device=None) -> torch.Tensor:
         """`timesteps` as an int64 tensor on `device`, cached: `schedule.timestep_tensor(device)[t]` is what the network gets.
 
@@ -416,12 +420,27 @@ def _ddim_step_columns(s: Schedule, prediction: str, eta: float):
     return _step_columns(p, q, u, v, sigma, zeros, zeros)
 
 
+def _diffusion_loss_columns(s: Schedule, prediction: str, gamma: float | None):
+    """Hang et al. 2023: min(SNR, γ) on the error of x0, hence min(SNR, γ)/SNR on that of ε and min(SNR, γ)/(SNR + 1) on that of
+    v; with SNR = ᾱ/(1 − ᾱ), written so that they are finite where SNR is 0."""
+    ones, zeros = np.ones(len(s)), np.zeros(len(s))
+    signal, noise = s.alphas_cumprod, 1.0 - s.alphas_cumprod
+    if prediction == "epsilon":
+        with np.errstate(divide="ignore"):
+            return zeros, ones, ones if gamma is None else np.minimum(1.0, gamma * noise / signal)
+    if prediction == "sample":
+        with np.errstate(divide="ignore"):
+            return ones, zeros, ones if gamma is None else np.minimum(signal / noise, gamma)
+    return -np.sqrt(noise), np.sqrt(signal), ones if gamma is None else np.minimum(signal, gamma * noise)
+
+
 _COLUMNS = {
     "q_sample": _q_sample_columns,
     "q_step": _q_step_columns,
     "q_posterior": _q_posterior_columns,
     "ddpm_step": _ddpm_step_columns,
     "ddim_step": _ddim_step_columns,
+    "diffusion_loss": _diffusion_loss_columns,
 }
 _NOISE_COLUMN = {
     "q_sample": Q_SAMPLE_COLUMNS.index("sigma"),

@@ -133,6 +133,26 @@ def _gradient(reduction=1, weight=None):
     return call
 
 
+def _diffusion_loss(**options):
+    return _forward(fastgen.diffusion_loss, "x0", model_output="m", **options)
+
+
+def _diffusion_gradient(source, prediction, reduction=1, weights=False):
+    """The kernel of the way back alone: of an MSE, of what `source` says is the noise."""
+    backward = torch.ops.fastgen.diffusion_loss_backward_x0 if prediction else torch.ops.fastgen.diffusion_loss_backward
+
+    def call(i):
+        computed = torch.float64 if torch.float64 in (i.x.dtype, i.m.dtype) else torch.float32
+        name = ("epsilon", "sample", "v_prediction")[prediction]
+        rows = SCHEDULE.diffusion_loss_table(name, None, i.x.device, computed).rows
+        noise, seeds = (i.noise, None) if source == "noise" else (None, i.seeds)
+        upstream = i.threshold if reduction == 0 else i.threshold.new_full((), 0.75)
+        w = i.threshold if weights else None
+        return backward(upstream, i.m, i.x, rows, i.t, 0, noise, seeds, None, 0, w, prediction, 0, 1.0, reduction)
+
+    return call
+
+
 # those that also take out=
 INTO = {
     "q_sample noise": _forward(fastgen.q_sample, "x0", noise="noise"),
@@ -163,6 +183,17 @@ CALLS = INTO | {
     "randn int": _randn("int"),
     "randn one seed": _randn("one"),
     "randn seeds": _randn("each"),
+    "loss mean": _diffusion_loss(seed="seed"),
+    "loss int": _diffusion_loss(t=7, seed=5, reduction="sum"),
+    "loss noise": _diffusion_loss(noise="noise", loss="l1"),
+    "loss each": _diffusion_loss(seed="seeds", prediction="v_prediction", reduction="none"),
+    "loss each noise": _diffusion_loss(noise="noise", prediction="v_prediction", loss="huber", reduction="none"),
+    "loss sample": _diffusion_loss(prediction="sample", weighting="min_snr"),
+    "loss weights": _diffusion_loss(seed="seeds", weighting="threshold"),
+    "loss back": _diffusion_gradient("seeds", 0),
+    "loss back noise": _diffusion_gradient("noise", 0, weights=True),
+    "loss back sample": _diffusion_gradient("seeds", 1),
+    "loss back v each": _diffusion_gradient("seeds", 2, 0),
     "bce mean": _loss(),
     "bce sum": _loss("sum"),
     "bce each": _loss("none"),

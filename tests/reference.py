@@ -63,7 +63,7 @@ def normals_between(begin, end, seed, offset=0, sample=0):
 def coefficients(betas, t, ndim):
     """β_t, ᾱ_t and ᾱ_{t−1}, each a scalar or of shape (B, 1, …, 1); ᾱ_{−1} = 1."""
     cumprod = np.array([np.prod(1.0 - np.asarray(betas[:k])) for k in range(len(betas) + 1)])
-    t = np.asarray(t)
+    t = np.asarray(t, np.int64)
     t = t.reshape(t.shape + (1,) * (ndim - 1)) if t.ndim else t
     return np.asarray(betas)[t], cumprod[t + 1], cumprod[t]
 
@@ -129,7 +129,7 @@ def ddpm_step(x_t, m, betas, t, z, prediction="epsilon", variance="posterior", c
     else:  # equation (15) of Nichol & Dhariwal 2021; β̃ at t = 0 only has to be something positive, since nothing uses it
         f = (v + 1.0) / 2.0
         sigma = np.exp(0.5 * (f * np.log(beta) + (1.0 - f) * np.log(np.where(tilde > 0, tilde, beta))))
-    t = np.asarray(t)
+    t = np.asarray(t, np.int64)
     last = (t == 0).reshape(t.shape + (1,) * (x_t.ndim - 1)) if t.ndim else t == 0
     return np.where(last, mean, mean + sigma * z), x0
 
@@ -164,3 +164,29 @@ def bce_with_logits_gradient(x, y, weight=None, pos_weight=None):
     p = 1.0 if pos_weight is None else pos_weight
     gradient = (1.0 - y) * sigmoid(x) - p * y * sigmoid(-x)
     return gradient if weight is None else weight * gradient
+
+
+def diffusion_target(x0, betas, t, noise, prediction):
+    """What the network should say: ε (Ho et al. 2020), x0, or v = √ᾱ·ε − √(1−ᾱ)·x0 (Salimans & Ho 2022)."""
+    _, bar, _ = coefficients(betas, t, x0.ndim)
+    return {"epsilon": noise, "sample": x0, "v_prediction": np.sqrt(bar) * noise - np.sqrt(1.0 - bar) * x0}[prediction]
+
+
+def min_snr(betas, t, ndim, prediction, gamma):
+    """Hang et al. 2023: min(SNR, γ) for the error of x0, which is √(1/SNR) that of ε, and √(1/(SNR + 1)) that of v."""
+    _, bar, _ = coefficients(betas, t, ndim)
+    snr = bar / (1.0 - bar)
+    return np.minimum(snr, gamma) / {"epsilon": snr, "sample": 1.0, "v_prediction": snr + 1.0}[prediction]
+
+
+def diffusion_loss(m, target, weight=1.0, loss="mse", delta=1.0, reduction="mean"):
+    """`weight` broadcasts to m; "none" is the mean of each sample."""
+    r = np.abs(m - target)
+    each = {"mse": r**2, "l1": r, "huber": np.where(r <= delta, 0.5 * r**2, delta * (r - 0.5 * delta))}[loss] * weight
+    return {"none": lambda e: e.reshape(len(e), -1).mean(1), "mean": np.mean, "sum": np.sum}[reduction](each)
+
+
+def diffusion_loss_slope(m, target, weight=1.0, loss="mse", delta=1.0):
+    """The derivative of each element's loss by m."""
+    r = m - target
+    return weight * {"mse": 2.0 * r, "l1": np.sign(r), "huber": np.clip(r, -delta, delta)}[loss]

@@ -23,6 +23,7 @@ def arguments(op, device):
         "q_posterior": {"x0": x, "x_t": y, "t": 5, "schedule": schedule},
         "ddpm_step": {"x_t": x, "model_output": y, "t": 5, "schedule": schedule},
         "ddim_step": {"x_t": x, "model_output": y, "t": 5, "schedule": schedule, "eta": 0.5},
+        "diffusion_loss": {"x0": x, "model_output": y, "t": 5, "schedule": schedule, "seed": 1},
         "bce_with_logits": {"input": x, "target": y},
         "randn": {"shape": SHAPE, "seed": 1, "device": device},
     }[op]
@@ -30,9 +31,17 @@ def arguments(op, device):
 
 NOISY = ("q_sample", "q_step", "ddpm_step", "ddim_step")
 STEPS = ("ddpm_step", "ddim_step")
-TIMED = (*NOISY, "q_posterior")
-DATA = {"q_sample": "x0", "q_step": "x_prev", "q_posterior": "x0", "ddpm_step": "x_t", "ddim_step": "x_t"}
-SECOND = {"q_posterior": "x_t", "ddpm_step": "model_output", "ddim_step": "model_output"}
+TIMED = (*NOISY, "q_posterior", "diffusion_loss")
+DATA = {
+    "q_sample": "x0",
+    "q_step": "x_prev",
+    "q_posterior": "x0",
+    "ddpm_step": "x_t",
+    "ddim_step": "x_t",
+    "diffusion_loss": "x0",
+}
+SECOND = {"q_posterior": "x_t", "ddpm_step": "model_output", "ddim_step": "model_output", "diffusion_loss": "model_output"}
+LOSS = ("diffusion_loss",)
 
 # (ops, what is changed, the error, the start of its message); tensors are moved to the device
 CASES = [
@@ -134,7 +143,42 @@ CASES = [
     (("randn",), {"dtype": "float32"}, TypeError, "dtype"),
     (("randn",), {"device": "nowhere"}, ValueError, "device"),
     (("randn",), {"device": 1.5}, TypeError, "device"),
-    # the loss
+    # the losses
+    (LOSS, {"seed": None}, ValueError, "noise, seed"),
+    (LOSS, {"seed": None, "prediction": "v_prediction"}, ValueError, "noise, seed"),
+    (LOSS, {"noise": torch.zeros(SHAPE)}, ValueError, "noise, seed, generator"),
+    (LOSS, {"noise": torch.zeros(SHAPE), "prediction": "sample"}, ValueError, "noise, seed, generator"),
+    (LOSS, {"seed": None, "noise": 0.0}, TypeError, "noise"),
+    (LOSS, {"seed": None, "noise": torch.zeros(SHAPE, dtype=torch.int64)}, TypeError, "noise"),
+    (LOSS, {"seed": None, "noise": torch.zeros(3, 5, 4)}, ValueError, "noise"),
+    (LOSS, {"seed": None, "noise": torch.zeros(3, 1, 5), "prediction": "sample"}, ValueError, "noise"),
+    (LOSS, {"seed": None, "noise": torch.zeros(SHAPE, device="meta")}, ValueError, "noise"),
+    (LOSS, {"seed": 1.0}, TypeError, "seed"),
+    (LOSS, {"seed": 2**64}, ValueError, "seed"),
+    (LOSS, {"seed": torch.tensor([1, 2])}, ValueError, "seed"),
+    (LOSS, {"seed": torch.tensor([1, 2]), "prediction": "sample"}, ValueError, "seed"),
+    (LOSS, {"offset": -1}, ValueError, "offset"),
+    (LOSS, {"offset": 0.0}, TypeError, "offset"),
+    (LOSS, {"prediction": "noise"}, ValueError, "prediction"),
+    (LOSS, {"loss": "l2"}, ValueError, "loss"),
+    (LOSS, {"loss": None}, ValueError, "loss"),
+    (LOSS, {"delta": 0.0}, ValueError, "delta"),
+    (LOSS, {"delta": float("inf")}, ValueError, "delta"),
+    (LOSS, {"delta": True}, TypeError, "delta"),
+    (LOSS, {"delta": "1"}, TypeError, "delta"),
+    (LOSS, {"reduction": "batchmean"}, ValueError, "reduction"),
+    (LOSS, {"reduction": 1}, ValueError, "reduction"),
+    (LOSS, {"weighting": "snr"}, ValueError, "weighting"),
+    (LOSS, {"weighting": 1.0}, ValueError, "weighting"),
+    (LOSS, {"weighting": [1.0, 1.0, 1.0]}, ValueError, "weighting"),
+    (LOSS, {"weighting": torch.ones(3, dtype=torch.int64)}, TypeError, "weighting"),
+    (LOSS, {"weighting": torch.ones(4)}, ValueError, "weighting"),
+    (LOSS, {"weighting": torch.ones(3, 1, 1)}, ValueError, "weighting"),
+    (LOSS, {"weighting": torch.tensor(1.0)}, ValueError, "weighting"),
+    (LOSS, {"weighting": torch.ones(3, device="meta")}, ValueError, "weighting"),
+    (LOSS, {"weighting": "min_snr", "snr_gamma": 0.0}, ValueError, "snr_gamma"),
+    (LOSS, {"weighting": "min_snr", "snr_gamma": float("nan")}, ValueError, "snr_gamma"),
+    (LOSS, {"weighting": "min_snr", "snr_gamma": None}, TypeError, "snr_gamma"),
     (("bce_with_logits",), {"target": torch.zeros(3, 4)}, ValueError, "target"),
     (("bce_with_logits",), {"target": torch.zeros(3, 5, 4)}, ValueError, "target"),
     (("bce_with_logits",), {"target": torch.zeros(60)}, ValueError, "target"),
@@ -241,6 +285,9 @@ def test_timesteps_of_a_tensor_outside_the_schedule(device, op, bad, position):
         assert torch.all(out == SENTINEL)
     else:
         result = getattr(fastgen, op)(**{**kwargs, "t": t})
+        if op == "diffusion_loss":
+            assert result.isnan()
+            return
         result = result[0] if op == "q_posterior" else result
         assert result.isnan().flatten(1).all(1).tolist() == [i == position for i in range(3)]
 

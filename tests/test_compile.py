@@ -35,6 +35,10 @@ FORWARD = {
     "ddim_step": lambda s, x, m, t, seed: fastgen.ddim_step(x, m, t, s, eta=0.5, prediction="v_prediction", seed=seed),
     "ddim_step_out": lambda s, x, m, t, seed: fastgen.ddim_step(x, m, t, s, out=torch.empty_like(x)),
     "randn": lambda s, x, m, t, seed: fastgen.randn((3, 7), seed=seed, offset=2, device=x.device) + x[0, 0, 0],
+    "diffusion_loss": lambda s, x, m, t, seed: fastgen.diffusion_loss(m, x, t, s, seed=seed, weighting="min_snr"),
+    "diffusion_loss_v": lambda s, x, m, t, seed: fastgen.diffusion_loss(
+        m.bfloat16(), x, t, s, seed=seed, prediction="v_prediction", loss="huber", weighting=x[:, 0, 0].abs(), reduction="none"
+    ),
     "bce_with_logits": lambda s, x, m, t, seed: fastgen.bce_with_logits(x, m.sigmoid(), m.abs(), "sum", x[0].abs()),
 }
 
@@ -55,6 +59,8 @@ BACKWARD = {
     "q_sample": lambda s, x, m, t: fastgen.q_sample(x, t, s, noise=m),
     "ddpm_step": lambda s, x, m, t: fastgen.ddpm_step(x, m, t, s, seed=3),
     "ddpm_step_clip": lambda s, x, m, t: fastgen.ddpm_step(x, m, t, s, seed=3, clip=1.0, return_x0=True)[1],
+    "diffusion_loss": lambda s, x, m, t: fastgen.diffusion_loss(m, x, t, s, seed=3, prediction="v_prediction"),
+    "diffusion_loss_each": lambda s, x, m, t: fastgen.diffusion_loss(m, x, t, s, noise=x.detach(), loss="l1", reduction="none"),
     "bce_with_logits": lambda s, x, m, t: fastgen.bce_with_logits(x, m.sigmoid(), reduction="none"),
 }
 
@@ -67,8 +73,10 @@ def test_backward(device, schedule, function):
     gradients = []
     for f in (fast, lambda x, m, t: function(schedule, x, m, t)):
         leaves = x.clone().requires_grad_(), m.clone().requires_grad_()
-        f(*leaves, t).backward(g)
-        gradients.append([leaf.grad for leaf in leaves])
+        y = f(*leaves, t)
+        y.backward(g.expand(y.shape) if y.dim() == g.dim() else g[(0,) * g.dim()].expand(y.shape))
+        gradients.append([leaf.grad for leaf in leaves if leaf.grad is not None])
+    assert gradients[0]
     for a, e in zip(*gradients, strict=True):
         assert_close(a, e, scale=50)
         assert a.any()
@@ -84,7 +92,9 @@ def test_training_step_with_inductor(device, schedule):
     def loss(x0, t, weight, seed):
         noise = fastgen.randn(x0.shape, seed=seed, device=x0.device)
         x_t = fastgen.q_sample(x0, t, schedule, seed=seed)
-        return ((torch.tanh(x_t * weight) - noise) ** 2).mean() + fastgen.bce_with_logits(x_t * weight, x0.sigmoid())
+        m = torch.tanh(x_t * weight)
+        loss = ((m - noise) ** 2).mean() + fastgen.diffusion_loss(m, x0, t, schedule, seed=seed, prediction="v_prediction")
+        return loss + fastgen.bce_with_logits(x_t * weight, x0.sigmoid())
 
     x0, t = channels_last(normal((3, 4, 5, 1), 0, device=device)), torch.tensor([39, 0, 5], device=device)
     results = []

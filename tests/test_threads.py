@@ -46,6 +46,23 @@ def bce_with_logits(schedule, x, t):
         yield torch.autograd.grad(loss.sum(), leaf)[0]
 
 
+def diffusion_loss(schedule, x, t):
+    for arrange, options in (
+        (torch.clone, {"seed": 5}),
+        (channels_last, {"seed": t, "weighting": "min_snr"}),
+        (torch.clone, {"noise": x.flip(2), "loss": "huber"}),
+        (channels_last, {"noise": x.flip(2), "loss": "l1"}),
+    ):
+        for reduction in ("none", "mean", "sum"):
+            leaf = arrange(x).requires_grad_()
+            loss = fastgen.diffusion_loss(leaf, x.flip(0), t, schedule, prediction="v_prediction", reduction=reduction, **options)
+            yield loss.detach()
+            yield torch.autograd.grad(loss.sum(), leaf)[0]
+    small = x.reshape(-1, 3)
+    for reduction in ("none", "mean"):
+        yield fastgen.diffusion_loss(small, small, 3, schedule, seed=5, reduction=reduction)
+
+
 @pytest.fixture
 def with_threads():
     """Runs a function with a number of threads."""
@@ -59,7 +76,7 @@ def with_threads():
     torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize("function", [randn, q_sample, q_posterior, ddpm_step, learned_variance, bce_with_logits])
+@pytest.mark.parametrize("function", [randn, q_sample, q_posterior, ddpm_step, learned_variance, bce_with_logits, diffusion_loss])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
 def test_number_of_threads_changes_no_bit(backend, device, schedule, with_threads, function, dtype):
     arguments = schedule, normal(SHAPE, 0, dtype, device), torch.tensor(T, device=device)
@@ -67,6 +84,6 @@ def test_number_of_threads_changes_no_bit(backend, device, schedule, with_thread
     for a, b in zip(two, again, strict=True):
         assert_same(a, b)
     # PyTorch's own exponentials round by where a thread's share begins, so eager owes no more than that here
-    eager = backend == "eager" and function in (learned_variance, bce_with_logits)
+    eager = backend == "eager" and function in (learned_variance, bce_with_logits, diffusion_loss)
     for a, b in zip(two, one, strict=True):
         (assert_close if eager else assert_same)(a, b)

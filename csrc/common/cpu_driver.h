@@ -2,6 +2,8 @@
 // are not in it, with the row of coefficients of each sample and the noise beside them. An op supplies
 //
 //   static constexpr int kInputs, kOutputs, kColumns;
+//   static constexpr bool kSums;                          whether the one output is not written, but handed to
+//   void add(int64_t b, int64_t samples, const R* values, int64_t n) const;    n values of `samples` samples from b on
 //   void load_row(int64_t b, R* row) const;               the kColumns coefficients of sample b
 //   static bool noiseless(const R* row);                  whether this row takes no noise
 //   template <bool kNoise, class C> void apply(const C& row, const Tile<R>& t, int64_t first) const;
@@ -48,6 +50,23 @@ template <class R> struct Buffers {
 
 template <class R> constexpr DType kNative = sizeof(R) == 4 ? kFloat32 : kFloat64;
 
+// The sum of up to a tile's values: at most 32 terms a lane in R, the rest in float64.
+template <class R> FG_HD double sum_of(const R* values, int64_t n) {
+  constexpr int lanes = kLanes<R>;
+  Vec<R> even{}, odd{};
+  int64_t i = 0;
+  for (; i + 2 * lanes <= n; i += 2 * lanes) {
+    even += load(values + i);
+    odd += load(values + i + lanes);
+  }
+  double sum = 0;
+  for (int k = 0; k < lanes; ++k)
+    sum += static_cast<double>(even[k]) + static_cast<double>(odd[k]);
+  for (; i < n; ++i)
+    sum += static_cast<double>(values[i]);
+  return sum;
+}
+
 template <class R, class Op> struct Driver {
   const Elementwise& a;
   const Op& op;
@@ -79,7 +98,7 @@ template <class R, class Op> struct Driver {
       const int64_t stop = end - b * event < event ? end - b * event : event;
       SampleState s(*this, b);
       // without noise to make or dtypes to convert nothing is buffered, and the sample is one tile
-      const int64_t most = s.seeded || converts ? kTile : stop;
+      const int64_t most = s.seeded || converts || Op::kSums ? kTile : stop;
       for (; j < stop; j += most) {
         const int64_t n = stop - j < most ? stop - j : most;
         const R* z = nullptr;
@@ -87,7 +106,7 @@ template <class R, class Op> struct Driver {
           Ahead ahead;  // of no use to randn, which reads nothing
           for (int i = 0; i < inputs; ++i)
             ahead.add(a.in[i], b * a.in[i].batch_stride + j);
-          for (int i = 0; i < Op::kOutputs && inputs > 0; ++i)
+          for (int i = 0; i < Op::kOutputs && inputs > 0 && !Op::kSums; ++i)
             ahead.add(a.out[i], b * a.out[i].batch_stride + j);
           z = fill_normals(s.stream, j, n, buffers.z, ahead);
         }
@@ -206,6 +225,10 @@ template <class R, class Op> struct Driver {
     for (int i = 0; i < Op::kOutputs; ++i) {
       const Operand& out = a.out[i];
       direct[i] = out.dtype == kNative<R>;
+      if constexpr (Op::kSums) {
+        t.out[i] = buffers.out[i];
+        continue;
+      }
       t.out[i] = !out.data ? nullptr : direct[i] ? static_cast<R*>(out.data) + b * out.batch_stride + m : buffers.out[i];
     }
     if (noise) {
@@ -213,6 +236,7 @@ template <class R, class Op> struct Driver {
     } else {
       vectors<false>(coefficients, t);
     }
+    if constexpr (Op::kSums) return op.add(b, samples, t.out[0], n);
     for (int i = 0; i < Op::kOutputs; ++i)
       if (t.out[i] && !direct[i]) write(t.out[i], n, a.out[i], b * a.out[i].batch_stride + m);
   }

@@ -15,10 +15,9 @@ template <int kValues> __device__ void warp_sum(double (&values)[kValues]) {
       values[v] += __shfl_down_sync(0xFFFFFFFF, values[v], distance);
 }
 
-// The sums over a thread block, valid in thread 0.
-template <int kValues> __device__ void block_sum(double (&values)[kValues]) {
+// The sums over a thread block of what the first threads of its warps have, valid in thread 0.
+template <int kValues> __device__ void sum_of_warps(double (&values)[kValues]) {
   __shared__ double warps[kThreads / 32][kValues];
-  warp_sum(values);
   FG_UNROLL
   for (int v = 0; v < kValues; ++v) {
     if (threadIdx.x % 32 == 0) warps[threadIdx.x / 32][v] = values[v];
@@ -45,21 +44,21 @@ __device__ __forceinline__ uint64_t load_flag(const uint64_t* flag) {
 // A thread block leaves its sums and the launch's own number beside them, and the last block of an output adds them once it has
 // seen all its numbers. Then it takes the numbers away, for a replay of the same launch in a graph. The others need no block that
 // comes after them, so all of them end while the last one waits.
-template <class Part> __global__ void __launch_bounds__(kThreads) sum_kernel(const __grid_constant__ Part part) {
+template <class Part> __global__ void __launch_bounds__(kThreads, 1) sum_kernel(const __grid_constant__ Part part) {
   constexpr int n = Part::kValues;
   const SumPlan& plan = part.plan;
+  const bool warps = plan.threads == SumPlan::kWarp;
+  const unsigned chunks = plan.chunks, output = warps ? blockIdx.x * (kThreads / 32) + threadIdx.x / 32 : blockIdx.x / chunks;
+  const unsigned chunk = warps ? 0 : blockIdx.x - output * chunks, last = chunks - 1;
+  if (output >= plan.outputs) return;  // of a block of warps, whole warps
   double values[n] = {};
-  if (plan.threads == SumPlan::kWarp) {
-    const int64_t output = static_cast<int64_t>(blockIdx.x) * (kThreads / 32) + threadIdx.x / 32;
-    if (output >= plan.outputs) return;  // the whole warp
-    part.add(output, threadIdx.x % 32, 32, values);
-    warp_sum(values);
+  part.add(output, chunk * plan.threads + threadIdx.x % plan.threads, static_cast<int64_t>(chunks) * plan.threads, values);
+  warp_sum(values);
+  if (warps) {
     if (threadIdx.x % 32 == 0) part.finish(output, values);
     return;
   }
-  const unsigned chunks = plan.chunks, output = blockIdx.x / chunks, chunk = blockIdx.x - output * chunks, last = chunks - 1;
-  part.add(output, chunk * kThreads + threadIdx.x, static_cast<int64_t>(chunks) * kThreads, values);
-  block_sum(values);
+  sum_of_warps(values);
   if (last > 0) {
     double* const sums = part.scratch.sums;
     uint64_t* const flags = part.scratch.flags;
@@ -85,7 +84,8 @@ template <class Part> __global__ void __launch_bounds__(kThreads) sum_kernel(con
         values[v] += sums[block * n + v];
       flags[block] = 0;
     }
-    block_sum(values);
+    warp_sum(values);
+    sum_of_warps(values);
   }
   if (threadIdx.x == 0) part.finish(output, values);
 }
@@ -105,6 +105,12 @@ template <class Part> void launch_sum(const Part& part, const Launch&) {
   }
 }
 #endif
+
+// For ops that have both: launch(way), launch.sum(part).
+struct SumLaunch : Launch {
+  using Launch::Launch;
+  template <class Part> void sum(const Part& part) const { launch_sum(part, *this); }
+};
 
 }  // namespace
 }  // namespace fastgen

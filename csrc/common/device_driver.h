@@ -9,8 +9,8 @@
 //
 // An op supplies, for the types that it is compiled for,
 //
-//   R; X, M, Out                                   type of the arithmetic; Float32 … or Any: of input 0, of the other inputs,
-//                                                  of the outputs and of given noise
+//   R; X, M, Out, Noise                            type of the arithmetic; Float32 … or Any: of input 0, of the other inputs,
+//                                                  of the outputs, of given noise
 //   kInputs, kAlways, kOutputs                     inputs, how many of them are never absent, outputs
 //   kNoises, kNoiseInput                           the kinds of noise that it takes, as bits 1 << kind; which input given noise is
 //   kTiled                                         for which of these channels-last tensors are worth Tiles: without a seed the
@@ -22,7 +22,7 @@
 //   void first_of_sample(b, row) const             called once for each sample
 #pragma once
 #include "device_convert.h"
-#include "index.h"
+#include "device_sum.h"
 #include "normal.h"
 
 namespace fastgen {
@@ -59,38 +59,66 @@ template <class Op, NoiseKind kNoise, bool kPositions> struct Load {
       into<k + 1>(raw);
     } else if constexpr (kNoise == kGivenNoise) {
       const Operand& in = op.arguments().in[Op::kNoiseInput];
-      load_vector<typename Op::Out, kVector<Op>>(in, offset(in), raw.noise);
+      load_vector<typename Op::Noise, kVector<Op>>(in, offset(in), raw.noise);
     }
   }
 };
 
-// From a vector's raw words (and its normals, where they are made) to memory.
-template <class Op, NoiseKind kNoise, bool kPositions> struct Store {
-  static constexpr int n = kVector<Op>;
-  const Load<Op, kNoise, kPositions>& place;
-  const typename Op::Row& row;
-  const Raw<Op>& raw;
-
-  template <bool kWithNoise> FG_HD void run(typename Op::R* z) const {
-    Inputs<Op, n> in;
-    Outputs<Op, n> out;
-    unpack(in);
-    if constexpr (kWithNoise && kNoise == kGivenNoise) {
-      FG_UNROLL
-      for (int i = 0; i < n; ++i)
-        z[i] = Op::Out::get(raw.noise, i);
-    }
-    place.op.template apply<kWithNoise, n>(row, in, z, out);
+// What becomes of an op's results: they are written …
+struct Writer {
+  template <class Op, NoiseKind kNoise, bool kPositions>
+  FG_HD void vector(const Load<Op, kNoise, kPositions>& place, const typename Op::R (&out)[Op::kOutputs][kVector<Op>]) const {
     FG_UNROLL
     for (int k = 0; k < Op::kOutputs; ++k) {
       const Operand& to = place.op.arguments().out[k];
       if (k > 0 && !to.data) continue;
       Words words[2];
       FG_UNROLL
-      for (int i = 0; i < n; i += 2)
+      for (int i = 0; i < kVector<Op>; i += 2)
         Op::Out::put_pair(words, i, out[k][i], out[k][i + 1]);
-      store_vector<typename Op::Out, n>(to, place.offset(to), words);
+      store_vector<typename Op::Out, kVector<Op>>(to, place.offset(to), words);
     }
+  }
+  template <class Op, NoiseKind kNoise, bool kPositions>
+  FG_HD void element(const Load<Op, kNoise, kPositions>& place, const typename Op::R (&out)[Op::kOutputs][1]) const {
+    FG_UNROLL
+    for (int k = 0; k < Op::kOutputs; ++k) {
+      const Operand& to = place.op.arguments().out[k];
+      if (k == 0 || to.data) store_one<typename Op::R, typename Op::Out>(to, place.offset(to), out[k][0]);
+    }
+  }
+};
+// … or added: those of a vector in the type of the arithmetic, the vectors in float64.
+struct Adder {
+  double sum = 0;
+  template <class Place, class R, int n> FG_HD void vector(const Place&, const R (&out)[1][n]) {
+    R few = out[0][0];
+    FG_UNROLL
+    for (int i = 1; i < n; ++i)
+      few += out[0][i];
+    sum += static_cast<double>(few);
+  }
+  template <class Place, class R> FG_HD void element(const Place&, const R (&out)[1][1]) { sum += static_cast<double>(out[0][0]); }
+};
+
+// From a vector's raw words (and its normals, where they are made) to the op's results.
+template <class Op, NoiseKind kNoise, bool kPositions> struct Apply {
+  static constexpr int n = kVector<Op>;
+  const Load<Op, kNoise, kPositions>& place;
+  const typename Op::Row& row;
+  const Raw<Op>& raw;
+
+  template <bool kWithNoise, class Sink> FG_HD void run(typename Op::R* z, Sink& sink) const {
+    Inputs<Op, n> in;
+    Outputs<Op, n> out;
+    unpack(in);
+    if constexpr (kWithNoise && kNoise == kGivenNoise) {
+      FG_UNROLL
+      for (int i = 0; i < n; ++i)
+        z[i] = Op::Noise::get(raw.noise, i);
+    }
+    place.op.template apply<kWithNoise, n>(row, in, z, out);
+    sink.vector(place, out);
   }
 
  private:
@@ -126,7 +154,7 @@ template <class Op, NoiseKind kNoise> struct Group {
   const Sample<Op, kNoise>& sample;
   Divider spatial;  // where channels-last
 
-  FG_HD void run(int64_t group) const {
+  template <class Sink> FG_HD void run(int64_t group, Sink& sink) const {
     const Elementwise& a = op.arguments();
     R z[4];
     if (kNoise == kSeededNoise && sample.noise) contract_normals(sample.stream, group, z);
@@ -139,49 +167,55 @@ template <class Op, NoiseKind kNoise> struct Group {
     for (int k = 0; k < 4; ++k) {
       if (4 * group + k >= a.geometry.event) return;
       if (a.geometry.channels_last()) {
-        one(position, channel, z + k);
+        one({op, sample.b, position, channel}, z + k, sink);
         if (++position == spatial.divisor) {
           position = 0;
           ++channel;
         }
       } else {
-        one(0, position + k, z + k);
+        one({op, sample.b, 0, position + k}, z + k, sink);
       }
     }
   }
 
  private:
-  FG_HD int64_t offset(const Operand& x, int64_t position, int64_t j) const {
-    return sample.b * x.batch_stride + position * x.position_stride + j;
-  }
-  FG_HD void one(int64_t position, int64_t j, R* z) const {
-    const Elementwise& a = op.arguments();
+  using Place = Load<Op, kNoise, true>;
+  template <class Sink> FG_HD void one(const Place& place, R* z, Sink& sink) const {
     Inputs<Op, 1> in = {};
     Outputs<Op, 1> out;
-    load(in, position, j);
+    load(in, place);
     if (sample.noise) {
       if constexpr (kNoise == kGivenNoise) {
-        const Operand& noise = a.in[Op::kNoiseInput];
-        *z = load_one<R, typename Op::Out>(noise, offset(noise, position, j));
+        const Operand& noise = op.arguments().in[Op::kNoiseInput];
+        *z = load_one<R, typename Op::Noise>(noise, place.offset(noise));
       }
       op.template apply<kNoise != kNoNoise, 1>(sample.row, in, z, out);
     } else {
       op.template apply<false, 1>(sample.row, in, z, out);
     }
-    FG_UNROLL
-    for (int k = 0; k < Op::kOutputs; ++k)
-      if (k == 0 || a.out[k].data) store_one<R, typename Op::Out>(a.out[k], offset(a.out[k], position, j), out[k][0]);
+    sink.element(place, out);
   }
-  template <int k = 0> FG_HD void load(Inputs<Op, 1>& in, int64_t position, int64_t j) const {
+  template <int k = 0> FG_HD void load(Inputs<Op, 1>& in, const Place& place) const {
     if constexpr (k < Op::kInputs) {
       const Operand& from = op.arguments().in[k];
-      if (k < Op::kAlways || from.data) in[k][0] = load_one<R, typename TypeOfInput<Op, k>::Type>(from, offset(from, position, j));
-      load<k + 1>(in, position, j);
+      if (k < Op::kAlways || from.data) in[k][0] = load_one<R, typename TypeOfInput<Op, k>::Type>(from, place.offset(from));
+      load<k + 1>(in, place);
     }
   }
 };
 
-template <class Op, NoiseKind kNoise> struct Vectors {
+// As a kernel: one item of the way for each thread, its results written.
+template <class Way> struct EachThread {
+  const FG_HD Way& way() const { return static_cast<const Way&>(*this); }
+  int64_t blocks() const { return (way().items() + kThreads - 1) / kThreads; }
+  FG_HD void operator()(int64_t block, int thread) const {
+    const int64_t item = block * kThreads + thread;
+    Writer writer;
+    if (item < way().items()) way().item(item, writer);
+  }
+};
+
+template <class Op, NoiseKind kNoise> struct Vectors : EachThread<Vectors<Op, kNoise>> {
   static constexpr int n = kVector<Op>, kUnroll = 4;
   Op op;
   VectorPlan plan;
@@ -192,15 +226,13 @@ template <class Op, NoiseKind kNoise> struct Vectors {
     plan = VectorPlan(g.event / n, g.batch, kUnroll);
     groups_left_over = (g.event % n + plan.left_over * n + 3) / 4;
   }
-  int64_t blocks() const { return plan.items.blocks(groups_left_over); }
+  FG_HD int64_t items() const { return plan.items.count + groups_left_over; }
 
-  FG_HD void operator()(int64_t block, int thread) const {
-    const int64_t item = block * kThreads + thread;
+  template <class Sink> FG_HD void item(int64_t item, Sink& sink) const {
     Sample<Op, kNoise> sample;
     if (item >= plan.items.count) {
-      if (item >= plan.items.count + groups_left_over) return;
       sample.enter(op, 0);
-      Group<Op, kNoise>{op, sample, Divider()}.run(plan.first_left_over() * (n / 4) + item - plan.items.count);
+      Group<Op, kNoise>{op, sample, Divider()}.run(plan.first_left_over() * (n / 4) + item - plan.items.count, sink);
       return;
     }
     const Place place = plan.items.at(item);
@@ -214,7 +246,7 @@ template <class Op, NoiseKind kNoise> struct Vectors {
     for (int u = 0; u < kUnroll; ++u) {
       if (u >= plan.unroll) return;
       const Load<Op, kNoise, false> from = load(place, u);
-      const Store<Op, kNoise, false> store{from, sample.row, raw[u]};
+      const Apply<Op, kNoise, false> apply{from, sample.row, raw[u]};
       typename Op::R z[n];
       if (kNoise != kNoNoise && sample.noise) {
         if constexpr (kNoise == kSeededNoise) {
@@ -222,9 +254,9 @@ template <class Op, NoiseKind kNoise> struct Vectors {
           for (int q = 0; q < n / 4; ++q)
             contract_normals(sample.stream, plan.vector(place.index, u) * (n / 4) + q, z + 4 * q);
         }
-        store.template run<kNoise != kNoNoise>(z);
+        apply.template run<kNoise != kNoNoise>(z, sink);
       } else {
-        store.template run<false>(z);
+        apply.template run<false>(z, sink);
       }
     }
   }
@@ -235,7 +267,7 @@ template <class Op, NoiseKind kNoise> struct Vectors {
   }
 };
 
-template <class Op, NoiseKind kNoise> struct Tiles {
+template <class Op, NoiseKind kNoise> struct Tiles : EachThread<Tiles<Op, kNoise>> {
   static constexpr int n = kVector<Op>;
   Op op;
   ItemPlan plan;
@@ -246,11 +278,9 @@ template <class Op, NoiseKind kNoise> struct Tiles {
     vectors = Divider(g.channels / n);
     plan = ItemPlan(vectors.divisor * (g.spatial / 4), g.batch);
   }
-  int64_t blocks() const { return plan.blocks(); }
+  FG_HD int64_t items() const { return plan.count; }
 
-  FG_HD void operator()(int64_t block, int thread) const {
-    const int64_t item = block * kThreads + thread;
-    if (item >= plan.count) return;
+  template <class Sink> FG_HD void item(int64_t item, Sink& sink) const {
     const Place place = plan.at(item);
     const int64_t group = vectors.quotient(place.index), channel = (place.index - group * vectors.divisor) * n;
     Raw<Op> raw[4];
@@ -275,11 +305,11 @@ template <class Op, NoiseKind kNoise> struct Tiles {
     FG_UNROLL
     for (int r = 0; r < 4; ++r) {
       const Load<Op, kNoise, true> from = load(place.sample, 4 * group + r, channel);
-      const Store<Op, kNoise, true> store{from, sample.row, raw[r]};
+      const Apply<Op, kNoise, true> apply{from, sample.row, raw[r]};
       if (kNoise != kNoNoise && sample.noise) {
-        store.template run<kNoise != kNoNoise>(z[r]);
+        apply.template run<kNoise != kNoNoise>(z[r], sink);
       } else {
-        store.template run<false>(z[r]);
+        apply.template run<false>(z[r], sink);
       }
     }
   }
@@ -288,7 +318,7 @@ template <class Op, NoiseKind kNoise> struct Tiles {
   FG_HD Load<Op, kNoise, true> load(int64_t b, int64_t position, int64_t channel) const { return {op, b, position, channel}; }
 };
 
-template <class Op, NoiseKind kNoise> struct Groups {
+template <class Op, NoiseKind kNoise> struct Groups : EachThread<Groups<Op, kNoise>> {
   Op op;
   ItemPlan plan;
   // Channels-last with whole groups in a channel: items run over the channels first, as memory does.
@@ -302,16 +332,14 @@ template <class Op, NoiseKind kNoise> struct Groups {
     spatial = Divider(g.spatial);
     if (g.spatial % 4 == 0) channels = Divider(g.channels);
   }
-  int64_t blocks() const { return plan.blocks(); }
+  FG_HD int64_t items() const { return plan.count; }
 
-  FG_HD void operator()(int64_t block, int thread) const {
-    const int64_t item = block * kThreads + thread;
-    if (item >= plan.count) return;
+  template <class Sink> FG_HD void item(int64_t item, Sink& sink) const {
     const Place place = plan.at(item);
     Sample<Op, kNoise> sample;
     sample.enter(op, place.sample);
     if (place.index == 0) op.first_of_sample(sample.b, sample.row);
-    Group<Op, kNoise>{op, sample, spatial}.run(group_of(place.index));
+    Group<Op, kNoise>{op, sample, spatial}.run(group_of(place.index), sink);
   }
 
   FG_HD int64_t group_of(int64_t index) const {
@@ -319,6 +347,29 @@ template <class Op, NoiseKind kNoise> struct Groups {
     const int64_t group = channels.quotient(index), channel = index - group * channels.divisor;
     return channel * (spatial.divisor / 4) + group;
   }
+};
+
+// The results added, of all samples together or of each: a part for device_sum.h. The op supplies outputs(), scratch() and
+// finish(output, sum).
+template <class Way> struct Added {
+  static constexpr int kValues = 1;
+  Way way;
+  int64_t items;  // of an output
+  SumPlan plan;
+  SumScratch scratch;
+
+  explicit Added(const Way& way_) : way(way_), items(way.items()), scratch(way.op.scratch()) {
+    const int64_t outputs = way.op.outputs();
+    if (outputs > 0) items /= outputs;
+    plan = SumPlan(outputs, items);
+  }
+  FG_HD void add(int64_t output, int64_t first, int64_t step, double (&sum)[1]) const {
+    Adder adder;
+    for (int64_t i = first; i < items; i += step)
+      way.item(output * items + i, adder);
+    sum[0] += adder.sum;
+  }
+  FG_HD void finish(int64_t output, const double (&sum)[1]) const { way.op.finish(output, sum[0]); }
 };
 
 // ---- which way, on the host ----------------------------------------------------------------------------------------------------
@@ -335,7 +386,7 @@ template <class Op> bool fits_words(const Op& op, bool positions) {
     if (!fits(a.in[k], k == 0 ? Op::X::kDType : Op::M::kDType)) return false;
   for (int k = 0; k < Op::kOutputs; ++k)
     if (!fits(a.out[k], Op::Out::kDType)) return false;
-  return a.noise.kind != kGivenNoise || fits(a.in[Op::kNoiseInput], Op::Out::kDType);
+  return a.noise.kind != kGivenNoise || fits(a.in[Op::kNoiseInput], Op::Noise::kDType);
 }
 
 // Calls launch(way) with the fast way for these arguments; false where there is none.

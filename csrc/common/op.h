@@ -383,9 +383,11 @@ struct BlockSums {
   double total() const { return total(0, count); }
 };
 
-template <class Arguments> void run_blocks(CpuKernel<Arguments> kernel, const Arguments& arguments, int64_t blocks) {
-  if (blocks <= 1) return kernel(arguments, 0, blocks);
-  torch::stable::parallel_for(0, blocks, 1, [&](int64_t begin, int64_t end) { kernel(arguments, begin, end); });
+// `cost`: blocks that are worth a thread.
+template <class Arguments>
+void run_blocks(CpuKernel<Arguments> kernel, const Arguments& arguments, int64_t blocks, int64_t cost = 1) {
+  if (blocks <= cost) return kernel(arguments, 0, blocks);
+  torch::stable::parallel_for(0, blocks, cost, [&](int64_t begin, int64_t end) { kernel(arguments, begin, end); });
 }
 
 inline void store_scalar(void* data, DType dtype, double value) {

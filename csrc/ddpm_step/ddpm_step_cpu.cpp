@@ -8,6 +8,7 @@ namespace {
 
 template <class R> struct DdpmStep : DdpmStepColumns {
   static constexpr int kInputs = 3, kOutputs = 2, kColumns = kCountWithBound;  // x, m, v; y, x0
+  static constexpr bool kSums = false;
   const DdpmStepArguments& a;
   explicit DdpmStep(const DdpmStepArguments& arguments) : a(arguments) {}
 

@@ -11,6 +11,7 @@ template <class R_, class X_, class M_, class Out_> struct DdpmStepPlainDevice {
   using X = X_;
   using M = M_;
   using Out = Out_;
+  using Noise = Out_;
   using C = DdpmStepColumns;
   static constexpr int kInputs = 2, kAlways = 2, kOutputs = 1, kNoiseInput = 3;
   static constexpr int kNoises = 1 << kNoNoise | 1 << kGivenNoise | 1 << kSeededNoise;
@@ -43,6 +44,7 @@ template <class R_, class X_, class M_, class Out_> struct DdpmStepDevice {
   using X = X_;
   using M = M_;
   using Out = Out_;
+  using Noise = Out_;
   using C = DdpmStepColumns;
   static constexpr int kInputs = 3, kAlways = 2, kOutputs = 2, kNoiseInput = 3;
   static constexpr int kNoises = 1 << kNoNoise | 1 << kGivenNoise | 1 << kSeededNoise;

@@ -10,6 +10,7 @@ template <class R_, class X_, class M_, class Out_> struct QPosteriorDevice {
   using X = X_;
   using M = M_;
   using Out = Out_;
+  using Noise = Out_;
   using C = QPosteriorColumns;
   static constexpr int kInputs = 2, kAlways = 2, kOutputs = 1, kNoiseInput = 2, kNoises = 1 << kNoNoise, kTiled = 0;
   QPosteriorArguments a;

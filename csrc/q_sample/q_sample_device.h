@@ -10,6 +10,7 @@ template <class R_, class X_, class M_, class Out_> struct QSampleDevice {
   using X = X_;
   using M = M_;
   using Out = Out_;
+  using Noise = Out_;
   using C = QSampleColumns;
   static constexpr int kInputs = 1, kAlways = 1, kOutputs = 1, kNoiseInput = 1;
   static constexpr int kNoises = 1 << kNoNoise | 1 << kGivenNoise | 1 << kSeededNoise;

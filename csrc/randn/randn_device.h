@@ -10,6 +10,7 @@ template <class R_, class X_, class M_, class Out_> struct RandnDevice {
   using X = X_;
   using M = M_;
   using Out = Out_;
+  using Noise = Out_;
   static constexpr int kInputs = 0, kAlways = 0, kOutputs = 1, kNoiseInput = 0, kNoises = 1 << kSeededNoise, kTiled = 0;
   RandnArguments a;
 

@@ -1,0 +1,113 @@
+#include "common/cpu_driver.h"  // before the formulas, which find the vector operations by their names
+#include "common/isa.h"
+
+#include "diffusion_loss/diffusion_loss.h"
+
+namespace fastgen {
+namespace {
+
+// loop<kLoss, kX0>() of an op, by its arguments.
+template <class Op> FG_HD void choose_loss(const DiffusionLossArguments& a, bool x0, const Op& loop) {
+  switch (a.loss) {
+    case kMse: return x0 ? loop.template run<kMse, true>() : loop.template run<kMse, false>();
+    case kL1: return x0 ? loop.template run<kL1, true>() : loop.template run<kL1, false>();
+    case kHuber: return x0 ? loop.template run<kHuber, true>() : loop.template run<kHuber, false>();
+  }
+}
+
+// What both directions read: the residual of the vector at i, and what its loss is multiplied by.
+template <class R, bool kNoise, class C> struct Residuals {
+  using Columns = DiffusionLossColumns;
+  const C& row;
+  const Tile<R>& t;
+  int64_t first;
+
+  FG_HD Vec<R> get(int column, int64_t i) const { return row.get(column, first + i); }
+  template <bool kX0> FG_HD Vec<R> at(int64_t i) const {
+    const Vec<R> zero{};
+    return residual<kX0, kNoise>(load(t.in[1] + i), kX0 ? get(Columns::kX0, i) : zero, kX0 ? load(t.in[0] + i) : zero,
+                                 kNoise ? get(Columns::kNoise, i) : zero, kNoise ? load(t.z + i) : zero);
+  }
+  FG_HD Vec<R> weight(int64_t i) const { return get(Columns::kWeight, i); }
+};
+
+template <class R> struct DiffusionLossOp {
+  static constexpr int kInputs = 2, kColumns = DiffusionLossColumns::kCount;
+  const DiffusionLossArguments& a;
+
+  void load_row(int64_t b, R* row) const { diffusion_loss_row(a, b, row); }
+  static bool noiseless(const R* row) { return row[DiffusionLossColumns::kNoise] == 0; }
+};
+
+template <class R> struct Losses : DiffusionLossOp<R> {
+  static constexpr int kOutputs = 1;
+  static constexpr bool kSums = true;
+  double* sum;  // of a block; null where each sample's goes to the result
+
+  template <bool kNoise, class C> struct Loop : Residuals<R, kNoise, C> {
+    Vec<R> delta;
+    template <LossKind kLoss, bool kX0> FG_HD void run() const {
+      FG_UNROLL_4
+      for (int64_t i = 0; i < this->t.n; i += kLanes<R>)
+        store(this->t.out[0] + i, this->weight(i) * loss_of<kLoss>(this->template at<kX0>(i), delta));
+    }
+  };
+  template <bool kNoise, class C> FG_HD void apply(const C& row, const Tile<R>& t, int64_t first) const {
+    choose_loss(this->a, t.in[0], Loop<kNoise, C>{{row, t, first}, splat<Vec<R>>(this->a.delta)});
+  }
+  // The n losses of `samples` samples from b on.
+  void add(int64_t b, int64_t samples, const R* losses, int64_t n) const {
+    if (sum) {
+      *sum += sum_of(losses, n);
+      return;
+    }
+    for (int64_t s = 0, each = n / samples; s < samples; ++s)
+      static_cast<R*>(this->a.result)[b + s] = static_cast<R>(sum_of(losses + s * each, each) * this->a.scale);
+  }
+};
+
+template <class R> struct LossGradients : DiffusionLossOp<R> {
+  static constexpr int kOutputs = 2;
+  static constexpr bool kSums = false;
+
+  template <bool kNoise, class C> struct Loop : Residuals<R, kNoise, C> {
+    Vec<R> delta;
+    template <LossKind kLoss, bool kX0> FG_HD void run() const {
+      FG_UNROLL_4
+      for (int64_t i = 0; i < this->t.n; i += kLanes<R>) {
+        const Vec<R> gradient = this->weight(i) * loss_slope<kLoss>(this->template at<kX0>(i), delta);
+        store(this->t.out[0] + i, gradient);
+        if (kX0 && this->t.out[1]) store(this->t.out[1] + i, -this->get(DiffusionLossColumns::kX0, i) * gradient);
+      }
+    }
+  };
+  template <bool kNoise, class C> FG_HD void apply(const C& row, const Tile<R>& t, int64_t first) const {
+    choose_loss(this->a, t.in[0], Loop<kNoise, C>{{row, t, first}, splat<Vec<R>>(this->a.delta)});
+  }
+};
+
+// Blocks begin … end-1 of the forward: each a part of one sample, or some whole samples where these are small.
+template <class R> void sum_blocks(const DiffusionLossArguments& a, int64_t begin, int64_t end) {
+  const LossBlocks blocks(a);
+  Losses<R> op{{a}, nullptr};
+  Driver<R, Losses<R>> driver(a, op);
+  for (int64_t block = begin; block < end; ++block) {
+    if (a.sums) {
+      op.sum = a.sums + block;
+      *op.sum = 0;
+    }
+    driver.run(blocks.first(block), blocks.last(block));
+  }
+}
+
+}  // namespace
+
+FG_CPU_KERNEL(diffusion_loss, DiffusionLossArguments) {
+  if (arguments.gradient) {
+    run_elementwise<LossGradients>(arguments, begin, end);
+  } else {
+    arguments.is_double ? sum_blocks<double>(arguments, begin, end) : sum_blocks<float>(arguments, begin, end);
+  }
+}
+
+}  // namespace fastgen

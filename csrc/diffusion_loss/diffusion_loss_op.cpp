@@ -1,0 +1,171 @@
+#include "common/op.h"
+#include "diffusion_loss/diffusion_loss.h"
+
+namespace fastgen {
+FG_KERNELS(diffusion_loss, DiffusionLossArguments)
+namespace {
+
+enum Prediction : int64_t { kEpsilon, kSample, kVPrediction };
+
+// The arguments that the directions share, in the schema's order.
+#define PARAMETERS                                                                                           \
+  const Tensor &model_output, const Tensor &x0, const Tensor &rows, const OptionalTensor &t, int64_t index,  \
+      const OptionalTensor &noise, const OptionalTensor &seeds, std::optional<int64_t> seed, int64_t offset, \
+      const OptionalTensor &weights, int64_t prediction, int64_t loss, double delta, int64_t reduction
+#define ARGUMENTS model_output, x0, rows, t, index, noise, seeds, seed, offset, weights, prediction, loss, delta, reduction
+
+// The plain arguments, and what they point into.
+struct Call {
+  Batch batch;
+  Input m, x0;
+  DType arithmetic;
+  RowsInput rows_input;
+  std::optional<Input> given;
+  DiffusionLossArguments a;
+
+  explicit Call(PARAMETERS)
+      : batch(model_output),
+        m(batch.first("model_output")),
+        x0(prediction == kEpsilon ? shape_of(x0, m) : batch.input(x0, "x0")),
+        arithmetic(arithmetic_of(promoted(m.dtype, this->x0.dtype))),
+        rows_input(rows, t, index, DiffusionLossColumns::kCount, batch, arithmetic) {
+    STD_TORCH_CHECK(prediction >= kEpsilon && prediction <= kVPrediction, "prediction: expected 0 … 2, got ", prediction);
+    STD_TORCH_CHECK(loss >= kMse && loss <= kHuber, "loss: expected 0 … 2, got ", loss);
+    STD_TORCH_CHECK(reduction >= kEachSample && reduction <= kSumLoss, "reduction: expected 0 … 2, got ", reduction);
+    a.geometry = batch.geometry;
+    a.rows = rows_input.rows;
+    a.is_double = arithmetic == kFloat64;
+    a.loss = static_cast<LossKind>(loss);
+    a.delta = delta;
+    a.in[0].dtype = m.dtype;
+    a.in[1] = batch.operand(m);
+    if (prediction != kEpsilon) a.in[0] = batch.operand(this->x0);
+    if (prediction != kSample) {
+      STD_TORCH_CHECK(noise || seeds || seed, "noise, seed: expected one of them");
+      a.noise = noise_of(seeds, seed, offset, false, batch);
+      if (noise) {
+        given.emplace(batch.input(*noise, "noise"));
+        a.in[2] = batch.operand(*given);
+        a.noise.kind = kGivenNoise;
+        if (prediction == kEpsilon) a.in[0].dtype = given->dtype;
+      }
+    }
+    if (weights) a.weights = each_sample(*weights, "weights").data;
+    const int64_t elements = batch.like.numel;
+    a.scale = reduction == kSumLoss ? 1.0 : 1.0 / static_cast<double>(reduction == kMeanLoss ? elements : a.geometry.event);
+    a.each_sample = reduction == kEachSample;
+  }
+
+  // (B,), of the type of the arithmetic.
+  View each_sample(const Tensor& x, const char* name) const {
+    const View view(x);
+    STD_TORCH_CHECK(view.dim == 1 && view.sizes[0] == batch.geometry.batch && view.contiguous && view.dtype(name) == arithmetic &&
+                        view.same_device(batch.like),
+                    name, ": expected a contiguous tensor of shape (B,) in the dtype of the arithmetic on the data's device");
+    return view;
+  }
+
+ private:
+  // x0 is not read where the target is ε, but has to fit, and takes part in the type promotion.
+  Input shape_of(const Tensor& x, const Input& like) const {
+    const View view(x);
+    bool fits = view.dim == like.view.dim && view.same_device(like.view);
+    for (int64_t d = 0; fits && d < view.dim; ++d)
+      fits = view.sizes[d] == like.view.sizes[d];
+    STD_TORCH_CHECK(fits, "x0: expected the shape and the device of model_output");
+    Input result = like;
+    result.dtype = view.dtype("x0");
+    return result;
+  }
+};
+
+#ifndef FG_DEVICE_KERNELS
+template <class R> void finish(const BlockSums& sums, const LossBlocks& blocks, const DiffusionLossArguments& a) {
+  R* const result = static_cast<R*>(a.result);
+  if (!a.each_sample) {
+    *result = static_cast<R>(sums.total() * a.scale);
+    return;
+  }
+  for (int64_t b = 0; b < a.geometry.batch; ++b)
+    result[b] = static_cast<R>(sums.total(b * blocks.per_sample, (b + 1) * blocks.per_sample) * a.scale);
+}
+#endif
+
+Tensor forward(PARAMETERS) {
+  Call call(ARGUMENTS);
+  DiffusionLossArguments& a = call.a;
+  const int64_t batch = a.geometry.batch;
+  const Tensor out = empty(&batch, a.each_sample ? 1 : 0, false, call.arithmetic, call.batch.like);
+  a.result = out.mutable_data_ptr();
+  flatten(a, a.weights || a.each_sample);
+#ifdef FG_DEVICE_KERNELS
+  // what one thread block for each sum does alone needs none
+  std::optional<Scratch> scratch;
+  if (call.batch.like.numel > kThreads) a.scratch = scratch.emplace(1, call.batch.like).plain;
+  run_cuda(fastgen_diffusion_loss_cuda, a, call.batch.like);
+#else
+  const LossBlocks blocks(a);
+  const bool own = a.each_sample && a.small_events() && a.geometry.event > 0;
+  const BlockSums sums(own ? 0 : blocks.count);
+  if (!own) a.sums = sums.data;
+  const int64_t per_block = blocks.count ? call.batch.like.numel / blocks.count : 0;
+  run_blocks(diffusion_loss_cpu(isa_for(a)), a, blocks.count, grain(a.noise) / (per_block + 1) + 1);
+  if (!own) a.is_double ? finish<double>(sums, blocks, a) : finish<float>(sums, blocks, a);
+#endif
+  return out;
+}
+
+// The derivative by the model's output, and that by x0 into `to_x0` where it is wanted.
+Tensor derivatives(const Tensor& gradient, PARAMETERS, Tensor* to_x0) {
+  Call call(ARGUMENTS);
+  DiffusionLossArguments& a = call.a;
+  const View view(gradient);
+  std::optional<Tensor> copy;
+  if (a.each_sample) {
+    if (!view.contiguous) copy = torch::stable::contiguous(gradient);
+    a.gradient = call.each_sample(copy ? *copy : gradient, "gradient").data;
+  } else {
+    STD_TORCH_CHECK(view.dim == 0 && view.dtype("gradient") == call.arithmetic && view.same_device(call.batch.like),
+                    "gradient: expected one number in the dtype of the arithmetic on the data's device");
+    a.gradient = view.data;
+  }
+  a.gradient_each = a.each_sample;
+  const Output out(call.batch, call.m.dtype);
+  a.out[0] = out.operand;
+  if (to_x0) {
+    STD_TORCH_CHECK(prediction != kEpsilon, "x0: the loss does not depend on it");
+    const Output x0_out(call.batch, call.x0.dtype);
+    a.out[1] = x0_out.operand;
+    *to_x0 = x0_out.target;
+  }
+  flatten(a, a.weights || a.gradient_each);
+  FG_RUN(diffusion_loss, a, call.batch.like, grain(a.noise));
+  return out.target;
+}
+
+Tensor backward(const Tensor& gradient, PARAMETERS) { return derivatives(gradient, ARGUMENTS, nullptr); }
+
+std::tuple<Tensor, Tensor> backward_x0(const Tensor& gradient, PARAMETERS) {
+  Tensor to_x0;
+  Tensor to_model_output = derivatives(gradient, ARGUMENTS, &to_x0);
+  return {to_model_output, to_x0};
+}
+
+}  // namespace
+}  // namespace fastgen
+
+#define SCHEMA                                                                                                                \
+  "Tensor model_output, Tensor x0, Tensor rows, Tensor? t, SymInt index, Tensor? noise, Tensor? seeds, SymInt? seed, SymInt " \
+  "offset, Tensor? weights, int prediction, int loss, float delta, int reduction"
+#ifndef FG_CUDA
+STABLE_TORCH_LIBRARY_FRAGMENT(fastgen, m) {
+  m.def("diffusion_loss(" SCHEMA ") -> Tensor");
+  m.def("diffusion_loss_backward(Tensor gradient, " SCHEMA ") -> Tensor");
+  m.def("diffusion_loss_backward_x0(Tensor gradient, " SCHEMA ") -> (Tensor, Tensor)");
+}
+#endif
+STABLE_TORCH_LIBRARY_IMPL(fastgen, FG_DEVICE, m) {
+  m.impl("diffusion_loss", TORCH_BOX(&fastgen::forward));
+  m.impl("diffusion_loss_backward", TORCH_BOX(&fastgen::backward));
+  m.impl("diffusion_loss_backward_x0", TORCH_BOX(&fastgen::backward_x0));
+}

@@ -1,0 +1,261 @@
+"""The training loss of a diffusion model: public function, eager reference, fakes, autograd."""
+
+from __future__ import annotations
+
+import torch
+from torch.autograd import forward_ad
+
+from . import _checks, _dispatch, rng
+from .schedule import PREDICTIONS
+
+LOSSES = ("mse", "l1", "huber")
+WEIGHTINGS = (None, "min_snr")
+REDUCTIONS = ("none", "mean", "sum")
+EPSILON, SAMPLE = PREDICTIONS.index("epsilon"), PREDICTIONS.index("sample")
+
+
+def diffusion_loss(
+    model_output,
+    x0,
+    t,
+    schedule,
+    *,
+    noise=None,
+    seed=None,
+    offset=0,
+    prediction="epsilon",
+    loss="mse",
+    delta=1.0,
+    weighting=None,
+    snr_gamma=5.0,
+    reduction="mean",
+):
+    """The error of a network's output m at x_t = `q_sample(x0, t, schedule, seed=s)`, made with the same seed:
+
+        loss = mean of w_t·ℓ(m − target),   target = ε, x0 or v = √ᾱ_t·ε − √(1−ᾱ_t)·x0
+
+    ε is the noise that `q_sample` added. It is made anew in registers, here and in the backward, from the same seed and offset:
+    no noise tensor is ever stored.
+
+    Args:
+        model_output: m, the shape of x0, float16, bfloat16, float32 or float64; of half precision under autocast, say.
+        x0: (B, *event), any of the four dtypes. Not read for epsilon prediction.
+        t: int or int64 tensor of shape (B,), 0-based, within 0 … T−1, as given to `q_sample`.
+        schedule: a `Schedule` of T steps.
+        noise: ε itself, the shape of x0, any of the four dtypes, where `q_sample` was given it.
+        seed: int or int64 tensor of 1 or B elements, as given to `q_sample`. Either is needed unless prediction is "sample".
+        offset: int within 0 … 2⁶³−1, as given to `q_sample`; with `seed` only.
+        prediction: what m predicts: "epsilon", "sample" (x0) or "v_prediction".
+        loss: "mse" (ℓ(r) = r²), "l1" (|r|) or "huber" (r²/2 where |r| ≤ δ, else δ·(|r| − δ/2)).
+        delta: a number δ > 0; with loss "huber" only.
+        weighting: None (w = 1), "min_snr" or a floating tensor (B,) of weights. With SNR = ᾱ_t/(1−ᾱ_t), min-SNR-γ is
+            w = min(SNR, γ)/SNR for epsilon, min(SNR, γ) for sample and min(SNR, γ)/(SNR + 1) for v prediction.
+        snr_gamma: a number γ > 0; with weighting "min_snr" only.
+        reduction: "mean" (over all elements), "sum", or "none": (B,), each sample's mean over its elements.
+
+    Returns a scalar, or (B,), in float32, or float64 where m or x0 is: half precision computes in float32 and is not rounded
+    to. The mean of nothing is NaN. Sums are made in a fixed order, of float32 within runs of at most 1024 elements and of
+    float64 beyond: the same bits on every run, for any number of threads. Differentiable in m, in x0 where the target depends on
+    it, twice; gradients to noise or weights and forward-mode derivatives take the decomposed path.
+
+    Raises TypeError for wrong types or dtypes, ValueError for wrong shapes, devices or values. A timestep outside the schedule
+    is treated as in `q_sample`.
+
+    Sources: Ho et al. 2020, equation (14); v: Salimans & Ho 2022; min-SNR-γ: Hang et al. 2023, equation (6) and section 3.4.
+    """
+    weights = None
+    if isinstance(weighting, torch.Tensor):
+        weights, weighting = weighting, None
+    plan = _dispatch.plan("diffusion_loss", schedule, model_output, x0, prediction, (weighting, snr_gamma))
+    if plan is None:
+        plan = _make_plan(model_output, x0, schedule, prediction, weighting, snr_gamma)
+    if forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active():
+        plan = _dispatch.decomposed(plan)
+    if plan.careful:
+        _check_tensors(model_output, x0, noise)
+    try:
+        kinds = PREDICTIONS.index(prediction), LOSSES.index(loss), REDUCTIONS.index(reduction)
+    except ValueError:
+        _checks.option("loss", loss, LOSSES)
+        _checks.option("reduction", reduction, REDUCTIONS)
+        raise
+    if delta != 1.0 or type(delta) is not float:
+        delta = _checks.number("delta", delta, low=0.0, strict=True)
+    given_t = t
+    t, index = _dispatch.timestep(plan, t, x0)
+    if offset != 0 or type(offset) is not int:
+        offset = rng.check_offset(offset)
+    seeds = None
+    if noise is not None or type(seed) is not int or not 0 <= seed < 2**63:
+        noise, seeds, seed = _noise_source(model_output, x0, noise, seed, kinds[0])
+    if weights is not None:
+        weights = _checked_weights(weights, x0, plan.rows.dtype)
+    arguments = (model_output, x0, plan.rows, t, index, noise, seeds, seed, offset, weights, kinds[0], kinds[1], delta, kinds[2])
+    try:
+        return _run(plan, arguments)
+    except (RuntimeError, TypeError):
+        _check_tensors(model_output, x0, noise)
+        _checks.timestep(given_t, x0, plan.end, plan.note)
+        raise
+
+
+def _make_plan(model_output, x0, schedule, prediction, weighting, snr_gamma):
+    _checks.schedule(schedule)
+    _checks.option("prediction", prediction, PREDICTIONS)
+    if weighting not in WEIGHTINGS:
+        raise ValueError(f"weighting: expected None, 'min_snr' or a tensor of shape (B,), got {weighting!r}")
+    _check_tensors(model_output, x0, None)
+    gamma = _checks.number("snr_gamma", snr_gamma, low=0.0, strict=True)
+    dtype = _checks.compute_dtype(_checks.result_dtype(model_output, x0))
+    table = schedule.diffusion_loss_table(prediction, gamma if weighting == "min_snr" else None, x0.device, dtype)
+    return _dispatch.make_plan("diffusion_loss", schedule, model_output, x0, dtype, table, prediction, (weighting, snr_gamma))
+
+
+def _check_tensors(model_output, x0, noise):
+    _checks.batched("x0", x0)
+    _checks.like("model_output", model_output, "x0", x0)
+    if noise is not None:
+        _checks.like("noise", noise, "x0", x0)
+
+
+def _noise_source(model_output, x0, noise, seed, prediction):
+    if prediction == SAMPLE:  # the target is x0: whatever q_sample got may be given, and is not needed
+        if noise is not None or seed is not None:
+            rng.noise_source("x0", x0, x0.dtype, noise, seed, None)
+        if noise is not None:
+            _check_tensors(model_output, x0, noise)
+        return None, None, None
+    if noise is None and seed is None:
+        raise ValueError("noise, seed: expected the one that q_sample was given, since the target has that noise; got neither")
+    _checks.batched("x0", x0)
+    return rng.noise_source("x0", x0, x0.dtype, noise, seed, None)
+
+
+def _checked_weights(weights, x0, dtype):
+    _checks.tensor("weighting", weights)
+    if weights.device != x0.device:
+        raise ValueError(f"weighting: expected a tensor on {x0.device} like x0, got one on {weights.device}")
+    if weights.dim() != 1 or weights.shape[0] != x0.shape[0]:
+        raise ValueError(f"weighting: expected shape ({x0.shape[0]},), one weight per sample, got {tuple(weights.shape)}")
+    return weights.to(dtype).contiguous()
+
+
+def _run(plan, arguments):
+    if plan.call is None:
+        return reference(*arguments)
+    if torch.is_grad_enabled():
+        model_output, x0, noise, weights = arguments[0], arguments[1], arguments[5], arguments[9]
+        if (noise is not None and noise.requires_grad) or (weights is not None and weights.requires_grad):
+            return reference(*arguments)
+        if model_output.requires_grad or x0.requires_grad:
+            return _DiffusionLoss.apply(*arguments)
+    return plan.call(*arguments)
+
+
+# ---- eager reference ------------------------------------------------------------------------------------------------------
+
+
+def reference(model_output, x0, rows, t, index, noise, seeds, seed, offset, weights, prediction, loss, delta, reduction):
+    """The kernel in plain PyTorch. rows: (T, 3), of x0, of ε and the weight; the options are indices."""
+    factors = _dispatch.gathered(rows, t, index, x0.dim())
+    r = _residual(model_output, x0, rows.dtype, factors, noise, seeds, seed, offset, prediction)
+    losses = _weighted(factors[2], weights, r.dim()) * _loss(r, loss, delta)
+    if reduction == 0:
+        return losses.reshape(len(losses), -1).mean(1) if r.numel() else losses.sum(tuple(range(1, r.dim()))) / 0.0
+    return losses.mean() if reduction == 1 else losses.sum()
+
+
+def _residual(model_output, x0, dtype, factors, noise, seeds, seed, offset, prediction):
+    r = model_output.to(dtype)
+    if prediction != EPSILON:
+        r = r - factors[0] * x0.to(dtype)
+    if prediction == SAMPLE:
+        return r
+    if noise is None:
+        noise = rng.normals(x0.shape, seeds, seed, offset, x0.device, dtype)
+    return _dispatch.with_noise(r, -factors[1], noise)
+
+
+def _loss(r, loss, delta):
+    if loss == 0:
+        return r * r
+    size = r * _sign(r)  # |r|, but with a derivative of NaN where r is
+    if loss == 1:
+        return size
+    inner = size.clamp(max=delta)
+    return inner * (size - 0.5 * inner)
+
+
+def _slope(r, loss, delta):
+    if loss == 0:
+        return 2 * r
+    return _sign(r) if loss == 1 else r.clamp(-delta, delta)
+
+
+def _sign(r):
+    r = r.detach()
+    return torch.where(r.isnan(), r, r.sign())
+
+
+def _weighted(factor, weights, dim):
+    return factor if weights is None else factor * weights.reshape(-1, *[1] * (dim - 1))
+
+
+# ---- fakes ----------------------------------------------------------------------------------------------------------------
+
+
+def _fake(model_output, x0, rows, t, index, noise, seeds, seed, offset, weights, prediction, loss, delta, reduction):
+    _dispatch.same_device(model_output, x0, rows, t, noise, weights)
+    dtype = _checks.compute_dtype(_checks.result_dtype(model_output, x0))
+    return torch.empty(x0.shape[:1] if reduction == 0 else (), dtype=dtype, device=x0.device)
+
+
+def _fake_backward(gradient, model_output, x0, *rest):
+    _dispatch.same_device(model_output, x0, gradient)
+    return _dispatch.empty_like(model_output)
+
+
+def _fake_backward_x0(gradient, model_output, x0, *rest):
+    _dispatch.same_device(model_output, x0, gradient)
+    return _dispatch.empty_like(model_output), _dispatch.empty_like(model_output, x0.dtype)
+
+
+_dispatch.register_fakes(("diffusion_loss",), _fake)
+_dispatch.register_fakes(("diffusion_loss_backward",), _fake_backward)
+_dispatch.register_fakes(("diffusion_loss_backward_x0",), _fake_backward_x0)
+
+
+# ---- autograd -------------------------------------------------------------------------------------------------------------
+
+
+class _DiffusionLoss(torch.autograd.Function):
+    """One fused kernel back, which makes the same noise again: g·w·ℓ'(r) to the model's output and −a times that to x0, a being
+    the target's share of it. Where a second derivative may be asked for (create_graph), the same in torch ops."""
+
+    @staticmethod
+    def forward(ctx, *arguments):
+        model_output, x0, rows, t, index, noise, seeds, seed, offset, weights, *options = arguments
+        ctx.save_for_backward(model_output, x0, t, noise, seeds, weights)
+        ctx.rest = (rows, index, seed, offset, *options)
+        return _dispatch.op("diffusion_loss")(*arguments)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        model_output, x0, t, noise, seeds, weights = ctx.saved_tensors
+        rows, index, seed, offset, prediction, loss, delta, reduction = ctx.rest
+        x0_needed = ctx.needs_input_grad[1] and prediction != EPSILON
+        to_x0 = None
+        if torch.is_grad_enabled():
+            factors = _dispatch.gathered(rows, t, index, x0.dim())
+            r = _residual(model_output, x0, rows.dtype, factors, noise, seeds, seed, offset, prediction)
+            scale = 1.0 if reduction == 2 else 1.0 / max(r.numel() if reduction == 1 else r[:1].numel(), 1)
+            g = gradient if reduction else gradient.reshape(-1, *[1] * (r.dim() - 1))
+            to_r = scale * g * _weighted(factors[2], weights, r.dim()) * _slope(r, loss, delta)
+            to_x0 = (-factors[0] * to_r).to(x0.dtype) if x0_needed else None
+            return to_r.to(model_output.dtype), to_x0, *(None,) * 12
+        arguments = (gradient, model_output, x0, rows, t, index, noise, seeds, seed, offset, weights, prediction, loss, delta)
+        if x0_needed:
+            to_model_output, to_x0 = _dispatch.op("diffusion_loss_backward_x0")(*arguments, reduction)
+        else:
+            to_model_output = _dispatch.op("diffusion_loss_backward")(*arguments, reduction)
+        return to_model_output, to_x0, *(None,) * 12
