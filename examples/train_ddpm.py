@@ -16,7 +16,6 @@ from pathlib import Path
 
 import common
 import torch
-from torch.nn import functional as F
 
 import fastgen
 from fastgen.models import UNet
@@ -75,10 +74,9 @@ def train(
         batch = torch.randint(len(images), (settings.batch_size,), generator=generator)
         t = torch.randint(len(schedule), (settings.batch_size,), generator=generator).to(device)
         x0 = images[batch.to(device)]
-        # ε is also the target of the loss, so here, unlike in sampling, it has to exist as a tensor
-        noise = fastgen.randn(x0.shape, seed=noise_seed, offset=step, device=device)
-        x_t = fastgen.q_sample(x0, t, schedule, noise=noise)
-        loss = F.mse_loss(model(x_t, network_timesteps[t]), noise)
+        # ε is a function of seed and offset: the loss makes it again, and it never exists as a tensor
+        x_t = fastgen.q_sample(x0, t, schedule, seed=noise_seed, offset=step)
+        loss = fastgen.diffusion_loss(model(x_t, network_timesteps[t]), x0, t, schedule, seed=noise_seed, offset=step)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

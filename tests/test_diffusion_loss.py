@@ -70,7 +70,7 @@ def test_dtypes(device, schedule, dtype, x0_dtype, noise_dtype, prediction):
 
 
 @pytest.mark.parametrize("reduction", REDUCTIONS)
-@pytest.mark.parametrize("shape", [*SHAPES, (700, 3), (2, 70_001), (90, 1, 8, 8), (40, 3, 17)])
+@pytest.mark.parametrize("shape", [*SHAPES, (700, 3), (2, 17_001), (90, 1, 8, 8), (40, 3, 17)])
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
 @pytest.mark.filterwarnings("ignore:Mean of empty slice", "ignore:invalid value encountered")  # NumPy's
 def test_shapes(device, schedule, shape, reduction, prediction):

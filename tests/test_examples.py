@@ -212,7 +212,7 @@ def test_an_interrupted_save_leaves_the_old_checkpoint(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def trained(images):
-    return ddpm(images, 20)
+    return ddpm(images, 100)
 
 
 def test_sampling_agrees_between_backends(trained):
@@ -227,10 +227,11 @@ def test_sampling_agrees_between_backends(trained):
 
 
 def test_training_agrees_between_backends(images, trained):
+    """A hundred losses; on one machine they differed by 3e-7, a few units of float32's last place."""
     with fastgen.use_backend("eager"):
-        eager = ddpm(images, 20)
+        eager = ddpm(images, 100)
     # Not weight by weight: Adam divides a gradient by its own size, so where it is all rounding so is the step
-    torch.testing.assert_close(torch.tensor(eager.losses), torch.tensor(trained.losses), rtol=2e-5, atol=0)
+    torch.testing.assert_close(torch.tensor(eager.losses), torch.tensor(trained.losses), rtol=1e-5, atol=0)
 
 
 def test_a_sample_does_not_depend_on_the_samples_beside_it(trained):
