@@ -61,6 +61,7 @@ def kinds():
         yield lambda shape, dtype, make=make: make(shape, dtype, "seed", "out")
     for mode in ("forward", "backward"):
         yield lambda shape, dtype, mode=mode: peers.bce_with_logits(shape, dtype, mode)
+    yield peers.diffusion_loss
     for make in (peers.ddpm_step, peers.q_sample):
         yield lambda shape, dtype, make=make: make(shape, dtype, "noise", "out")
     yield peers.q_posterior
@@ -90,6 +91,8 @@ def targets(case) -> dict[str, float]:
         return moved | {"torch.compile": 1.5 if half else 1.0, "eager": 5.0}
     if case.op == "bce_with_logits" and case.elements >= LARGE:
         return {"copy": 0.90}
+    if case.op == "diffusion_loss":
+        return {"eager": 5.0}
     return {}
 
 

@@ -203,6 +203,19 @@ def eager_q_posterior(x0, x_t, t, tables):
     return u * x0 + v * x_t, variance, log_variance
 
 
+def eager_training_step(m, x0, t, tables):
+    """What a training loop computes besides the network, whose output m stands for: x_t, and the loss of the noise in it."""
+    noise = torch.randn_like(x0)
+    x_t = eager_q_sample(x0, t, noise, None, tables)
+    return F.mse_loss(m, noise), x_t
+
+
+def training_gradient(step, m, *arguments):
+    """The loss, its gradient and x_t."""
+    loss, x_t = step(m, *arguments)
+    return loss, *torch.autograd.grad(loss, m), x_t
+
+
 def eager_bce_with_logits(input, target):
     return F.binary_cross_entropy_with_logits(input, target)
 
@@ -282,6 +295,21 @@ def randn(shape, dtype):
         return torch.randn(shape, dtype=dtype, device=device)
 
     return Case("randn", "seed", "fresh", shape, dtype, 1, inputs, ours, eager)
+
+
+def diffusion_loss(shape, dtype):
+    """q_sample, the loss and its gradient: x0 is read, x_t written, the network's output read twice and its gradient written."""
+
+    def inputs():
+        m, x0 = _normal(2, shape, dtype)
+        return m.requires_grad_(), x0, _timesteps(shape), _on_device(Q_SAMPLE)
+
+    def step(m, x0, t, tables):
+        x_t = fastgen.q_sample(x0, t, SCHEDULE, seed=SEED)
+        return fastgen.diffusion_loss(m, x0, t, SCHEDULE, seed=SEED), x_t
+
+    bind = partial(partial, training_gradient)
+    return Case("diffusion_loss", "training", "fresh", shape, dtype, 5, inputs, partial(bind, step), eager_training_step, bind)
 
 
 def bce_with_logits(shape, dtype, mode):

@@ -24,6 +24,7 @@ from . import common, peers
 SEEDED = {"eager": 8.0, "torch.compile": 8.0}
 MOVED = {"torch.add": 0.85}
 LOSS = {"eager": 3.0}
+TRAINING = {"eager": 5.0}
 CALL = {"torch.add": 0.25}  # at most four times its time
 FLATNESS = 1.25
 NOISY = 1.5  # times the best sample: a median above that is the machine's more than the code's, and judges no target
@@ -43,6 +44,8 @@ def rows(tiny):
     for mode in ("forward", "backward"):
         for shape in sizes:
             yield peers.bce_with_logits(shape, torch.float32, mode), LOSS
+    for shape in sizes:
+        yield peers.diffusion_loss(shape, torch.float32), TRAINING
     for case in peers.calls_of_16():
         yield case, CALL
 
@@ -135,6 +138,8 @@ def label(case):
     """As the call is written: ddpm_step(seed=, out=)."""
     if case.op == "bce_with_logits":
         return "bce_with_logits " + {"forward": "forward", "backward": "forward + backward"}[case.mode]
+    if case.op == "diffusion_loss":
+        return "q_sample(seed=) + diffusion_loss(seed=) + backward"
     mode, _, timestep = case.mode.partition("-")
     timestep = {"": "", "t_int": ", t int", "t_tensor": ", t tensor"}[timestep]
     return f"{case.op}({mode}={', out=' if case.output == 'out' else ''}){timestep}"

@@ -138,13 +138,18 @@ def same_device(x, *others):
             raise RuntimeError(f"expected tensors on {x.device}, got one on {y.device}")
 
 
+def has(op):
+    """Whether the loaded library has torch.ops.fastgen.<op>."""
+    return _backend.HAS_OPS and hasattr(torch.ops.fastgen, op)
+
+
 def register_fakes(ops, fake):
     """The fakes of each op and, where it has one, of <op>_out, whose result is its argument `out`."""
     if not _backend.HAS_OPS:
         return
     for name in ops:
         _register(name, fake)
-        if hasattr(torch.ops.fastgen, name + "_out"):
+        if has(name + "_out"):
             _register(name + "_out", _out_fake(fake))
 
 

@@ -327,6 +327,26 @@ def test_gradients(device, schedule, dtype, x0_dtype, loss, reduction):
         assert (np.abs(array(m.grad) - slope) > 0.01 * scale).mean() < 0.01
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_backward_more_than_once(device, schedule, dtype):
+    """The gradient that the forward may have made is handed on once, and for g = 1 only; all backwards agree bit for bit."""
+    m, x0 = data((3, 8, 33), device, dtype)
+    loss = fastgen.diffusion_loss(m.requires_grad_(), x0, 9, schedule, seed=1, weighting="min_snr", loss="huber")
+    (first,) = torch.autograd.grad(loss, m, retain_graph=True)
+    kept = first.clone()
+    first.fill_(torch.nan)  # whoever asked for it may write to it
+    (second,) = torch.autograd.grad(loss, m, retain_graph=True)
+    assert_same(second, kept)
+    (half,) = torch.autograd.grad(0.5 * loss, m, retain_graph=True)
+    assert_close(half, 0.5 * kept, scale=0.5 * float(kept.abs().max()))
+    (slope,) = torch.autograd.grad(loss, m, create_graph=True)
+    assert slope.requires_grad
+    assert_close(slope, kept, scale=float(kept.abs().max()))
+    again = fastgen.diffusion_loss(m, x0, 9, schedule, seed=1, weighting="min_snr", loss="huber")
+    (half_at_first,) = torch.autograd.grad(0.5 * again, m)
+    assert_same(half_at_first, half)
+
+
 def test_no_gradient_to_x0_where_the_target_is_the_noise(device, schedule):
     m, x0 = (v.requires_grad_() for v in data((3, 20), device))
     loss = fastgen.diffusion_loss(m, x0, 3, schedule, seed=1)

@@ -2,7 +2,7 @@
 // are not in it, with the row of coefficients of each sample and the noise beside them. An op supplies
 //
 //   static constexpr int kInputs, kOutputs, kColumns;
-//   static constexpr bool kSums;                          whether the one output is not written, but handed to
+//   static constexpr bool kSums;                          whether the last output is not written, but handed to
 //   void add(int64_t b, int64_t samples, const R* values, int64_t n) const;    n values of `samples` samples from b on
 //   void load_row(int64_t b, R* row) const;               the kColumns coefficients of sample b
 //   static bool noiseless(const R* row);                  whether this row takes no noise
@@ -68,6 +68,7 @@ template <class R> FG_HD double sum_of(const R* values, int64_t n) {
 }
 
 template <class R, class Op> struct Driver {
+  static constexpr int kWritten = Op::kOutputs - Op::kSums;
   const Elementwise& a;
   const Op& op;
   const int inputs = Op::kInputs + (a.noise.kind == kGivenNoise);
@@ -77,7 +78,7 @@ template <class R, class Op> struct Driver {
   Driver(const Elementwise& arguments, const Op& op_) : a(arguments), op(op_) {
     for (int i = 0; i < inputs; ++i)
       converts = converts || (a.in[i].data && a.in[i].dtype != kNative<R>);
-    for (int i = 0; i < Op::kOutputs; ++i)
+    for (int i = 0; i < kWritten; ++i)
       converts = converts || (a.out[i].data && a.out[i].dtype != kNative<R>);
   }
 
@@ -106,7 +107,7 @@ template <class R, class Op> struct Driver {
           Ahead ahead;  // of no use to randn, which reads nothing
           for (int i = 0; i < inputs; ++i)
             ahead.add(a.in[i], b * a.in[i].batch_stride + j);
-          for (int i = 0; i < Op::kOutputs && inputs > 0 && !Op::kSums; ++i)
+          for (int i = 0; i < kWritten && inputs > 0; ++i)
             ahead.add(a.out[i], b * a.out[i].batch_stride + j);
           z = fill_normals(s.stream, j, n, buffers.z, ahead);
         }
@@ -222,22 +223,19 @@ template <class R, class Op> struct Driver {
       if (a.in[i].data) t.in[i] = gathered(a.in[i], b, m, n, rows, width, samples, buffers.in[i]);
     t.z = a.noise.kind == kGivenNoise ? t.in[Op::kInputs] : z;
     bool direct[kMaxOutputs];
-    for (int i = 0; i < Op::kOutputs; ++i) {
+    for (int i = 0; i < kWritten; ++i) {
       const Operand& out = a.out[i];
       direct[i] = out.dtype == kNative<R>;
-      if constexpr (Op::kSums) {
-        t.out[i] = buffers.out[i];
-        continue;
-      }
       t.out[i] = !out.data ? nullptr : direct[i] ? static_cast<R*>(out.data) + b * out.batch_stride + m : buffers.out[i];
     }
+    if (Op::kSums) t.out[kWritten] = buffers.out[kWritten];
     if (noise) {
       vectors<true>(coefficients, t);
     } else {
       vectors<false>(coefficients, t);
     }
-    if constexpr (Op::kSums) return op.add(b, samples, t.out[0], n);
-    for (int i = 0; i < Op::kOutputs; ++i)
+    if constexpr (Op::kSums) op.add(b, samples, t.out[kWritten], n);
+    for (int i = 0; i < kWritten; ++i)
       if (t.out[i] && !direct[i]) write(t.out[i], n, a.out[i], b * a.out[i].batch_stride + m);
   }
 

@@ -39,21 +39,29 @@ template <class R> struct DiffusionLossOp {
   static bool noiseless(const R* row) { return row[DiffusionLossColumns::kNoise] == 0; }
 };
 
+// The losses, to be added, and where it is wanted their derivative by the model's output, for a backward that multiplies it by 1.
 template <class R> struct Losses : DiffusionLossOp<R> {
-  static constexpr int kOutputs = 1;
+  static constexpr int kOutputs = 2;  // the derivative; the losses
   static constexpr bool kSums = true;
   double* sum;  // of a block; null where each sample's goes to the result
 
   template <bool kNoise, class C> struct Loop : Residuals<R, kNoise, C> {
-    Vec<R> delta;
+    Vec<R> delta, scale;
     template <LossKind kLoss, bool kX0> FG_HD void run() const {
+      this->t.out[0] ? run<kLoss, kX0, true>() : run<kLoss, kX0, false>();
+    }
+    template <LossKind kLoss, bool kX0, bool kSlope> FG_HD void run() const {
       FG_UNROLL_4
-      for (int64_t i = 0; i < this->t.n; i += kLanes<R>)
-        store(this->t.out[0] + i, this->weight(i) * loss_of<kLoss>(this->template at<kX0>(i), delta));
+      for (int64_t i = 0; i < this->t.n; i += kLanes<R>) {
+        const Vec<R> r = this->template at<kX0>(i), weight = this->weight(i);
+        store(this->t.out[1] + i, weight * loss_of<kLoss>(r, delta));
+        if (kSlope) store(this->t.out[0] + i, weight * scale * loss_slope<kLoss>(r, delta));
+      }
     }
   };
   template <bool kNoise, class C> FG_HD void apply(const C& row, const Tile<R>& t, int64_t first) const {
-    choose_loss(this->a, t.in[0], Loop<kNoise, C>{{row, t, first}, splat<Vec<R>>(this->a.delta)});
+    const auto& a = this->a;
+    choose_loss(a, t.in[0], Loop<kNoise, C>{{row, t, first}, splat<Vec<R>>(a.delta), splat<Vec<R>>(a.scale)});
   }
   // The n losses of `samples` samples from b on.
   void add(int64_t b, int64_t samples, const R* losses, int64_t n) const {

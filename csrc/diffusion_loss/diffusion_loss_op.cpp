@@ -91,8 +91,7 @@ template <class R> void finish(const BlockSums& sums, const LossBlocks& blocks, 
 }
 #endif
 
-Tensor forward(PARAMETERS) {
-  Call call(ARGUMENTS);
+Tensor run_forward(Call& call) {
   DiffusionLossArguments& a = call.a;
   const int64_t batch = a.geometry.batch;
   const Tensor out = empty(&batch, a.each_sample ? 1 : 0, false, call.arithmetic, call.batch.like);
@@ -114,6 +113,23 @@ Tensor forward(PARAMETERS) {
 #endif
   return out;
 }
+
+Tensor forward(PARAMETERS) {
+  Call call(ARGUMENTS);
+  return run_forward(call);
+}
+
+#ifndef FG_DEVICE_KERNELS
+// A mean or a sum, and its derivative by the model's output from the same pass.
+std::tuple<Tensor, Tensor> forward_and_gradient(PARAMETERS) {
+  Call call(ARGUMENTS);
+  const Output gradient(call.batch, call.m.dtype);
+  call.a.out[0] = gradient.operand;
+  STD_TORCH_CHECK(!call.a.each_sample, "reduction: expected mean or sum");
+  const Tensor value = run_forward(call);
+  return {value, gradient.target};
+}
+#endif
 
 // The derivative by the model's output, and that by x0 into `to_x0` where it is wanted.
 Tensor derivatives(const Tensor& gradient, PARAMETERS, Tensor* to_x0) {
@@ -160,12 +176,18 @@ std::tuple<Tensor, Tensor> backward_x0(const Tensor& gradient, PARAMETERS) {
 #ifndef FG_CUDA
 STABLE_TORCH_LIBRARY_FRAGMENT(fastgen, m) {
   m.def("diffusion_loss(" SCHEMA ") -> Tensor");
+#ifndef FG_DEVICE_KERNELS
+  m.def("diffusion_loss_and_gradient(" SCHEMA ") -> (Tensor, Tensor)");
+#endif
   m.def("diffusion_loss_backward(Tensor gradient, " SCHEMA ") -> Tensor");
   m.def("diffusion_loss_backward_x0(Tensor gradient, " SCHEMA ") -> (Tensor, Tensor)");
 }
 #endif
 STABLE_TORCH_LIBRARY_IMPL(fastgen, FG_DEVICE, m) {
   m.impl("diffusion_loss", TORCH_BOX(&fastgen::forward));
+#ifndef FG_DEVICE_KERNELS
+  m.impl("diffusion_loss_and_gradient", TORCH_BOX(&fastgen::forward_and_gradient));
+#endif
   m.impl("diffusion_loss_backward", TORCH_BOX(&fastgen::backward));
   m.impl("diffusion_loss_backward_x0", TORCH_BOX(&fastgen::backward_x0));
 }
