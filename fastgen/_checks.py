@@ -10,6 +10,7 @@ import operator
 
 import torch
 
+from . import _dispatch
 from .schedule import Schedule
 
 FLOATING = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -81,7 +82,7 @@ def timestep(t, x, end: int, note: str):
         if t.device != x.device:
             raise ValueError(f"t: expected a tensor on {x.device} like the data, got one on {t.device}")
         if t.device.type == "cpu" and t.numel() and not torch.compiler.is_compiling():
-            low, high = (int(bound) for bound in torch.aminmax(t))
+            low, high = (int(bound) for bound in torch.aminmax(_dispatch.unwrapped(t)))
             if low < 0 or high >= end:
                 raise ValueError(f"t: expected timesteps within 0 … {end - 1}, got {low if low < 0 else high}{note}")
         return t, 0
