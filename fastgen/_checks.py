@@ -16,14 +16,27 @@ from .schedule import Schedule
 FLOATING = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
+# Where torch's own function raises another class, ours is both: code that catches torch's error catches this one too.
+class NotATensor(TypeError, AttributeError):
+    pass
+
+
+class Unsupported(TypeError, NotImplementedError):  # of which torch raises NotImplementedError or its base, RuntimeError
+    pass
+
+
+class Mismatched(ValueError, RuntimeError):
+    pass
+
+
 def tensor(name: str, x) -> None:
     """A strided tensor of a supported floating dtype."""
     if not isinstance(x, torch.Tensor):
-        raise TypeError(f"{name}: expected a tensor, got {type(x).__name__}")
+        raise NotATensor(f"{name}: expected a tensor, got {type(x).__name__}")
     if x.dtype not in FLOATING:
-        raise TypeError(f"{name}: expected dtype float16, bfloat16, float32 or float64, got {_dtype(x.dtype)}")
+        raise Unsupported(f"{name}: expected dtype float16, bfloat16, float32 or float64, got {_dtype(x.dtype)}")
     if x.layout is not torch.strided:
-        raise TypeError(f"{name}: expected a dense (strided) tensor, got layout {x.layout}")
+        raise Unsupported(f"{name}: expected a dense (strided) tensor, got layout {x.layout}")
 
 
 def batched(name: str, x) -> None:
@@ -37,7 +50,7 @@ def like(name: str, y, x_name: str, x) -> None:
     """A floating tensor with the shape and device of `x`."""
     tensor(name, y)
     if y.device != x.device:
-        raise ValueError(f"{name}: expected a tensor on {x.device} like {x_name}, got one on {y.device}")
+        raise Mismatched(f"{name}: expected a tensor on {x.device} like {x_name}, got one on {y.device}")
     if y.shape != x.shape:
         raise ValueError(f"{name}: expected shape {tuple(x.shape)} like {x_name}, got {tuple(y.shape)}")
 
