@@ -1,4 +1,4 @@
-"""Binary cross entropy on logits: public function, eager reference, fakes, autograd."""
+"""Binary cross entropy on logits: public function, module, eager reference, fakes, autograd."""
 
 from __future__ import annotations
 
@@ -79,6 +79,13 @@ def bce_with_logits(input, target, weight=None, reduction="mean", pos_weight=Non
         if input.requires_grad or target.requires_grad:
             return _BceWithLogits.apply(wide, *arguments)
     return _dispatch.op(OPS[wide])(*arguments)
+
+
+class BCEWithLogitsLoss(torch.nn.BCEWithLogitsLoss):
+    """`torch.nn.BCEWithLogitsLoss` by `fastgen.bce_with_logits`: the same arguments, buffers and state_dict."""
+
+    def forward(self, input, target):
+        return bce_with_logits(input, target, self.weight, self.reduction, self.pos_weight)
 
 
 # torch's autocast does this loss in float32, so where `target` is of half precision, the result is "wide". Two functions,

@@ -1,7 +1,9 @@
 """bce_with_logits: values, weights, reductions, gradients, transforms; what torch's own does, and where it loses digits."""
 
+import copy
 import itertools
 import os
+import pickle
 
 import numpy as np
 import pytest
@@ -513,3 +515,45 @@ def test_complex_targets_are_refused(device):
     x = X.to(device)
     with pytest.raises(TypeError, match="^target: expected dtype"):
         fastgen.bce_with_logits(x, x + 0j)
+
+
+# ---- the module -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("weight, pos_weight", [(None, None), ((5,), None), (None, (5,)), ((5,), (3, 1)), ((), ())])
+def test_module(device, weight, pos_weight, reduction):
+    x, y = logits_and_targets((3, 5), device)
+    how = {"weight": weights(weight, 2, device), "pos_weight": weights(pos_weight, 3, device), "reduction": reduction}
+    ours, theirs = fastgen.BCEWithLogitsLoss(**how), torch.nn.BCEWithLogitsLoss(**how)
+    assert isinstance(ours, torch.nn.BCEWithLogitsLoss) and ours.state_dict().keys() == theirs.state_dict().keys()
+    torch.testing.assert_close(ours(x, y), theirs(x, y), rtol=2e-6, atol=1e-6)
+    expected = fastgen.bce_with_logits(x, y, how["weight"], reduction, how["pos_weight"])
+    other = fastgen.BCEWithLogitsLoss(**{**how, "weight": weights(weight, 7, device)})
+    other.load_state_dict(theirs.state_dict())
+    for module in (ours, other, copy.deepcopy(ours), pickle.loads(pickle.dumps(ours))):
+        assert type(module) is fastgen.BCEWithLogitsLoss
+        assert_same(module(x, y), expected)
+    double = copy.deepcopy(ours).to(torch.float64)
+    assert_close(double(x.double(), y.double()), exact(x, y, how["weight"], how["pos_weight"], reduction))
+    assert all(v.dtype == torch.float64 for v in double.buffers())
+    with fastgen.use_backend("auto"):
+        assert ours.to("meta")(x.to("meta"), y.to("meta")).is_meta
+    with pytest.warns(UserWarning, match="deprecated"):  # torch's
+        assert fastgen.BCEWithLogitsLoss(size_average=False).reduction == "sum"
+
+
+def test_module_that_learns_by_a_compiled_step(device):
+    """Forward and backward in one graph each, with and without weights."""
+    x, y = logits_and_targets((3, 5), device)
+    for how in ({}, {"weight": weights((5,), 2, device), "pos_weight": weights((5,), 3, device)}):
+        module = fastgen.BCEWithLogitsLoss(**how)
+        torch._dynamo.reset()
+        gradients = []
+        for f in (torch.compile(module, fullgraph=True, backend="aot_eager"), module, torch.nn.BCEWithLogitsLoss(**how)):
+            leaf = x.clone().requires_grad_()
+            f(leaf, y).backward()
+            gradients.append(leaf.grad)
+        assert_same(gradients[0], gradients[1])
+        torch.testing.assert_close(*gradients[1:], rtol=2e-6, atol=1e-6)
+    torch._dynamo.reset()
