@@ -160,7 +160,7 @@ def _split(x):
     """x < 0, |x| and e^−|x|: of these, softplus(x) and σ(x) have derivatives of every order that lose no digits to cancellation,
     unlike torch's own, and that are right at 0 too."""
     left = x < 0
-    size = torch.where(left, -x, x)
+    size = x * torch.where(left, -1.0, 1.0).to(x.dtype)  # not where(left, −x, x), whose backward is four passes over memory
     return left, size, torch.exp(-size)
 
 
