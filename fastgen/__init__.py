@@ -1,12 +1,12 @@
 """fastgen: the parts of a diffusion or GAN step that are not the network, each one fused kernel.
 
 Forward noising `q_sample`, `q_step`, `q_posterior`; reverse steps `ddpm_step`, `ddim_step`; reproducible noise `randn`; the
-training losses `diffusion_loss` and `bce_with_logits`; noise schedules `Schedule`. `backend`, `use_backend` and `backend_info`
-say and choose what runs.
+training losses `diffusion_loss` and `bce_with_logits` (as a module, `BCEWithLogitsLoss`); noise schedules `Schedule`. `backend`,
+`use_backend` and `backend_info` say and choose what runs.
 """
 
 from ._backend import available_backends, backend, backend_info, use_backend
-from .bce_with_logits import bce_with_logits
+from .bce_with_logits import BCEWithLogitsLoss, bce_with_logits
 from .ddpm_step import ddim_step, ddpm_step
 from .diffusion_loss import diffusion_loss
 from .q_posterior import q_posterior
@@ -17,6 +17,7 @@ from .schedule import Schedule
 __version__ = "0.1.0"
 
 __all__ = [
+    "BCEWithLogitsLoss",
     "Schedule",
     "available_backends",
     "backend",

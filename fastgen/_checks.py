@@ -15,14 +15,27 @@ from .schedule import Schedule
 FLOATING = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
+# Where torch's own function raises another class, ours is both: code that catches torch's error catches this one too.
+class NotATensor(TypeError, AttributeError):
+    pass
+
+
+class Unsupported(TypeError, NotImplementedError):  # of which torch raises NotImplementedError or its base, RuntimeError
+    pass
+
+
+class Mismatched(ValueError, RuntimeError):
+    pass
+
+
 def tensor(name: str, x) -> None:
     """A strided tensor of a supported floating dtype."""
     if not isinstance(x, torch.Tensor):
-        raise TypeError(f"{name}: expected a tensor, got {type(x).__name__}")
+        raise NotATensor(f"{name}: expected a tensor, got {type(x).__name__}")
     if x.dtype not in FLOATING:
-        raise TypeError(f"{name}: expected dtype float16, bfloat16, float32 or float64, got {_dtype(x.dtype)}")
+        raise Unsupported(f"{name}: expected dtype float16, bfloat16, float32 or float64, got {_dtype(x.dtype)}")
     if x.layout is not torch.strided:
-        raise TypeError(f"{name}: expected a dense (strided) tensor, got layout {x.layout}")
+        raise Unsupported(f"{name}: expected a dense (strided) tensor, got layout {x.layout}")
 
 
 def batched(name: str, x) -> None:
@@ -36,7 +49,7 @@ def like(name: str, y, x_name: str, x) -> None:
     """A floating tensor with the shape and device of `x`."""
     tensor(name, y)
     if y.device != x.device:
-        raise ValueError(f"{name}: expected a tensor on {x.device} like {x_name}, got one on {y.device}")
+        raise Mismatched(f"{name}: expected a tensor on {x.device} like {x_name}, got one on {y.device}")
     if y.shape != x.shape:
         raise ValueError(f"{name}: expected shape {tuple(x.shape)} like {x_name}, got {tuple(y.shape)}")
 
@@ -81,7 +94,7 @@ def timestep(t, x, end: int, note: str):
         if t.device != x.device:
             raise ValueError(f"t: expected a tensor on {x.device} like the data, got one on {t.device}")
         if t.device.type == "cpu" and t.numel() and not torch.compiler.is_compiling():
-            low, high = (int(bound) for bound in torch.aminmax(t))
+            low, high = (int(bound) for bound in torch.aminmax(unwrapped(t)))
             if low < 0 or high >= end:
                 raise ValueError(f"t: expected timesteps within 0 … {end - 1}, got {low if low < 0 else high}{note}")
         return t, 0
@@ -89,6 +102,13 @@ def timestep(t, x, end: int, note: str):
     if not 0 <= t < end:
         raise ValueError(f"t: expected a timestep within 0 … {end - 1}, got {t}{note}")
     return None, t
+
+
+def unwrapped(x):
+    """The tensor inside the wrappers of torch.func, to look at its values: under vmap, those of all samples."""
+    while torch._C._functorch.is_functorch_wrapped_tensor(x):
+        x = torch._C._functorch.get_unwrapped(x)
+    return x
 
 
 def integer(name: str, value, expected: str = "an int") -> int:

@@ -1,13 +1,15 @@
-"""Binary cross entropy on logits: public function, eager reference, fakes, autograd."""
+"""Binary cross entropy on logits: public function, module, eager reference, fakes, autograd."""
 
 from __future__ import annotations
 
 import torch
-from torch.autograd import forward_ad
 
 from . import _backend, _checks, _dispatch
 
 REDUCTIONS = ("none", "mean", "sum")
+OPS = ("bce_with_logits", "bce_with_logits_wide")  # the second: with a result of float32 in place of half precision
+_HALF = frozenset((torch.float16, torch.bfloat16))
+_INTEGERS = frozenset((torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64))
 
 
 def bce_with_logits(input, target, weight=None, reduction="mean", pos_weight=None):
@@ -20,18 +22,32 @@ def bce_with_logits(input, target, weight=None, reduction="mean", pos_weight=Non
     Args:
         input: logits, any shape, float16, bfloat16, float32 or float64.
         target: the shape of input, floating; probabilities within 0 … 1 by convention, which is not checked.
-        weight: broadcastable to input, or None.
+        weight: broadcastable to input, floating, integer or bool, or None.
         reduction: "none", "mean" or "sum".
-        pos_weight: broadcastable to input, or None: the weight of positive examples.
+        pos_weight: broadcastable to input, floating or integer, or None: the weight of positive examples.
 
-    Returns a scalar, or a tensor of input's shape for "none", in the promoted dtype of the tensors. The mean of nothing is NaN.
-    Differentiable in input and target, twice; gradients to weight or pos_weight and forward-mode derivatives take the decomposed
-    path. Losses are added in float32 within 1024 of them and in float64 beyond, over fixed blocks: the same bits on every run, for
-    any number of threads. Half precision computes in float32. The two terms
-    are kept apart, so that a tiny loss or gradient of a confident right answer keeps its digits, where
-    `torch.nn.functional.binary_cross_entropy_with_logits` in float32 rounds it to 0 from logits of about −17 on.
+    Returns a scalar, or a tensor of input's shape for "none", in the dtype of target; under autocast in float32 where that is half
+    precision. Arithmetic is in float64 where input or target is that, else in float32. Losses are added in float32 within 1024 of
+    them and in float64 beyond, over fixed blocks: the same bits on every run, for any number of threads. The mean of nothing is
+    NaN.
 
-    Raises TypeError for wrong types or dtypes, ValueError for wrong shapes, devices or options.
+    Differentiable any number of times in all four, also by forward-mode AD and `torch.func`, and `torch.vmap` maps over it. A
+    fused kernel each serves the loss and its gradient to input; other derivatives, and whatever runs under a transform, take a
+    decomposed path with the same values.
+
+    A stand-in for `torch.nn.functional.binary_cross_entropy_with_logits`, which differs where that one loses digits. Float32
+    where nothing else is said; torch 2.13 on the CPU:
+
+    - Confident right answers: x = −18, y = 0 has a loss of 1.52e-8, torch's is 0 (from −15 on); x = 18, y = 1 has a gradient of
+      −1.52e-8, torch's is 0 (from 17 on), and so is its second derivative. Here the two terms are kept apart; torch subtracts
+      large numbers from each other.
+    - Infinite logits: x = ∞, y = 1 and x = −∞, y = 0 have a loss of 0, and x = −∞, y = 1 one of ∞; torch's are NaN. What is
+      weighted by 0 is 0, were it infinite.
+    - Half precision is rounded once, at the end: x = −5, y = 0 in bfloat16 has a loss of 0.00671, torch's is 0.
+    - Float64 logits with a float32 target are rounded once too: x = 36, y = 0.1 has a loss of 32.400002, torch's is 32.399998.
+
+    Raises TypeError for wrong types or dtypes, ValueError for wrong shapes, devices or options; where torch raises another class,
+    the error is of that class as well. A complex target, for which torch returns a complex number, is refused.
 
     Source: Goodfellow et al. 2014; equation (2.2) of the lecture note with h_θ = σ(x).
     """
@@ -39,26 +55,46 @@ def bce_with_logits(input, target, weight=None, reduction="mean", pos_weight=Non
         op = _dispatch.compiled("bce_with_logits", input)
         if op is not None:  # which checks everything before it writes; in words only where it refuses
             try:
+                wide = target.dtype in _HALF and _autocast(target)
                 if torch.is_grad_enabled() and (input.requires_grad or target.requires_grad):
-                    return _BceWithLogits.apply(input, target, None, None, REDUCTIONS.index(reduction))
+                    return _BceWithLogits.apply(wide, input, target, None, None, REDUCTIONS.index(reduction))
+                if wide:
+                    op = _dispatch.op(OPS[True])
                 return op(input, target, None, None, REDUCTIONS.index(reduction))
             except (AttributeError, RuntimeError, TypeError):
                 _check(input, target, reduction)
                 raise
     _check(input, target, reduction)
     if weight is not None:
-        weight = _broadcast("weight", weight, input)
+        weight = _checked_weight("weight", weight, input, target)
     if pos_weight is not None:
-        pos_weight = _broadcast("pos_weight", pos_weight, input)
+        pos_weight = _checked_weight("pos_weight", pos_weight, input, target)
+    wide = target.dtype in _HALF and _autocast(target)
     arguments = (input, target, weight, pos_weight, REDUCTIONS.index(reduction))
-    if _backend.select_for(input.device) == "eager" or forward_ad._current_level >= 0:
-        return reference(*arguments)
+    if _backend.select_for(input.device) == "eager" or _dispatch.transformed():
+        return reference(*arguments, wide)
     if torch.is_grad_enabled():
         if (weight is not None and weight.requires_grad) or (pos_weight is not None and pos_weight.requires_grad):
-            return reference(*arguments)
+            return reference(*arguments, wide)
         if input.requires_grad or target.requires_grad:
-            return _BceWithLogits.apply(*arguments)
-    return _dispatch.op("bce_with_logits")(*arguments)
+            return _BceWithLogits.apply(wide, *arguments)
+    return _dispatch.op(OPS[wide])(*arguments)
+
+
+class BCEWithLogitsLoss(torch.nn.BCEWithLogitsLoss):
+    """`torch.nn.BCEWithLogitsLoss` by `fastgen.bce_with_logits`: the same arguments, buffers and state_dict."""
+
+    def forward(self, input, target):
+        return bce_with_logits(input, target, self.weight, self.reduction, self.pos_weight)
+
+
+# torch's autocast does this loss in float32, so where `target` is of half precision, the result is "wide". Two functions,
+# because the first costs 0.1 µs and the second 0.4.
+_autocast_anywhere = getattr(torch._C, "_is_any_autocast_enabled", lambda: True)
+
+
+def _autocast(target):
+    return _autocast_anywhere() and not target.is_meta and torch.is_autocast_enabled(target.device.type)
 
 
 def _check(input, target, reduction):
@@ -67,50 +103,85 @@ def _check(input, target, reduction):
     _checks.option("reduction", reduction, REDUCTIONS)
 
 
-def _broadcast(name, w, x):
-    """One value, or as many as `x` has, as the kernels read them."""
+def _checked_weight(name, w, x, y):
+    """One value, or as many as `x` has, floating, as the kernels read them."""
+    if isinstance(w, torch.Tensor) and (w.dtype in _INTEGERS or (w.dtype == torch.bool and name == "weight")):
+        w = w.to(_compute_dtype(x, y))
     _checks.tensor(name, w)
     if w.device != x.device:
-        raise ValueError(f"{name}: expected a tensor on {x.device} like input, got one on {w.device}")
+        if not (w.dim() == 0 and w.is_cpu and x.is_cuda):  # which torch's operators take for a number
+            raise _checks.Mismatched(f"{name}: expected a tensor on {x.device} like input, got one on {w.device}")
+        w = w.to(x.device, non_blocking=True)
     if w.dim() == 0 or w.shape == x.shape:
         return w
     if w.dim() > x.dim() or any(a not in (1, b) for a, b in zip(reversed(w.shape), reversed(x.shape), strict=False)):
-        raise ValueError(f"{name}: expected a shape that broadcasts to {tuple(x.shape)}, got {tuple(w.shape)}")
+        raise _checks.Mismatched(f"{name}: expected a shape that broadcasts to {tuple(x.shape)}, got {tuple(w.shape)}")
     return w.expand(x.shape)
-
-
-def _result_dtype(input, target, weight, pos_weight):
-    dtype = _checks.result_dtype(input, target)
-    for w in (weight, pos_weight):
-        if w is not None and w.dim() > 0:  # a scalar does not promote, as in torch
-            dtype = torch.promote_types(dtype, w.dtype)
-    return dtype
 
 
 # ---- eager reference ------------------------------------------------------------------------------------------------------
 
 
-def reference(input, target, weight, pos_weight, reduction):
+def reference(input, target, weight, pos_weight, reduction, wide=False):
     """The kernel in plain PyTorch, differentiable in all four. reduction: the index in `REDUCTIONS`."""
-    dtype = _result_dtype(input, target, weight, pos_weight)
-    x, y, w, p = _computed(dtype, input, target, weight, pos_weight)
-    positive, negative = y * _softplus(-x), (1 - y) * _softplus(x)
-    loss = negative + (positive if p is None else p * positive)
-    loss = loss if w is None else w * loss
+    x, y, w, p = _computed(input, target, weight, pos_weight)
+    left, size, e = _split(x)
+    positive, negative, tail = y if p is None else p * y, 1 - y, torch.log1p(e)
+    if w is not None:
+        positive, negative = w * positive, w * negative
+    coefficient = torch.where(left, positive, negative)
+    size = _zero_wins(coefficient, size)
+    if p is None:
+        loss = coefficient * size + (tail if w is None else w * tail)
+    else:
+        loss = positive * (torch.where(left, size, 0.0) + tail) + negative * (torch.where(left, 0.0, size) + tail)
     if reduction == 1:
         loss = loss.mean()
     elif reduction == 2:
         loss = loss.sum()
-    return loss.to(dtype)
+    return loss.to(_result_dtype(target, wide))
 
 
-def _softplus(x):
-    # beyond 40, log1p(e^x) is x in float64 too; torch's own threshold of 20 is made for float32
-    return torch.nn.functional.softplus(x, threshold=40)
+def gradients(g, input, target, weight, pos_weight, of_target):
+    """g times the derivative of each loss by input, or by target; differentiable, as `reference` is."""
+    x, y, w, p = _computed(input, target, weight, pos_weight)
+    left, size, e = _split(x)
+    if w is not None:
+        g = g * w
+    if of_target:
+        coefficient = torch.where(left, g if p is None else g * p, -g)
+        slope = coefficient * _zero_wins(coefficient, size)
+        return (slope if p is None else slope + g * (p - 1) * torch.log1p(e)).to(target.dtype)
+    positive = y if p is None else p * y
+    return (g * ((1 - y) * torch.where(left, e, 1.0) - positive * torch.where(left, 1.0, e)) / (1 + e)).to(input.dtype)
 
 
-def _computed(dtype, *tensors):
-    return (None if x is None else x.to(_checks.compute_dtype(dtype)) for x in tensors)
+def _split(x):
+    """x < 0, |x| and e^−|x|: of these, softplus(x) and σ(x) have derivatives of every order that lose no digits to cancellation,
+    unlike torch's own, and that are right at 0 too."""
+    left = x < 0
+    size = x * torch.where(left, -1.0, 1.0).to(x.dtype)  # not where(left, −x, x), whose backward is four passes over memory
+    return left, size, torch.exp(-size)
+
+
+def _zero_wins(coefficient, size):
+    """`size`, finite where it meets a coefficient of 0: 0·∞ is 0 here, the limit of 0·size. The largest number and not 0, for the
+    derivative by the coefficient, which has no finite limit."""
+    largest = torch.finfo(size.dtype).max
+    return torch.where((coefficient == 0) & (size == torch.inf), largest, size)
+
+
+def _computed(input, target, weight, pos_weight):
+    dtype = _compute_dtype(input, target)
+    return (None if x is None else x.to(dtype) for x in (input, target, weight, pos_weight))
+
+
+def _compute_dtype(input, target):
+    return _checks.compute_dtype(_checks.result_dtype(input, target))
+
+
+def _result_dtype(target, wide):
+    return _checks.compute_dtype(target.dtype) if wide else target.dtype
 
 
 # ---- fakes ----------------------------------------------------------------------------------------------------------------
@@ -125,9 +196,9 @@ def _refuse(input, target, weight, pos_weight):
         raise RuntimeError("expected floating dtypes")
 
 
-def _fake(input, target, weight, pos_weight, reduction):
+def _fake(input, target, weight, pos_weight, reduction, wide=False):
     _refuse(input, target, weight, pos_weight)
-    dtype = _result_dtype(input, target, weight, pos_weight)
+    dtype = _result_dtype(target, wide)
     return _dispatch.empty_like(input, dtype) if reduction == 0 else torch.empty((), dtype=dtype, device=input.device)
 
 
@@ -137,7 +208,12 @@ def _fake_backward(gradient, input, target, weight, pos_weight, reduction):
     return _dispatch.empty_like(input)
 
 
-_dispatch.register_fakes(("bce_with_logits",), _fake)
+def _fake_wide(*arguments):
+    return _fake(*arguments, wide=True)
+
+
+_dispatch.register_fakes(OPS[:1], _fake)
+_dispatch.register_fakes(OPS[1:], _fake_wide)
 _dispatch.register_fakes(("bce_with_logits_backward",), _fake_backward)
 
 
@@ -146,34 +222,27 @@ _dispatch.register_fakes(("bce_with_logits_backward",), _fake_backward)
 
 class _BceWithLogits(torch.autograd.Function):
     """One fused kernel back to the input: g·w·((1 − y)·σ(x) − p·y·σ(−x)). Where a second derivative may be asked for
-    (create_graph), and for the rare gradient to the target, the same in torch ops, which autograd can follow."""
+    (create_graph), under a transform, and for the rare gradient to the target, the same in torch ops."""
 
     @staticmethod
-    def forward(ctx, *arguments):
-        input, target, weight, pos_weight, reduction = arguments
-        ctx.save_for_backward(input, target, weight, pos_weight)
-        ctx.reduction = reduction
-        return _dispatch.op("bce_with_logits")(*arguments)
+    def forward(ctx, wide, *arguments):
+        ctx.save_for_backward(*arguments[:4])
+        ctx.reduction = arguments[4]
+        return _dispatch.op(OPS[wide])(*arguments)
 
     @staticmethod
     def backward(ctx, gradient):
-        input, target, weight, pos_weight = ctx.saved_tensors
-        to_input = to_target = None
-        if ctx.needs_input_grad[0] and not torch.is_grad_enabled():
-            arguments = (gradient, input, target, weight, pos_weight, ctx.reduction)
-            to_input = _dispatch.op("bce_with_logits_backward")(*arguments)
-            if not ctx.needs_input_grad[1]:
-                return to_input, None, None, None, None
-        x, y, w, p = _computed(_result_dtype(*ctx.saved_tensors), *ctx.saved_tensors)
-        g = gradient.to(x.dtype)
+        tensors = ctx.saved_tensors
+        to_input, to_target = ctx.needs_input_grad[1:3]
+        fused = to_input and not torch.is_grad_enabled() and not _dispatch.transformed()
+        if fused:
+            to_input = _dispatch.op("bce_with_logits_backward")(gradient, *tensors, ctx.reduction)
+            if not to_target:
+                return None, to_input, None, None, None, None
+        g = gradient.to(_compute_dtype(*tensors[:2]))
         if ctx.reduction == 1:
-            g = g / x.numel()
-        if w is not None:
-            g = g * w
-        if ctx.needs_input_grad[0] and to_input is None:
-            positive = y * torch.sigmoid(-x)
-            to_input = (g * ((1 - y) * torch.sigmoid(x) - (positive if p is None else p * positive))).to(input.dtype)
-        if ctx.needs_input_grad[1]:
-            slope = -x if p is None else (p - 1) * _softplus(-x) - x
-            to_target = (g * slope).to(target.dtype)
-        return to_input, to_target, None, None, None
+            g = g / tensors[0].numel()
+        if not fused:
+            to_input = gradients(g, *tensors, False) if to_input else None
+        to_target = gradients(g, *tensors, True) if to_target else None
+        return None, to_input, to_target, None, None, None

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 
 import torch
-from torch.autograd import forward_ad
 
 from . import _checks, _dispatch, rng
 from .q_sample import scaled
@@ -124,7 +123,7 @@ def ddim_step(
 
 
 def _reverse_step(plan, x_t, model_output, t, clip, threshold, noise, seed, generator, return_x0, out):
-    if forward_ad._current_level >= 0:
+    if _dispatch.transformed():
         plan = _dispatch.decomposed(plan)
     _, rows, end, note, noisy, dtype, call, careful, learned = plan
     given_t = t

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-from torch.autograd import forward_ad
 
 from . import _checks, _dispatch, rng
 from .schedule import PREDICTIONS
@@ -69,7 +68,7 @@ def diffusion_loss(
     plan = _dispatch.plan("diffusion_loss", schedule, model_output, x0, prediction, (weighting, snr_gamma))
     if plan is None:
         plan = _make_plan(model_output, x0, schedule, prediction, weighting, snr_gamma)
-    if forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active():
+    if _dispatch.transformed():
         plan = _dispatch.decomposed(plan)
     if plan.careful:
         _check_tensors(model_output, x0, noise)

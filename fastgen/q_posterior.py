@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-from torch.autograd import forward_ad
 
 from . import _checks, _dispatch
 from .q_sample import scaled
@@ -36,7 +35,7 @@ def q_posterior(x0, x_t, t, schedule):
         dtype = _checks.result_dtype(x0, x_t)
         table = schedule.q_posterior_table(x0.device, dtype)
         plan = _dispatch.make_plan("q_posterior", schedule, x0, x_t, dtype, table)
-    if forward_ad._current_level >= 0:
+    if _dispatch.transformed():
         plan = _dispatch.decomposed(plan)
     _check_tensors(x0, x_t)
     t, index = _checks.timestep(t, x0, plan.end, plan.note)

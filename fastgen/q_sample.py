@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-from torch.autograd import forward_ad
 
 from . import _checks, _dispatch, rng
 from .schedule import Schedule
@@ -55,7 +54,7 @@ def _noised(op, table, x_name, x, t, schedule, noise, seed, generator, offset, o
         _checks.schedule(schedule)
         _checks.batched(x_name, x)
         plan = _dispatch.make_plan(op, schedule, x, x, x.dtype, table(schedule, x.device, x.dtype))
-    if forward_ad._current_level >= 0:
+    if _dispatch.transformed():
         plan = _dispatch.decomposed(plan)
     end, note, careful = plan.end, plan.note, plan.careful
     given_t = t
@@ -112,6 +111,8 @@ def scaled(rows, column, x, t, index):
     # not rows[:, [column, column]]: on a GPU a list of indices is copied there, which synchronises
     both = rows[:, column : column + 1].expand(-1, 2).contiguous()
     plan = _dispatch.Plan("q_sample", both, 0, "", False, x.dtype, _dispatch.op("q_sample"), False)
+    if _dispatch.transformed():
+        plan = _dispatch.decomposed(plan)
     return _run(plan, x, t, index, None, None, None, 0)
 
 

@@ -37,7 +37,7 @@ def randn(shape, *, seed, offset=0, dtype=None, device=None):
     device = _device(device)
     seeds, seed = rng.check_seed(seed, shape[0], device)
     offset = rng.check_offset(offset)
-    if _backend.select_for(device) == "eager":
+    if _backend.select_for(device) == "eager" or _dispatch.transformed():
         return reference(shape, seeds, seed, offset, dtype, device)
     out = torch.empty(shape, dtype=dtype, device=device)
     _dispatch.op("randn")(out, seeds, seed, offset)

@@ -148,11 +148,15 @@ def ddim_step(x_t, m, betas, t, z, eta=0.0, prediction="epsilon", clip=None, thr
 
 
 def bce_with_logits(x, y, weight=None, pos_weight=None, reduction="mean"):
-    """−w·(p·y·log σ(x) + (1−y)·log(1−σ(x))), with log σ(x) = −log(e⁰ + e^{−x}); equation (2.2) of the lecture note."""
-    p = 1.0 if pos_weight is None else pos_weight
-    loss = p * y * np.logaddexp(0.0, -x) + (1.0 - y) * np.logaddexp(0.0, x)
-    loss = loss if weight is None else weight * loss
+    """−w·(p·y·log σ(x) + (1−y)·log(1−σ(x))), with log σ(x) = −log(e⁰ + e^{−x}) and 0·∞ = 0; equation (2.2) of the lecture note."""
+    w, p = 1.0 if weight is None else weight, 1.0 if pos_weight is None else pos_weight
+    with np.errstate(invalid="ignore"):
+        loss = _zero_wins(w * p * y, np.logaddexp(0.0, -x)) + _zero_wins(w * (1.0 - y), np.logaddexp(0.0, x))
     return {"none": np.asarray, "mean": np.mean, "sum": np.sum}[reduction](loss)
+
+
+def _zero_wins(coefficient, softplus):
+    return np.where((coefficient == 0.0) & (softplus == np.inf), 0.0, coefficient * softplus)
 
 
 def sigmoid(x):

@@ -189,6 +189,7 @@ CASES = [
     (("bce_with_logits",), {"target": torch.zeros(SHAPE, device="meta")}, ValueError, "target"),
     (("bce_with_logits",), {"input": torch.zeros(SHAPE, dtype=torch.int64)}, TypeError, "input"),
     (("bce_with_logits",), {"input": None}, TypeError, "input"),
+    (("bce_with_logits",), {"pos_weight": torch.ones(5, dtype=torch.bool)}, TypeError, "pos_weight"),
     (("bce_with_logits",), {"reduction": "batchmean"}, ValueError, "reduction"),
     (("bce_with_logits",), {"reduction": None}, ValueError, "reduction"),
 ]
@@ -197,7 +198,7 @@ CASES += [
     for name in ("weight", "pos_weight")
     for bad, error in [
         (2.0, TypeError),
-        (torch.ones(5, dtype=torch.int64), TypeError),
+        (torch.ones(5, dtype=torch.complex64), TypeError),
         (torch.ones(4), ValueError),
         (torch.ones(3, 1, 1, 1), ValueError),
         (torch.ones(1, *SHAPE), ValueError),

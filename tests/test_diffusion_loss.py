@@ -334,14 +334,16 @@ def test_backward_more_than_once(device, schedule, dtype):
     loss = fastgen.diffusion_loss(m.requires_grad_(), x0, 9, schedule, seed=1, weighting="min_snr", loss="huber")
     (first,) = torch.autograd.grad(loss, m, retain_graph=True)
     kept = first.clone()
+    close = {"rtol": 2 * torch.finfo(dtype).eps, "atol": 1e-7 * (dtype == torch.float16)}
     first.fill_(torch.nan)  # whoever asked for it may write to it
     (second,) = torch.autograd.grad(loss, m, retain_graph=True)
     assert_same(second, kept)
     (half,) = torch.autograd.grad(0.5 * loss, m, retain_graph=True)
-    assert_close(half, 0.5 * kept, scale=0.5 * float(kept.abs().max()))
+    torch.testing.assert_close(half, 0.5 * kept, **close)
     (slope,) = torch.autograd.grad(loss, m, create_graph=True)
     assert slope.requires_grad
-    assert_close(slope, kept, scale=float(kept.abs().max()))
+    # in torch ops, whose normals are rounded differently
+    torch.testing.assert_close(slope.detach(), kept, rtol=0.05, atol=1e-3 * float(kept.abs().max()))
     again = fastgen.diffusion_loss(m, x0, 9, schedule, seed=1, weighting="min_snr", loss="huber")
     (half_at_first,) = torch.autograd.grad(0.5 * again, m)
     assert_same(half_at_first, half)

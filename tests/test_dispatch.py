@@ -230,6 +230,7 @@ def op_samples():
             (channels_last(image), image.sigmoid(), image.abs(), None, reduction),
         ]:
             yield "bce_with_logits", arguments, {}
+            yield "bce_with_logits_wide", arguments, {}
             loss = torch.ops.fastgen.bce_with_logits(*arguments)
             yield "bce_with_logits_backward", (torch.ones_like(loss), *arguments), {}
 
@@ -237,6 +238,7 @@ def op_samples():
 OPS = sorted(
     {"q_sample", "q_step", "ddpm_step", "ddim_step", "q_posterior", "randn", "bce_with_logits", "bce_with_logits_backward"}
 )
+OPS += ["bce_with_logits_wide"]
 OPS += [f"{op}_out" for op in ("q_sample", "q_step", "ddpm_step", "ddim_step")] + ["ddpm_step_x0", "ddim_step_x0"]
 
 

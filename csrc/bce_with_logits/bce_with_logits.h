@@ -15,14 +15,16 @@ constexpr bool is_one(One) { return true; }
 template <class V> constexpr bool is_one(const V&) { return false; }
 template <class V> FG_HD V operator*(One, V v) { return v; }
 
-// W and P: V or One. NaN in x reaches the result through e^−|x|.
+// W and P: V or One. NaN in x reaches the result through e^−|x|. Where its coefficient is 0, |x| is taken for 0: it may be
+// infinite, and 0·∞ is 0 here, the limit of 0·|x|. Hence w is multiplied into the coefficients and not into their sum. In the
+// unweighted sum this costs 3 … 4% from the cache; the same by leaving out the product costs 4 … 6%.
 template <class V, class W, class P> FG_HD V bce_loss(V x, V y, W weight, P pos_weight) {
-  const V size = abs(x), positive = pos_weight * y, negative = splat<V>(1.0) - y;
-  const V tail = log1p_unit(exp_negative(-size));
-  const auto left = x < splat<V>(0.0);
-  if constexpr (is_one(P{})) return weight * fma(size, select(left, positive, negative), tail);
-  const V zero = splat<V>(0.0);
-  return weight * fma(positive, select(left, size, zero) + tail, negative * (select(left, zero, size) + tail));
+  const V zero = splat<V>(0.0), positive = weight * (pos_weight * y), negative = weight * (splat<V>(1.0) - y);
+  const V tail = log1p_unit(exp_negative(-abs(x)));
+  const auto left = x < zero;
+  const V coefficient = select(left, positive, negative), size = select(coefficient == zero, zero, abs(x));
+  if constexpr (is_one(P{})) return fma(size, coefficient, weight * tail);
+  return fma(positive, select(left, size, zero) + tail, negative * (select(left, zero, size) + tail));
 }
 
 // d loss / d x = w·((1 − y)·σ(x) − p·y·σ(−x)), the larger σ being 1/(1 + e) and the smaller e/(1 + e) with e = e^−|x|
@@ -39,7 +41,6 @@ struct BceOperand {
   const void* data = nullptr;  // null: 1 for every logit
   DType dtype = kFloat32;
   bool single = false;
-  bool promotes = false;  // its dtype counts for the result's: it has dimensions
 };
 
 // As the drivers address it: element i at i.

@@ -30,21 +30,13 @@ struct Operands {
       fits = view.sizes[d] == like.sizes[d];
     STD_TORCH_CHECK(fits, name, ": expected one element or the shape of input");
     STD_TORCH_CHECK(view.same_device(like), name, ": expected the device of input");
-    if (single) return {view.data, view.dtype(name), true, !scalar};
+    if (single) return {view.data, view.dtype(name), true};
     const Input& input = inputs[used++].emplace(x, view, channels_last, name);
-    return {input.view.data, input.dtype, false, true};
+    return {input.view.data, input.dtype, false};
   }
   BceOperand read(const OptionalTensor& x, const char* name) { return x ? read(*x, name, true) : BceOperand{}; }
   Tensor output(DType dtype) const { return empty(like.sizes, like.dim, channels_last, dtype, like); }
 };
-
-// The promoted dtype; as in torch, a weight without dimensions does not promote.
-DType result_dtype(const BceWithLogitsArguments& a) {
-  DType dtype = promoted(a.input.dtype, a.target.dtype);
-  for (const BceOperand& w : {a.weight, a.pos_weight})
-    if (w.data && w.promotes) dtype = promoted(dtype, w.dtype);
-  return dtype;
-}
 
 BceWithLogitsArguments arguments_of(Operands& operands, const Tensor& input, const Tensor& target, const OptionalTensor& weight,
                                     const OptionalTensor& pos_weight, int64_t reduction) {
@@ -57,7 +49,7 @@ BceWithLogitsArguments arguments_of(Operands& operands, const Tensor& input, con
   a.pos_weight = operands.read(pos_weight, "pos_weight");
   STD_TORCH_CHECK(reduction >= kNone && reduction <= kSum, "reduction: expected 0 (none), 1 (mean) or 2 (sum), got ", reduction);
   a.reduction = static_cast<BceReduction>(reduction);
-  a.is_double = result_dtype(a) == kFloat64;
+  a.is_double = promoted(a.input.dtype, a.target.dtype) == kFloat64;  // a weight of float64 is rounded to float32 first
   return a;
 }
 
@@ -65,11 +57,12 @@ BceWithLogitsArguments arguments_of(Operands& operands, const Tensor& input, con
 void run(const BceWithLogitsArguments& a) { run_blocks(bce_with_logits_cpu(isa()), a, blocks_of(a.count, kBceBlock)); }
 #endif
 
-Tensor forward(const Tensor& input, const Tensor& target, const OptionalTensor& weight, const OptionalTensor& pos_weight,
-               int64_t reduction) {
+// The result has the target's dtype, as torch's has; kWide: float32 in place of half precision, for autocast.
+template <bool kWide> Tensor forward(const Tensor& input, const Tensor& target, const OptionalTensor& weight,
+                                     const OptionalTensor& pos_weight, int64_t reduction) {
   Operands operands(input);
   BceWithLogitsArguments a = arguments_of(operands, input, target, weight, pos_weight, reduction);
-  const DType dtype = result_dtype(a);
+  const DType dtype = kWide ? arithmetic_of(a.target.dtype) : a.target.dtype;
   const Tensor out = reduction == kNone ? operands.output(dtype) : empty(nullptr, 0, false, dtype, operands.like);
 #ifdef FG_DEVICE_KERNELS
   a.out = {out.mutable_data_ptr(), dtype, 0, 0};
@@ -118,10 +111,12 @@ Tensor backward(const Tensor& gradient, const Tensor& input, const Tensor& targe
 #ifndef FG_CUDA
 STABLE_TORCH_LIBRARY_FRAGMENT(fastgen, m) {
   m.def("bce_with_logits(" ARGUMENTS ") -> Tensor");
+  m.def("bce_with_logits_wide(" ARGUMENTS ") -> Tensor");
   m.def("bce_with_logits_backward(Tensor gradient, " ARGUMENTS ") -> Tensor");
 }
 #endif
 STABLE_TORCH_LIBRARY_IMPL(fastgen, FG_DEVICE, m) {
-  m.impl("bce_with_logits", TORCH_BOX(&fastgen::forward));
+  m.impl("bce_with_logits", TORCH_BOX(&fastgen::forward<false>));
+  m.impl("bce_with_logits_wide", TORCH_BOX(&fastgen::forward<true>));
   m.impl("bce_with_logits_backward", TORCH_BOX(&fastgen::backward));
 }

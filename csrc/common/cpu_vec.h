@@ -156,6 +156,7 @@ FG_OPERATOR(/)
 FG_OPERATOR(<)
 FG_OPERATOR(>)
 FG_OPERATOR(>=)
+FG_OPERATOR(==)
 #undef FG_OPERATOR
 template <class V> FG_HD Twice<V> operator-(Twice<V> a) { return {-a.first, -a.second}; }
 template <class V> FG_HD Twice<V> operator<<(Twice<V> a, int by) { return {a.first << by, a.second << by}; }

@@ -1,0 +1,62 @@
+"""The diffusion ops under torch.func's transforms and forward-mode AD; bce_with_logits has its own tests of them."""
+
+import pytest
+import torch
+from conftest import assert_close, normal
+
+import fastgen
+
+T = [39, 0, 5, 17]
+# of a schedule, data of shape (4, 5) and timesteps of shape (4,), differentiable
+OPS = {
+    "q_sample": lambda s, x, t: fastgen.q_sample(x, t, s, seed=3),
+    "q_sample_seeds": lambda s, x, t: fastgen.q_sample(x, 7, s, seed=torch.arange(4, device=x.device)),
+    "q_step_noise": lambda s, x, t: fastgen.q_step(x, t, s, noise=x.cos()),
+    "q_posterior": lambda s, x, t: fastgen.q_posterior(x, x.sin(), t, s)[0],
+    "ddpm_step": lambda s, x, t: fastgen.ddpm_step(x, x.sin(), t, s, seed=3),
+    "ddpm_step_clip": lambda s, x, t: fastgen.ddpm_step(x, x.sin(), t, s, noise=x.cos(), clip=1.0, return_x0=True)[1],
+    "ddpm_step_learned": lambda s, x, t: fastgen.ddpm_step(
+        x.unsqueeze(1), torch.stack([x.sin(), x.cos()], 1), t, s, variance="learned", seed=5
+    ),
+    "ddim_step": lambda s, x, t: fastgen.ddim_step(x, x.sin(), 5, s, eta=0.5, seed=3, prediction="v_prediction"),
+}
+
+
+@pytest.mark.parametrize("function", OPS.values(), ids=OPS)
+def test_transforms(device, schedule, function):
+    xs, t = normal((3, 4, 5), 0, torch.float64, device), torch.tensor(T, device=device)
+    op = lambda x: function(schedule, x, t)  # noqa: E731
+    expected, gradients = [], []
+    for x in xs:
+        leaf = x.clone().requires_grad_()
+        expected.append(op(leaf))
+        gradients += torch.autograd.grad(expected[-1].square().sum(), leaf)
+    expected, gradients = torch.stack(expected).detach(), torch.stack(gradients)
+    assert_close(torch.vmap(op)(xs), expected, scale=50)
+    gradient = torch.func.grad(lambda x: op(x).square().sum())
+    assert_close(gradient(xs[0]), gradients[0], scale=50)
+    assert_close(torch.vmap(gradient)(xs), gradients, scale=50)
+    _, tangent = torch.func.jvp(lambda x: op(x).square().sum(), (xs[0],), (xs[1],))
+    assert_close(tangent, (gradients[0] * xs[1]).sum(), scale=500)
+    assert_close(torch.func.jacfwd(op)(xs[0]), torch.func.jacrev(op)(xs[0]), scale=50)
+    assert_close(torch.autograd.functional.jacobian(op, xs[0], vectorize=True), torch.func.jacrev(op)(xs[0]), scale=50)
+
+
+def test_vmap_over_timesteps_and_seeds(device, schedule):
+    x, t = normal((3, 4, 5), 0, torch.float64, device), torch.tensor([T, T[::-1], T], device=device)
+    seeds = torch.tensor([[1, 2, 3, 4], [5, 6, 7, -8], [9, 9, 9, 2**40]], device=device)
+    step = lambda x, t, seed: fastgen.ddpm_step(x, x.sin(), t, schedule, seed=seed)  # noqa: E731
+    expected = torch.stack([step(*arguments) for arguments in zip(x, t, seeds, strict=True)])
+    assert_close(torch.vmap(step)(x, t, seeds), expected, scale=50)
+    noise = lambda seed: fastgen.randn((4, 5), seed=seed, device=device, dtype=torch.float64)  # noqa: E731
+    assert_close(torch.vmap(noise)(seeds), torch.stack([noise(seed) for seed in seeds]), scale=50)
+
+
+def test_timesteps_outside_the_schedule_are_seen_through_vmap(device, schedule):
+    x, t = normal((3, 4), 0, device=device), torch.tensor([[1, 2, 3, 4], [1, 2, 40, 4], [1, 2, 3, 4]], device=device)
+    op = torch.vmap(lambda x, t: fastgen.q_sample(x, t, schedule, seed=1))
+    if device.type == "cpu":
+        with pytest.raises(ValueError, match="^t: expected timesteps within 0 … 39, got 40"):
+            op(x, t)
+    else:
+        assert torch.equal(op(x, t).isnan(), t == 40)
