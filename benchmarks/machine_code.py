@@ -62,6 +62,7 @@ READINGS = (
     Reading(r"\bBceVectorSum<", loaded=(0, 1, 0, 0)),
     Reading(r"\bBceVectors<\S*BceWideTypes<.*false", stored=("Float32",)),
     Reading(r"\bBceVectors<", stored=(0,)),
+    Reading(r"\bGanVectorSums<", loaded=(0,)),
     Reading(""),
 )
 # What makes a name short, in this order.

@@ -164,3 +164,18 @@ def bce_with_logits_gradient(x, y, weight=None, pos_weight=None):
     p = 1.0 if pos_weight is None else pos_weight
     gradient = (1.0 - y) * sigmoid(x) - p * y * sigmoid(-x)
     return gradient if weight is None else weight * gradient
+
+
+def gan_loss(real, fake, smoothing=0.0, reduction="mean"):
+    """Σ of bce over lists of arrays: targets 1 − smoothing for those of `real`, 0 for those of `fake`."""
+    losses = [bce_with_logits(x, 1.0 - smoothing, reduction=reduction) for x in real]
+    return sum(losses + [bce_with_logits(x, 0.0, reduction=reduction) for x in fake])
+
+
+def gan_monitors(real, fake):
+    """Mean D(x), mean D(G(z)), accuracy, V(D, G) of equation (2.5), each the mean over the arrays of a list."""
+    mean = lambda values: np.mean([np.mean(v) for v in values]) if values else 0.0  # noqa: E731
+    right = [mean([0.5 + 0.5 * np.sign(x) for x in real]), mean([0.5 - 0.5 * np.sign(x) for x in fake])]
+    accuracy = np.mean(right) if real else right[1]
+    value = mean([-np.logaddexp(0.0, -x) for x in real]) + mean([-np.logaddexp(0.0, x) for x in fake])
+    return mean([sigmoid(x) for x in real]), mean([sigmoid(x) for x in fake]), accuracy, value

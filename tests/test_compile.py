@@ -36,6 +36,10 @@ FORWARD = {
     "ddim_step_out": lambda s, x, m, t, seed: fastgen.ddim_step(x, m, t, s, out=torch.empty_like(x)),
     "randn": lambda s, x, m, t, seed: fastgen.randn((3, 7), seed=seed, offset=2, device=x.device) + x[0, 0, 0],
     "bce_with_logits": lambda s, x, m, t, seed: fastgen.bce_with_logits(x, m.sigmoid(), m.abs(), "sum", x[0].abs()),
+    "discriminator_loss": lambda s, x, m, t, seed: fastgen.discriminator_loss([x, m[0]], m, label_smoothing=0.1),
+    "discriminator_loss_monitors": lambda s, x, m, t, seed: tuple(fastgen.discriminator_loss(x, m, monitors=True)[1]),
+    "generator_loss": lambda s, x, m, t, seed: fastgen.generator_loss(x[..., ::2], kind="minimax", reduction="sum"),
+    "generator_loss_none": lambda s, x, m, t, seed: fastgen.generator_loss(x, reduction="none"),
 }
 
 
@@ -56,6 +60,9 @@ BACKWARD = {
     "ddpm_step": lambda s, x, m, t: fastgen.ddpm_step(x, m, t, s, seed=3),
     "ddpm_step_clip": lambda s, x, m, t: fastgen.ddpm_step(x, m, t, s, seed=3, clip=1.0, return_x0=True)[1],
     "bce_with_logits": lambda s, x, m, t: fastgen.bce_with_logits(x, m.sigmoid(), reduction="none"),
+    "discriminator_loss": lambda s, x, m, t: fastgen.discriminator_loss(x, [m, x[0]], label_smoothing=0.1),
+    "discriminator_loss_monitors": lambda s, x, m, t: fastgen.discriminator_loss(x, m, monitors=True)[0],
+    "generator_loss": lambda s, x, m, t: fastgen.generator_loss([x, m[..., ::2]], kind="minimax", reduction="sum"),
 }
 
 
@@ -67,7 +74,8 @@ def test_backward(device, schedule, function):
     gradients = []
     for f in (fast, lambda x, m, t: function(schedule, x, m, t)):
         leaves = x.clone().requires_grad_(), m.clone().requires_grad_()
-        f(*leaves, t).backward(g)
+        y = f(*leaves, t)
+        y.backward(g if y.dim() else g[0, 0, 0])
         gradients.append([leaf.grad for leaf in leaves])
     for a, e in zip(*gradients, strict=True):
         assert_close(a, e, scale=50)

@@ -62,6 +62,7 @@ def test_eager_runs_no_compiled_op(device, schedule):
             fastgen.q_sample(x, 5, schedule, seed=1)
             fastgen.ddpm_step(x, x, 5, schedule, seed=1)
             fastgen.bce_with_logits(x, x)
+            fastgen.discriminator_loss(x, x)
         assert any(event.key.startswith("fastgen::") for event in profile.key_averages()) == expected
 
 
@@ -70,6 +71,7 @@ DERIVATIVES = {
     "q_posterior": lambda schedule, x: fastgen.q_posterior(x, x, 5, schedule)[0],
     "ddpm_step": lambda schedule, x: fastgen.ddpm_step(x, x, 5, schedule, seed=1, clip=3.0),
     "bce_with_logits": lambda schedule, x: fastgen.bce_with_logits(x, torch.zeros_like(x), reduction="sum"),
+    "discriminator_loss": lambda schedule, x: fastgen.discriminator_loss(x, x[0], label_smoothing=0.1),
 }
 
 
@@ -232,11 +234,18 @@ def op_samples():
             yield "bce_with_logits", arguments, {}
             loss = torch.ops.fastgen.bce_with_logits(*arguments)
             yield "bce_with_logits_backward", (torch.ones_like(loss), *arguments), {}
+    for options in [
+        ([x, m.bfloat16()], 1, 0, 0.1, 1),
+        ([x.double(), channels_last(image), m[:1]], 2, 0, 0.0, 2),
+        ([image[..., 1:], x.transpose(0, 2)], 0, 1, 0.0, 1),
+    ]:
+        for monitors in (False, True):
+            yield "gan_loss", (*options, monitors, not monitors), {}
+        yield "gan_loss_backward", (torch.tensor(2.0), *options), {}
 
 
-OPS = sorted(
-    {"q_sample", "q_step", "ddpm_step", "ddim_step", "q_posterior", "randn", "bce_with_logits", "bce_with_logits_backward"}
-)
+OPS = sorted({"q_sample", "q_step", "ddpm_step", "ddim_step", "q_posterior", "randn"})
+OPS += [f"{op}{way}" for op in ("bce_with_logits", "gan_loss") for way in ("", "_backward")]
 OPS += [f"{op}_out" for op in ("q_sample", "q_step", "ddpm_step", "ddim_step")] + ["ddpm_step_x0", "ddim_step_x0"]
 
 
@@ -290,6 +299,14 @@ calls = {
     "weight": lambda: ops.bce_with_logits(x, x, x[:2], None, 1),
     "reduction": lambda: ops.bce_with_logits(x, x, None, None, 3),
     "gradient": lambda: ops.bce_with_logits_backward(x[:2], x, x, None, None, 0),
+    "no logits": lambda: ops.gan_loss([], 0, 0, 0.0, 1, False, False),
+    "integer logits": lambda: ops.gan_loss([x, x.long()], 1, 0, 0.0, 1, False, False),
+    "logits elsewhere": lambda: ops.gan_loss([x, x.to("meta")], 1, 0, 0.0, 1, False, True),
+    "number of real logits": lambda: ops.gan_loss([x, x], 3, 0, 0.0, 1, False, False),
+    "kind": lambda: ops.gan_loss([x, x], 1, 3, 0.0, 1, False, False),
+    "smoothing": lambda: ops.gan_loss([x, x], 1, 0, 1.0, 1, False, False),
+    "no reduction": lambda: ops.gan_loss([x, x], 1, 0, 0.0, 0, False, False),
+    "gradient of the GAN loss": lambda: ops.gan_loss_backward(x, [x, x], 1, 0, 0.0, 1),
 }
 for name, call in calls.items():
     try:

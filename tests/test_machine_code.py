@@ -18,8 +18,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for `benchmarks`
 from benchmarks import machine_code
 
 # Patterns of labels (`machine_code.label`): `python -m benchmarks.machine_code` prints them.
-FAST = r"^(Vectors|Tiles|BceVectors|.*\bBceVectorSum)<"  # kernels that must move their tensors in 128-bit accesses
-FAST_OPS = ("bce_with_logits", "ddpm_step", "q_posterior", "q_sample", "randn")  # that must have such kernels
+# kernels that must move their tensors in 128-bit accesses
+FAST = r"^(Vectors|Tiles|BceVectors|GanVectors|.*\b(BceVectorSum|GanVectorSums))<"
+FAST_OPS = ("bce_with_logits", "ddpm_step", "gan_loss", "q_posterior", "q_sample", "randn")  # that must have such kernels
 LOADS_NOTHING = r"\bRandn<"
 SEEDED_STEP = r"^(Vectors|Tiles)<DdpmStepPlain<float, bf16, bf16, bf16>, seed>"
 LEAST_SPECIAL, MOST_INSTRUCTIONS = 2, 40  # for each element of that step; a prototype had 2 and 36

@@ -46,6 +46,17 @@ def bce_with_logits(schedule, x, t):
         yield torch.autograd.grad(loss.sum(), leaf)[0]
 
 
+def gan_losses(schedule, x, t):
+    leaves = x.clone().requires_grad_(), x[:2, :, ::3].clone().requires_grad_()
+    for factor in (1.0, 2.0):  # the gradients of the forward pass, and of their own
+        for scales in (leaves, ([leaves[0], leaves[1]], leaves[1])):
+            loss, monitors = fastgen.discriminator_loss(*scales, label_smoothing=0.1, monitors=True)
+            yield loss.detach()
+            yield from monitors
+            yield from torch.autograd.grad(factor * loss, leaves)
+    yield fastgen.generator_loss(x, kind="minimax", reduction="sum")
+
+
 @pytest.fixture
 def with_threads():
     """Runs a function with a number of threads."""
@@ -59,7 +70,7 @@ def with_threads():
     torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize("function", [randn, q_sample, q_posterior, ddpm_step, learned_variance, bce_with_logits])
+@pytest.mark.parametrize("function", [randn, q_sample, q_posterior, ddpm_step, learned_variance, bce_with_logits, gan_losses])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
 def test_number_of_threads_changes_no_bit(backend, device, schedule, with_threads, function, dtype):
     arguments = schedule, normal(SHAPE, 0, dtype, device), torch.tensor(T, device=device)
@@ -67,6 +78,6 @@ def test_number_of_threads_changes_no_bit(backend, device, schedule, with_thread
     for a, b in zip(two, again, strict=True):
         assert_same(a, b)
     # PyTorch's own exponentials round by where a thread's share begins, so eager owes no more than that here
-    eager = backend == "eager" and function in (learned_variance, bce_with_logits)
+    eager = backend == "eager" and function in (learned_variance, bce_with_logits, gan_losses)
     for a, b in zip(two, one, strict=True):
         (assert_close if eager else assert_same)(a, b)
