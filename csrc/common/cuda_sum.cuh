@@ -45,7 +45,7 @@ __device__ __forceinline__ uint64_t load_flag(const uint64_t* flag) {
 // A thread block leaves its sums and the launch's own number beside them, and the last block of an output adds them once it has
 // seen all its numbers. Then it takes the numbers away, for a replay of the same launch in a graph. The others need no block that
 // comes after them, so all of them end while the last one waits.
-template <class Part> __global__ void __launch_bounds__(kThreads, 1) sum_kernel(const __grid_constant__ Part part) {
+template <class Part> __global__ void __launch_bounds__(kThreads) sum_kernel(const __grid_constant__ Part part) {
   constexpr int n = Part::kValues;
   const SumPlan& plan = part.plan;
   double values[n] = {};

@@ -105,11 +105,11 @@ template <bool kMonitors> struct GanSums {
   }
 };
 
-// A few terms are added in float32, and those sums in float64. With monitors a thread has enough to do with one vector at a time.
+// A few terms are added in float32, and those sums in float64.
 template <class X, bool kMonitors> struct GanVectorSums : GanSums<kMonitors> {
   using Base = GanSums<kMonitors>;
   using Base::segments;
-  static constexpr int n = 16 / X::kBytes, kUnroll = kMonitors ? 1 : n == 8 ? 2 : 4;
+  static constexpr int n = 16 / X::kBytes, kUnroll = n == 8 ? 2 : 4;
 
   GanVectorSums(const GanLossArguments& a, int segment) : Base(a, segment) { this->plan = SumPlan(1, segments.total(n * kUnroll)); }
   FG_HD void add(int64_t, int64_t thread, int64_t threads, double (&values)[Base::kValues]) const {
@@ -159,15 +159,15 @@ template <class R, bool kMonitors> struct GanElementSums : GanSums<kMonitors> {
     for (int k = 0; k < segments.count; ++k) {
       const GanSegment& s = segments.list[k];
       const GanTarget<R> target(s);
-      double sums[kGanTerms] = {};
       for (int64_t i = thread; i < s.count; i += threads) {
         R one[kGanTerms] = {};
         add_gan_terms<R, kMonitors>(load_one<R, Any>({const_cast<void*>(s.logits), s.dtype}, i), target, s.real, one);
+        double wide[kGanTerms];
         FG_UNROLL
         for (int v = 0; v < kGanTerms; ++v)
-          sums[v] += static_cast<double>(one[v]);
+          wide[v] = static_cast<double>(one[v]);
+        Base::add_segment(s, wide, values);
       }
-      Base::add_segment(s, sums, values);
     }
   }
 };
