@@ -60,8 +60,8 @@ def kinds():
     for make in (peers.ddpm_step, peers.q_sample):
         yield lambda shape, dtype, make=make: make(shape, dtype, "seed", "out")
     for mode in ("forward", "backward"):
-        for make in (peers.bce_with_logits, peers.gan_loss):
-            yield lambda shape, dtype, mode=mode, make=make: make(shape, dtype, mode)
+        yield lambda shape, dtype, mode=mode: peers.bce_with_logits(shape, dtype, mode)
+    yield lambda shape, dtype: peers.gan_loss(shape, dtype, "backward")
     for make in (peers.ddpm_step, peers.q_sample):
         yield lambda shape, dtype, make=make: make(shape, dtype, "noise", "out")
     yield peers.q_posterior

@@ -300,9 +300,9 @@ def test_sizes_and_programs(gpu_bench):
         for case in cases
         for size in [min(gpu_bench.SIZES, key=lambda s: abs(s - case.elements))]
     )
-    assert len({str(case) + str(case.channels_last) for case in cases}) == len(cases) == 8 * 2 * 7 + 8
-    assert all(gpu_bench.targets(case).get("copy") for case in cases[:16])
-    assert not any(gpu_bench.targets(case).get("copy") for case in cases[16:])
+    assert len({str(case) + str(case.channels_last) for case in cases}) == len(cases) == 9 * 2 * 7 + 8
+    assert all(gpu_bench.targets(case).get("copy") for case in cases[:20])
+    assert not any(gpu_bench.targets(case).get("copy") for case in cases[20:])
     assert len(gpu_bench.graphs("cpu")) < len(cases)
 
 
