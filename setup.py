@@ -24,7 +24,7 @@ except ImportError:  # setuptools before 70.1
     from wheel.bdist_wheel import bdist_wheel
 
 ROOT = Path(__file__).resolve().parent
-OPS = ("q_sample", "q_posterior", "ddpm_step", "randn", "bce_with_logits", "diffusion_loss")
+OPS = ("q_sample", "q_posterior", "ddpm_step", "randn", "bce_with_logits", "gan_loss", "diffusion_loss")
 TORCH_TARGET_VERSION = "0x020a000000000000"  # 2.10
 CUDA_ARCHS = "7.5;8.0;8.6;8.9;9.0;10.0;12.0+PTX"
 

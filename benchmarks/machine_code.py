@@ -65,6 +65,7 @@ READINGS = (
     Reading(r"\bAdded<.*\bDiffusionLossItems<.*NoiseKind\)1", loaded=(0, 1, 0)),  # x0, the output, noise
     Reading(r"\bAdded<.*\bDiffusionLossItems<", loaded=(0, 1)),
     Reading(r"\bDiffusionLossItems<", stored=(-1, -1)),  # by the output and by x0
+    Reading(r"\bGanVectorSums<", loaded=(0,)),
     Reading(""),
 )
 # What makes a name short, in this order.

@@ -220,6 +220,18 @@ def eager_bce_with_logits(input, target):
     return F.binary_cross_entropy_with_logits(input, target)
 
 
+def eager_gan_loss(real, fake):
+    """As training code has it, with targets made for every batch."""
+    real_loss = F.binary_cross_entropy_with_logits(real, torch.ones_like(real))
+    return real_loss + F.binary_cross_entropy_with_logits(fake, torch.zeros_like(fake))
+
+
+def gradients(loss, real, fake):
+    """Forward and backward to the logits: the loss and its gradients."""
+    value = loss(real, fake)
+    return value, *torch.autograd.grad(value, (real, fake))
+
+
 def gradient(loss, input, target):
     """Forward and backward to the logits: the loss and its gradient."""
     value = loss(input, target)
@@ -324,6 +336,19 @@ def bce_with_logits(shape, dtype, mode):
     ours = partial(bind, fastgen.bce_with_logits)
     tensors = 5 if backward else 2
     return Case("bce_with_logits", mode, "scalar", shape, dtype, tensors, inputs, ours, eager_bce_with_logits, bind)
+
+
+def gan_loss(shape, dtype, mode):
+    """The discriminator's, on as many logits of real samples as of fake ones, each of this shape. mode: "forward", which reads
+    both, or "backward": forward, then backward, which reads both again and writes as much."""
+    backward = mode == "backward"
+    bind = partial(partial, gradients) if backward else partial
+
+    def inputs():
+        return tuple(x.requires_grad_(backward) for x in _normal(2, shape, dtype))
+
+    ours = partial(bind, fastgen.discriminator_loss)
+    return Case("gan_loss", mode, "scalar", shape, dtype, 6 if backward else 2, inputs, ours, eager_gan_loss, bind)
 
 
 def calls_of_16():

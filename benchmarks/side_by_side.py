@@ -25,7 +25,9 @@ SEEDED = {"eager": 8.0, "torch.compile": 8.0}
 MOVED = {"torch.add": 0.85}
 LOSS = {"eager": 3.0}
 TRAINING = {"eager": 5.0}
+GAN = {"eager": 4.0}
 CALL = {"torch.add": 0.25}  # at most four times its time
+PASSES = {"forward": "forward", "backward": "forward + backward"}
 FLATNESS = 1.25
 NOISY = 1.5  # times the best sample: a median above that is the machine's more than the code's, and judges no target
 
@@ -46,6 +48,9 @@ def rows(tiny):
             yield peers.bce_with_logits(shape, torch.float32, mode), LOSS
     for shape in sizes:
         yield peers.diffusion_loss(shape, torch.float32), TRAINING
+    for shape in [(64, 1), *sizes]:
+        for mode, targets in (("forward", {}), ("backward", GAN)):
+            yield peers.gan_loss(shape, torch.float32, mode), targets
     for case in peers.calls_of_16():
         yield case, CALL
 
@@ -58,7 +63,8 @@ def families(tiny):
             for output in ("out", "fresh"):
                 yield [make(shape, torch.float32, mode, output) for shape in sizes]
     for mode in ("forward", "backward"):
-        yield [peers.bce_with_logits(shape, torch.float32, mode) for shape in sizes]
+        for make in (peers.bce_with_logits, peers.gan_loss):
+            yield [make(shape, torch.float32, mode) for shape in sizes]
 
 
 # ---- measuring -------------------------------------------------------------------------------------------------------
@@ -136,10 +142,10 @@ def flatness(family, seconds, tiny):
 
 def label(case):
     """As the call is written: ddpm_step(seed=, out=)."""
-    if case.op == "bce_with_logits":
-        return "bce_with_logits " + {"forward": "forward", "backward": "forward + backward"}[case.mode]
     if case.op == "diffusion_loss":
-        return "q_sample(seed=) + diffusion_loss(seed=) + backward"
+        return "q_sample + diffusion_loss + backward"
+    if case.mode in PASSES:
+        return f"{case.op} {PASSES[case.mode]}"
     mode, _, timestep = case.mode.partition("-")
     timestep = {"": "", "t_int": ", t int", "t_tensor": ", t tensor"}[timestep]
     return f"{case.op}({mode}={', out=' if case.output == 'out' else ''}){timestep}"

@@ -57,7 +57,7 @@ def train(
         −log D(x) − log(1 − D(G(z)))
 
     with one of the generator, on −log D(G(z)): its "non-saturating" loss, with the same fixed point as log(1 − D(G(z))) but a
-    gradient where D is sure. With D = σ(logit) both are binary cross entropies on logits, real = 1 and fake = 0.
+    gradient where D is sure.
 
     images: (N, 1, 8, 8) in [−1, 1]. The other arguments are those of `common.training_loop`.
     """
@@ -70,8 +70,6 @@ def train(
     # β₁ = 0.5: Radford et al. found the usual 0.9 to oscillate
     generator_optimizer = torch.optim.Adam(generator.parameters(), lr=settings.learning_rate, betas=(0.5, 0.999))
     discriminator_optimizer = torch.optim.Adam(discriminator.parameters(), lr=settings.learning_rate, betas=(0.5, 0.999))
-    real_target = torch.ones((settings.batch_size, 1), device=device)
-    fake_target = torch.zeros_like(real_target)
     latent_shape = (settings.batch_size, settings.latent_dim)
     latent_seed = common.derived_seed(settings.seed, "latent")
 
@@ -86,11 +84,9 @@ def train(
             real = images[torch.randint(len(images), (settings.batch_size,), generator=batches).to(device)]
             with torch.no_grad():  # the generator is not updated here
                 fake = generator(latent(step, part))
-            discriminator_loss = fastgen.bce_with_logits(discriminator(real), real_target)
-            discriminator_loss = discriminator_loss + fastgen.bce_with_logits(discriminator(fake), fake_target)
+            discriminator_loss = fastgen.discriminator_loss(discriminator(real), discriminator(fake))
             _descend(discriminator_loss, discriminator_optimizer)
-        fake_logits = discriminator(generator(latent(step, settings.k)))
-        generator_loss = fastgen.bce_with_logits(fake_logits, real_target)
+        generator_loss = fastgen.generator_loss(discriminator(generator(latent(step, settings.k))))
         _descend(generator_loss, generator_optimizer)
         common.update_average(average, generator, step, settings.ema_decay)
         return {"discriminator": discriminator_loss, "generator": generator_loss}

@@ -18,7 +18,7 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 BUILD = ROOT / "build/device_on_host"
 WAYS = BUILD / "ways"
-OPS = ("q_sample", "q_posterior", "ddpm_step", "randn", "bce_with_logits", "diffusion_loss")
+OPS = ("q_sample", "q_posterior", "ddpm_step", "randn", "bce_with_logits", "gan_loss", "diffusion_loss")
 TESTS = [*(f"tests/test_{op}.py" for op in OPS), "tests/test_device_code.py"]
 FLAGS = [
     *("-std=c++17", "-O1", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-march=native", "-Wno-unknown-pragmas"),

@@ -153,6 +153,15 @@ def _diffusion_gradient(source, prediction, reduction=1, weights=False):
     return call
 
 
+def _gan(smoothing=0.0, monitors=False):
+    """The loss and the monitors as the op returns them, which are views elsewhere."""
+    return lambda i: torch.ops.fastgen.gan_loss([i.x, i.target, i.m], 2, 0, smoothing, 1, monitors, False)
+
+
+def _gan_gradient(reduction=1):
+    return lambda i: torch.ops.fastgen.gan_loss_backward(i.scalar, [i.x, i.m], 1, 0, 0.1, reduction)
+
+
 # those that also take out=
 INTO = {
     "q_sample noise": _forward(fastgen.q_sample, "x0", noise="noise"),
@@ -199,8 +208,16 @@ CALLS = INTO | {
     "bce each": _loss("none"),
     "bce weights": _loss("mean", "full", "full"),
     "bce scalar weights": _loss("none", "scalar", "scalar"),
+    "bce wide": lambda i: torch.ops.fastgen.bce_with_logits_wide(i.x, i.target, None, None, 1),
     "bce back": _gradient(),
     "bce back each": _gradient(0, "full"),
+    "gan discriminator": lambda i: fastgen.discriminator_loss(i.x, i.m),
+    "gan scales": _gan(0.1),
+    "gan monitors": _gan(monitors=True),
+    "gan generator": lambda i: fastgen.generator_loss(i.x),
+    "gan minimax sum": lambda i: fastgen.generator_loss(i.x, kind="minimax", reduction="sum"),
+    "gan back": _gan_gradient(),
+    "gan back sum": _gan_gradient(2),
 }
 CALLS |= {f"{name}, out=": lambda i, call=call: call(i, out=i.out) for name, call in INTO.items()}
 CALLS["ddpm x0, out="] = lambda i: CALLS["ddpm x0"](i, out=i.out)
@@ -215,7 +232,7 @@ def fits(name, i):
 
 def results(result):
     """The tensors of a result."""
-    return list(result) if isinstance(result, tuple) else [result]
+    return list(result) if isinstance(result, (tuple, list)) else [result]
 
 
 # ---- as a program ---------------------------------------------------------------------------------------------------
@@ -262,7 +279,8 @@ def main():
             made = results(call(i))
             if device == "cuda":
                 torch.cuda.synchronize()  # so that an error is that call's
-            finite = all(y.cpu().isfinite().all() for y in made if not (what == "no element" and y.dim() == 0))
+            of_nothing = what == "no element" and any(loss in name for loss in ("bce", "gan", "loss"))  # NaN, if a mean
+            finite = of_nothing or all(y.cpu().isfinite().all() for y in made)
             if not finite:
                 raise SystemExit(f"{name}, {what}: not every value is finite")
             called += 1

@@ -194,3 +194,18 @@ def diffusion_loss_slope(m, target, weight=1.0, loss="mse", delta=1.0):
     """The derivative of each element's loss by m."""
     r = m - target
     return weight * {"mse": 2.0 * r, "l1": np.sign(r), "huber": np.clip(r, -delta, delta)}[loss]
+
+
+def gan_loss(real, fake, smoothing=0.0, reduction="mean"):
+    """Σ of bce over lists of arrays: targets 1 − smoothing for those of `real`, 0 for those of `fake`."""
+    losses = [bce_with_logits(x, 1.0 - smoothing, reduction=reduction) for x in real]
+    return sum(losses + [bce_with_logits(x, 0.0, reduction=reduction) for x in fake])
+
+
+def gan_monitors(real, fake):
+    """Mean D(x), mean D(G(z)), accuracy, V(D, G) of equation (2.5), each the mean over the arrays of a list."""
+    mean = lambda values: np.mean([np.mean(v) for v in values]) if values else 0.0  # noqa: E731
+    right = [mean([0.5 + 0.5 * np.sign(x) for x in real]), mean([0.5 - 0.5 * np.sign(x) for x in fake])]
+    accuracy = np.mean(right) if real else right[1]
+    value = mean([-np.logaddexp(0.0, -x) for x in real]) + mean([-np.logaddexp(0.0, x) for x in fake])
+    return mean([sigmoid(x) for x in real]), mean([sigmoid(x) for x in fake]), accuracy, value

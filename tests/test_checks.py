@@ -25,6 +25,8 @@ def arguments(op, device):
         "ddim_step": {"x_t": x, "model_output": y, "t": 5, "schedule": schedule, "eta": 0.5},
         "diffusion_loss": {"x0": x, "model_output": y, "t": 5, "schedule": schedule, "seed": 1},
         "bce_with_logits": {"input": x, "target": y},
+        "discriminator_loss": {"real_logits": x, "fake_logits": y},
+        "generator_loss": {"fake_logits": y},
         "randn": {"shape": SHAPE, "seed": 1, "device": device},
     }[op]
 
@@ -32,6 +34,8 @@ def arguments(op, device):
 NOISY = ("q_sample", "q_step", "ddpm_step", "ddim_step")
 STEPS = ("ddpm_step", "ddim_step")
 TIMED = (*NOISY, "q_posterior", "diffusion_loss")
+LOSS = ("diffusion_loss",)
+GAN = ("discriminator_loss", "generator_loss")
 DATA = {
     "q_sample": "x0",
     "q_step": "x_prev",
@@ -41,7 +45,6 @@ DATA = {
     "diffusion_loss": "x0",
 }
 SECOND = {"q_posterior": "x_t", "ddpm_step": "model_output", "ddim_step": "model_output", "diffusion_loss": "model_output"}
-LOSS = ("diffusion_loss",)
 
 # (ops, what is changed, the error, the start of its message); tensors are moved to the device
 CASES = [
@@ -204,6 +207,42 @@ CASES += [
         (torch.ones(1, *SHAPE), ValueError),
         (torch.ones(5, device="meta"), ValueError),
     ]
+]
+CASES += [
+    (ops, {name: bad}, error, name + where)
+    for ops, name in ((GAN[:1], "real_logits"), (GAN, "fake_logits"))
+    for bad, error, where in [
+        (None, TypeError, ""),
+        (1.0, TypeError, ""),
+        (np.zeros(SHAPE), TypeError, ""),
+        (torch.zeros(SHAPE, dtype=torch.int64), TypeError, ""),
+        (torch.zeros(SHAPE, dtype=torch.bool), TypeError, ""),
+        (torch.zeros(SHAPE, dtype=torch.complex64), TypeError, ""),
+        (torch.zeros(SHAPE).to_sparse(), TypeError, ""),
+        ([], ValueError, ""),
+        ((), ValueError, ""),
+        ([1.0], TypeError, r"\[0\]"),
+        ([torch.zeros(SHAPE), torch.zeros(SHAPE, dtype=torch.int64)], TypeError, r"\[1\]"),
+        ([torch.zeros(SHAPE), [torch.zeros(SHAPE)]], TypeError, r"\[1\]"),
+        ([torch.zeros(SHAPE), torch.zeros(SHAPE, device="meta")], ValueError, ""),
+    ]
+]
+CASES += [
+    (GAN[:1], {"fake_logits": torch.zeros(SHAPE, device="meta")}, ValueError, "fake_logits"),
+    (GAN[:1], {"label_smoothing": -0.1}, ValueError, "label_smoothing"),
+    (GAN[:1], {"label_smoothing": 1.0}, ValueError, "label_smoothing"),
+    (GAN[:1], {"label_smoothing": 1}, ValueError, "label_smoothing"),
+    (GAN[:1], {"label_smoothing": float("nan")}, ValueError, "label_smoothing"),
+    (GAN[:1], {"label_smoothing": float("inf")}, ValueError, "label_smoothing"),
+    (GAN[:1], {"label_smoothing": "0.1"}, TypeError, "label_smoothing"),
+    (GAN[:1], {"label_smoothing": True}, TypeError, "label_smoothing"),
+    (GAN[:1], {"label_smoothing": torch.tensor(0.1)}, TypeError, "label_smoothing"),
+    (GAN[1:], {"kind": "hinge"}, ValueError, "kind"),
+    (GAN[1:], {"kind": None}, ValueError, "kind"),
+    (GAN, {"reduction": "batchmean"}, ValueError, "reduction"),
+    (GAN, {"reduction": None}, ValueError, "reduction"),
+    (GAN, {"monitors": 1}, TypeError, "monitors"),
+    (GAN, {"monitors": None}, TypeError, "monitors"),
 ]
 for op, name in DATA.items():
     CASES += [

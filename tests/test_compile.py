@@ -40,6 +40,10 @@ FORWARD = {
         m.bfloat16(), x, t, s, seed=seed, prediction="v_prediction", loss="huber", weighting=x[:, 0, 0].abs(), reduction="none"
     ),
     "bce_with_logits": lambda s, x, m, t, seed: fastgen.bce_with_logits(x, m.sigmoid(), m.abs(), "sum", x[0].abs()),
+    "discriminator_loss": lambda s, x, m, t, seed: fastgen.discriminator_loss([x, m[0]], m, label_smoothing=0.1),
+    "discriminator_loss_monitors": lambda s, x, m, t, seed: tuple(fastgen.discriminator_loss(x, m, monitors=True)[1]),
+    "generator_loss": lambda s, x, m, t, seed: fastgen.generator_loss(x[..., ::2], kind="minimax", reduction="sum"),
+    "generator_loss_none": lambda s, x, m, t, seed: fastgen.generator_loss(x, reduction="none"),
 }
 
 
@@ -62,6 +66,9 @@ BACKWARD = {
     "diffusion_loss": lambda s, x, m, t: fastgen.diffusion_loss(m, x, t, s, seed=3, prediction="v_prediction"),
     "diffusion_loss_each": lambda s, x, m, t: fastgen.diffusion_loss(m, x, t, s, noise=x.detach(), loss="l1", reduction="none"),
     "bce_with_logits": lambda s, x, m, t: fastgen.bce_with_logits(x, m.sigmoid(), reduction="none"),
+    "discriminator_loss": lambda s, x, m, t: fastgen.discriminator_loss(x, [m, x[0]], label_smoothing=0.1),
+    "discriminator_loss_monitors": lambda s, x, m, t: fastgen.discriminator_loss(x, m, monitors=True)[0],
+    "generator_loss": lambda s, x, m, t: fastgen.generator_loss([x, m[..., ::2]], kind="minimax", reduction="sum"),
 }
 
 

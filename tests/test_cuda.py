@@ -22,6 +22,7 @@ DEVICE = torch.device("cuda", torch.cuda.current_device()) if HERE else torch.de
 KERNELS = [name for name in fastgen.available_backends("cuda") if name != "eager"] or ["cpp"]
 SHAPE = (3, 4, 33, 35)
 SUMS = ("bce mean", "bce sum", "bce weights")
+SUMS += ("gan discriminator", "gan scales", "gan monitors", "gan generator", "gan minimax sum")
 LATE = 20_000_000  # clock cycles, some 10 ms: what a stream does first, so that work on another one would come too early
 
 
@@ -158,6 +159,8 @@ BACKWARDS = {
     "ddpm_step": lambda x, i: fastgen.ddpm_step(x, i.m, i.t, SCHEDULE, seed=1),
     "ddpm_step, clipped": lambda x, i: fastgen.ddpm_step(x, i.m, i.t, SCHEDULE, seed=1, clip=1.0),
     "bce": lambda x, i: fastgen.bce_with_logits(x, i.target),
+    "gan": lambda x, i: fastgen.discriminator_loss(x, i.m),
+    "gan, scaled": lambda x, i: 3 * fastgen.discriminator_loss([x, i.m], i.m, monitors=True)[0],
 }
 
 
@@ -302,9 +305,23 @@ def test_tensors_elsewhere_are_refused_by_the_ops(name):
     torch.cuda.synchronize()
 
 
+def test_logits_elsewhere_are_refused_by_the_ops():
+    i, ops = inputs(DEVICE), torch.ops.fastgen
+    for logits in ([i.x, i.m.cpu()], [i.x.cpu(), i.m]):
+        with pytest.raises(RuntimeError):
+            ops.gan_loss(logits, 1, 0, 0.0, 1, False, False)
+        with pytest.raises(RuntimeError):
+            ops.gan_loss_backward(i.scalar, logits, 1, 0, 0.0, 1)
+        with pytest.raises(ValueError, match="logits: expected tensors on "):
+            fastgen.discriminator_loss(*logits)
+    with pytest.raises(RuntimeError):
+        ops.gan_loss_backward(i.scalar.cpu(), [i.x], 1, 0, 0.0, 1)
+    torch.cuda.synchronize()
+
+
 # ---- timesteps that nobody looked at --------------------------------------------------------------------------------
 
-TIMED = [name for name in CALLS if not any(word in name for word in ("int", "randn", "bce"))]
+TIMED = [name for name in CALLS if not any(word in name for word in ("int", "randn", "bce", "gan"))]
 
 
 @pytest.mark.parametrize("name", TIMED)
@@ -396,6 +413,24 @@ def test_backward_is_one_launch_and_one_allocation():
     assert gradient.isfinite().all()
 
 
+@pytest.mark.parametrize("tensors, launches", [(2, 1), (32, 1), (33, 2), (70, 3)])
+def test_launches_and_allocations_of_the_gan_loss(tensors, launches):
+    """Forward: the loss and room for the sums of the thread blocks; backward: a gradient for each of the logits."""
+    i = inputs(DEVICE, SHAPE)
+    leaves = [i.x[:, :, k % 7 : k % 7 + 3].clone().requires_grad_() for k in range(tensors)]
+    step = lambda: torch.autograd.grad(fastgen.discriminator_loss(leaves[:1], leaves[1:]), leaves, i.scalar)  # noqa: E731
+    step()
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_stats(DEVICE)["allocation.all.allocated"]
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]) as profile:
+        gradients = step()
+        torch.cuda.synchronize()
+    assert torch.cuda.memory_stats(DEVICE)["allocation.all.allocated"] - before == 2 + tensors
+    names = [event.name for event in profile.events() if event.device_type == torch.autograd.DeviceType.CUDA]
+    assert len(names) == 2 * launches, names
+    assert all(gradient.isfinite().all() for gradient in gradients)
+
+
 # ---- values, on shapes that take a kernel's every path --------------------------------------------------------------
 
 
@@ -435,7 +470,7 @@ def test_sizes_against_eager(kernels, name):
         assert_near_eager(name, inputs(DEVICE, (2, 1, n), dtype), kernels)
 
 
-@pytest.mark.parametrize("name", [name for name in CALLS if "bce" not in name])
+@pytest.mark.parametrize("name", [name for name in CALLS if "bce" not in name and "gan" not in name])
 @pytest.mark.parametrize("channels", [1, 2, 3, 4, 5, 7, 8, 16, 31, 64, 320])
 def test_channels_last_is_bit_identical(name, channels):
     for dtype, m_dtype in ((torch.float32,) * 2, (torch.bfloat16,) * 2, (torch.float32, torch.bfloat16), (torch.float64,) * 2):
@@ -503,6 +538,27 @@ def test_sums_have_the_same_bits_on_every_run(reduction, n):
     assert all(torch.equal(loss, first) for loss in losses)
     exact = reference.bce_with_logits(*map(array, (i.x, i.target, i.weight)), reduction=reduction)
     assert first.item() == pytest.approx(float(exact), rel=1e-6)
+
+
+@pytest.mark.parametrize("monitors", [False, True])
+@pytest.mark.parametrize("n", [1, 64, 65_537, 5_000_011])
+def test_gan_losses_have_the_same_bits_on_every_run(n, monitors):
+    i, noise = inputs(DEVICE, (1, 1, n)), torch.cuda.Stream()
+    scales = [i.x, *i.x.reshape(-1).split(max(n // 50, 1))[:50]]  # two launches
+    loss = lambda: torch.ops.fastgen.gan_loss([*scales, i.m], len(scales), 0, 0.1, 1, monitors, False)  # noqa: E731
+    first = loss()
+    a, b = torch.zeros(2**24, device=DEVICE), torch.zeros(2**24, device=DEVICE)
+    torch.cuda.synchronize()
+    made = []
+    for k in range(30):
+        with torch.cuda.stream(noise):
+            b[k * 1000 :].copy_(a[k * 1000 :])
+        made.append(loss())
+    torch.cuda.synchronize()
+    for again in made:
+        assert_all_same(tuple(again), tuple(first))
+    exact = reference.gan_loss([array(x) for x in scales], [array(i.m)], 0.1)
+    assert first[0].item() == pytest.approx(float(exact), rel=1e-6)
 
 
 # ---- tensors past 2³² elements --------------------------------------------------------------------------------------
@@ -624,6 +680,22 @@ def check_large_bce(n, device):
     check_everywhere_written(gradient)
 
 
+def check_large_gan_loss(n, device):
+    x = large(n, device)
+    x[:, places(n)[1]] *= 1e5
+    parts = [array(x[0, place]) for place in places(n)]
+    rest = (n - sum(part.size for part in parts)) * reference.bce_with_logits(array(x[:, 2000:2001]), 0.9)
+    exact = rest + sum(reference.bce_with_logits(part, 0.9, reduction="sum") for part in parts)
+    small = x[0, :5].clone()
+    loss = fastgen.discriminator_loss(x, small, label_smoothing=0.1)
+    assert loss.item() == pytest.approx(exact / n + reference.bce_with_logits(array(small), 0.0), rel=1e-5)
+    upstream = torch.tensor(1.0, device=device)
+    gradient, _ = torch.ops.fastgen.gan_loss_backward(upstream, [x, small], 1, 0, 0.1, 2)
+    for place, part in zip(places(n), parts, strict=True):
+        assert_close(gradient[0, place], reference.bce_with_logits_gradient(part, 0.9))
+    check_everywhere_written(gradient)
+
+
 @pytest.mark.parametrize(
     "check, bytes_each",
     [
@@ -632,6 +704,7 @@ def check_large_bce(n, device):
         (check_large_ddpm_step, 2 * 2),
         (check_large_q_posterior, 3 * 2),
         (check_large_bce, 2 + 4 + 2),
+        (check_large_gan_loss, 2 + 2),
     ],
     ids=lambda value: value.__name__ if callable(value) else None,
 )

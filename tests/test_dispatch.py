@@ -62,6 +62,7 @@ def test_eager_runs_no_compiled_op(device, schedule):
             fastgen.q_sample(x, 5, schedule, seed=1)
             fastgen.ddpm_step(x, x, 5, schedule, seed=1)
             fastgen.bce_with_logits(x, x)
+            fastgen.discriminator_loss(x, x)
         assert any(event.key.startswith("fastgen::") for event in profile.key_averages()) == expected
 
 
@@ -70,6 +71,7 @@ DERIVATIVES = {
     "q_posterior": lambda schedule, x: fastgen.q_posterior(x, x, 5, schedule)[0],
     "ddpm_step": lambda schedule, x: fastgen.ddpm_step(x, x, 5, schedule, seed=1, clip=3.0),
     "bce_with_logits": lambda schedule, x: fastgen.bce_with_logits(x, torch.zeros_like(x), reduction="sum"),
+    "discriminator_loss": lambda schedule, x: fastgen.discriminator_loss(x, x[0], label_smoothing=0.1),
 }
 
 
@@ -233,12 +235,38 @@ def op_samples():
             yield "bce_with_logits_wide", arguments, {}
             loss = torch.ops.fastgen.bce_with_logits(*arguments)
             yield "bce_with_logits_backward", (torch.ones_like(loss), *arguments), {}
+    for options in [
+        ([x, m.bfloat16()], 1, 0, 0.1, 1),
+        ([x.double(), channels_last(image), m[:1]], 2, 0, 0.0, 2),
+        ([image[..., 1:], x.transpose(0, 2)], 0, 1, 0.0, 1),
+    ]:
+        for monitors in (False, True):
+            yield "gan_loss", (*options, monitors, not monitors), {}
+        yield "gan_loss_backward", (torch.tensor(2.0), *options), {}
+    losses = [
+        (x, m, None, 3, None, None, 5, 0, None, 0, 0, 1.0, 1),
+        (x.bfloat16(), m, T2, 0, None, SEEDS, None, 2**33, torch.ones(2), 2, 2, 0.5, 2),
+        (channels_last(image), image, T2, 0, image, None, None, 0, None, 2, 1, 1.0, 1),
+        (x.double(), m.half(), None, 3, None, None, None, 0, None, 1, 0, 1.0, 1),
+    ]
+    for output, data, *rest in losses:
+        dtype = torch.float64 if torch.float64 in (output.dtype, data.dtype) else torch.float32
+        prediction = ("epsilon", "sample", "v_prediction")[rest[-4]]
+        rows = schedule.diffusion_loss_table(prediction, 5.0, cpu, dtype).rows
+        for reduction in (0, rest[-1]):
+            arguments = (output, data, rows, *rest[:-1], reduction)
+            yield "diffusion_loss", arguments, {}
+            if reduction:
+                yield "diffusion_loss_and_gradient", arguments, {}
+            gradient = torch.ones(2 if reduction == 0 else (), dtype=dtype)
+            yield "diffusion_loss_backward", (gradient, *arguments), {}
+            if prediction != "epsilon":
+                yield "diffusion_loss_backward_x0", (gradient, *arguments), {}
 
 
-OPS = sorted(
-    {"q_sample", "q_step", "ddpm_step", "ddim_step", "q_posterior", "randn", "bce_with_logits", "bce_with_logits_backward"}
-)
-OPS += ["bce_with_logits_wide"]
+OPS = sorted({"q_sample", "q_step", "ddpm_step", "ddim_step", "q_posterior", "randn", "bce_with_logits_wide"})
+OPS += [f"{op}{way}" for op in ("bce_with_logits", "gan_loss", "diffusion_loss") for way in ("", "_backward")]
+OPS += ["diffusion_loss_and_gradient", "diffusion_loss_backward_x0"]
 OPS += [f"{op}_out" for op in ("q_sample", "q_step", "ddpm_step", "ddim_step")] + ["ddpm_step_x0", "ddim_step_x0"]
 
 
@@ -246,6 +274,8 @@ OPS += [f"{op}_out" for op in ("q_sample", "q_step", "ddpm_step", "ddim_step")] 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("op", OPS)
 def test_opcheck(op, device):
+    if op == "diffusion_loss_and_gradient" and device != "cpu":
+        pytest.skip("an op of the CPU alone")
     samples = [sample for sample in op_samples() if sample[0] == op]
     assert len(samples) >= 2
     for sample in samples:
@@ -267,8 +297,39 @@ x, cpu = torch.zeros(3, 4), torch.device("cpu")
 schedule = fastgen.Schedule.linear(10)
 rows, posterior = schedule.q_sample_table(cpu, x.dtype).rows, schedule.q_posterior_table(cpu, x.dtype).rows
 step = schedule.ddpm_step_table("epsilon", "learned", cpu, x.dtype).rows
+loss_rows = schedule.diffusion_loss_table("v_prediction", None, cpu, x.dtype).rows
 ops, t = torch.ops.fastgen, torch.tensor([1, 2, 3])
+
+
+def loss(m=x, x0=x, rows=loss_rows, t=None, index=1, noise=None, seeds=None, seed=1, weights=None, kinds=(2, 0, 1), op=None):
+    return (op or ops.diffusion_loss)(m, x0, rows, t, index, noise, seeds, seed, 0, weights, kinds[0], kinds[1], 1.0, kinds[2])
+
+
 calls = {
+    "index of the loss": lambda: loss(index=10),
+    "t of the loss": lambda: loss(t=t + 7),
+    "x0 of the loss": lambda: loss(x0=x[:2]),
+    "x0 that is not read": lambda: loss(x0=x[:2], kinds=(0, 0, 1)),
+    "noise of the loss": lambda: loss(noise=x[:2], seed=None),
+    "no noise": lambda: loss(seed=None),
+    "seeds of the loss": lambda: loss(seeds=t[:2], seed=None),
+    "columns of the loss": lambda: loss(rows=rows),
+    "precision of the loss": lambda: loss(m=x.double()),
+    "weights of the loss": lambda: loss(weights=torch.ones(2)),
+    "precision of the weights": lambda: loss(weights=torch.ones(3).double()),
+    "prediction": lambda: loss(kinds=(3, 0, 1)),
+    "kind of the loss": lambda: loss(kinds=(0, -1, 1)),
+    "reduction of the loss": lambda: loss(kinds=(0, 0, 3)),
+    "gradient of each loss": lambda: ops.diffusion_loss_backward(
+        torch.ones(2), x, x, loss_rows, None, 1, None, None, 1, 0, None, 2, 0, 1.0, 0
+    ),
+    "gradients of one loss": lambda: ops.diffusion_loss_backward(
+        torch.ones(3), x, x, loss_rows, None, 1, None, None, 1, 0, None, 2, 0, 1.0, 1
+    ),
+    "gradient to an x0 that is not read": lambda: ops.diffusion_loss_backward_x0(
+        torch.ones(()), x, x, loss_rows, None, 1, None, None, 1, 0, None, 0, 0, 1.0, 1
+    ),
+    "gradient of each loss at once": lambda: loss(kinds=(2, 0, 0), op=ops.diffusion_loss_and_gradient),
     "index": lambda: ops.q_sample(x, rows, None, 10, None, None, 1, 0),
     "negative index": lambda: ops.q_sample(x, rows, None, -1, None, None, 1, 0),
     "t": lambda: ops.q_sample(x, rows, t + 7, 0, None, None, 1, 0),
@@ -292,6 +353,14 @@ calls = {
     "weight": lambda: ops.bce_with_logits(x, x, x[:2], None, 1),
     "reduction": lambda: ops.bce_with_logits(x, x, None, None, 3),
     "gradient": lambda: ops.bce_with_logits_backward(x[:2], x, x, None, None, 0),
+    "no logits": lambda: ops.gan_loss([], 0, 0, 0.0, 1, False, False),
+    "integer logits": lambda: ops.gan_loss([x, x.long()], 1, 0, 0.0, 1, False, False),
+    "logits elsewhere": lambda: ops.gan_loss([x, x.to("meta")], 1, 0, 0.0, 1, False, True),
+    "number of real logits": lambda: ops.gan_loss([x, x], 3, 0, 0.0, 1, False, False),
+    "kind": lambda: ops.gan_loss([x, x], 1, 3, 0.0, 1, False, False),
+    "smoothing": lambda: ops.gan_loss([x, x], 1, 0, 1.0, 1, False, False),
+    "no reduction": lambda: ops.gan_loss([x, x], 1, 0, 0.0, 0, False, False),
+    "gradient of the GAN loss": lambda: ops.gan_loss_backward(x, [x, x], 1, 0, 0.0, 1),
 }
 for name, call in calls.items():
     try:

@@ -267,7 +267,7 @@ def test_every_call_reaches_every_op():
             assert all(y.isfinite().all() for y in every_call.results(call(i))), name
     called = {event.key for event in profile.key_averages() if event.key.startswith("fastgen::")}
     registered = {name.split(".")[0] for name in torch._C._dispatch_get_all_op_names() if name.startswith("fastgen::")}
-    assert called == registered - {"fastgen::cpu_capability"}
+    assert called == registered - {"fastgen::cpu_capability", "fastgen::diffusion_loss_and_gradient"}  # those of the CPU alone
 
 
 # ---- the benchmarks -------------------------------------------------------------------------------------------------
@@ -282,6 +282,7 @@ def test_bench_stage(check, gpu_check):
         "ddpm_step",
         "q_sample",
         "bce_with_logits",
+        "gan_loss",
         "q_posterior",
         "randn",
     }
@@ -289,7 +290,7 @@ def test_bench_stage(check, gpu_check):
     assert all(peer["seconds"]["median"] > 0 and peer["kernel_seconds"] > 0 for row in rows for peer in row["peers"].values())
     assert result["numbers"]["overheads"][0]["what"] == "bce_with_logits (64, 1) forward + backward"
     lines = gpu_check.bench_lines(check, result["numbers"])
-    assert 60 < len(lines) < 90 and "share of the device's copy speed" in lines[0]
+    assert 60 < len(lines) < 100 and "share of the device's copy speed" in lines[0]
 
 
 def test_sizes_and_programs(gpu_bench):
@@ -299,9 +300,9 @@ def test_sizes_and_programs(gpu_bench):
         for case in cases
         for size in [min(gpu_bench.SIZES, key=lambda s: abs(s - case.elements))]
     )
-    assert len({str(case) + str(case.channels_last) for case in cases}) == len(cases) == 8 * 2 * 7 + 8
-    assert all(gpu_bench.targets(case).get("copy") for case in cases[:16])
-    assert not any(gpu_bench.targets(case).get("copy") for case in cases[16:])
+    assert len({str(case) + str(case.channels_last) for case in cases}) == len(cases) == 10 * 2 * 7 + 8
+    assert all(gpu_bench.targets(case).get("copy") for case in cases[:20])
+    assert not any(gpu_bench.targets(case).get("copy") for case in cases[20:])
     assert len(gpu_bench.graphs("cpu")) < len(cases)
 
 
@@ -374,7 +375,7 @@ def test_result_is_one_file_named_after_the_device(gpu_check, gpu_bench, monkeyp
     assert {"device", "driver", "torch", "triton", "nvcc", "commit", "dirty", "date"} <= result["environment"].keys()
     assert list(result["stages"]) == ["build", "tests", "bench"] and result["stages"]["bench"]["numbers"]["rows"]
     output = capsys.readouterr().out.splitlines()
-    assert len(output) < 100 and "failed: tests" in output[-1] and any("test_one: assert False" in line for line in output)
+    assert len(output) < 110 and "failed: tests" in output[-1] and any("test_one: assert False" in line for line in output)
     assert gpu_check.main(["--out", str(tmp_path), "--only", "build"]) == 0
     with pytest.raises(SystemExit):
         gpu_check.main(["--only", "nonsense"])

@@ -63,6 +63,17 @@ def diffusion_loss(schedule, x, t):
         yield fastgen.diffusion_loss(small, small, 3, schedule, seed=5, reduction=reduction)
 
 
+def gan_losses(schedule, x, t):
+    leaves = x.clone().requires_grad_(), x[:2, :, ::3].clone().requires_grad_()
+    for factor in (1.0, 2.0):  # the gradients of the forward pass, and of their own
+        for scales in (leaves, ([leaves[0], leaves[1]], leaves[1])):
+            loss, monitors = fastgen.discriminator_loss(*scales, label_smoothing=0.1, monitors=True)
+            yield loss.detach()
+            yield from monitors
+            yield from torch.autograd.grad(factor * loss, leaves)
+    yield fastgen.generator_loss(x, kind="minimax", reduction="sum")
+
+
 @pytest.fixture
 def with_threads():
     """Runs a function with a number of threads."""
@@ -76,7 +87,10 @@ def with_threads():
     torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize("function", [randn, q_sample, q_posterior, ddpm_step, learned_variance, bce_with_logits, diffusion_loss])
+FUNCTIONS = [randn, q_sample, q_posterior, ddpm_step, learned_variance, bce_with_logits, diffusion_loss, gan_losses]
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
 def test_number_of_threads_changes_no_bit(backend, device, schedule, with_threads, function, dtype):
     arguments = schedule, normal(SHAPE, 0, dtype, device), torch.tensor(T, device=device)
@@ -84,6 +98,6 @@ def test_number_of_threads_changes_no_bit(backend, device, schedule, with_thread
     for a, b in zip(two, again, strict=True):
         assert_same(a, b)
     # PyTorch's own exponentials round by where a thread's share begins, so eager owes no more than that here
-    eager = backend == "eager" and function in (learned_variance, bce_with_logits, diffusion_loss)
+    eager = backend == "eager" and function in (learned_variance, bce_with_logits, diffusion_loss, gan_losses)
     for a, b in zip(two, one, strict=True):
         (assert_close if eager else assert_same)(a, b)
