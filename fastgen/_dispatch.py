@@ -75,6 +75,14 @@ def transformed():
     return forward_ad._current_level >= 0 or _functorch_is_active()
 
 
+def batched(gradient):
+    """Whether a backward is under vmap, as torch.autograd.grad(is_grads_batched=True) runs it: in torch ops then."""
+    return transformed() or (not torch.compiler.is_compiling() and _is_batched(gradient))
+
+
+_is_batched = getattr(torch._C._functorch, "is_legacy_batchedtensor", lambda gradient: False)
+
+
 def compiled(name, x):
     """The op to call on `x` where that is the compiled one, else None: another backend, tracing, transforms."""
     if torch.compiler.is_compiling() or transformed():

@@ -234,7 +234,7 @@ class _BceWithLogits(torch.autograd.Function):
     def backward(ctx, gradient):
         tensors = ctx.saved_tensors
         to_input, to_target = ctx.needs_input_grad[1:3]
-        fused = to_input and not torch.is_grad_enabled() and not _dispatch.transformed()
+        fused = to_input and not torch.is_grad_enabled() and not _dispatch.batched(gradient)
         if fused:
             to_input = _dispatch.op("bce_with_logits_backward")(gradient, *tensors, ctx.reduction)
             if not to_target:

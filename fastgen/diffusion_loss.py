@@ -258,10 +258,11 @@ class _DiffusionLoss(torch.autograd.Function):
         rows, index, seed, offset, prediction, loss, delta, reduction = ctx.rest
         x0_needed = ctx.needs_input_grad[1] and prediction != EPSILON
         to_x0 = None
+        decomposed = torch.is_grad_enabled() or _dispatch.batched(gradient)
         made, ctx.made = ctx.made, None  # given away once: whoever gets it may write to it
-        if made is not None and not torch.is_grad_enabled() and gradient.item() == 1.0:
+        if made is not None and not decomposed and gradient.item() == 1.0:
             return made, *(None,) * 13
-        if torch.is_grad_enabled():
+        if decomposed:
             factors = _dispatch.gathered(rows, t, index, x0.dim())
             r = _residual(model_output, x0, rows.dtype, factors, noise, seeds, seed, offset, prediction)
             scale = 1.0 if reduction == 2 else 1.0 / max(r.numel() if reduction == 1 else r[:1].numel(), 1)

@@ -293,7 +293,7 @@ class _GanLoss(torch.autograd.Function):
     @staticmethod
     def backward(ctx, gradient, *_):
         logits = ctx.saved_tensors
-        if torch.is_grad_enabled() or _dispatch.transformed() or _batched(gradient):
+        if torch.is_grad_enabled() or _dispatch.batched(gradient):
             return None, None, *_gradients(gradient, logits, *ctx.options)
         ahead = ctx.ahead
         if ahead is not None:
@@ -301,11 +301,6 @@ class _GanLoss(torch.autograd.Function):
             if gradient.item() == 1.0:
                 return None, None, *ahead
         return None, None, *_dispatch.op("gan_loss_backward")(gradient, logits, *ctx.options)
-
-
-def _batched(gradient):
-    """Whether there are several at a time: is_grads_batched."""
-    return not torch.compiler.is_compiling() and torch._C._functorch.is_legacy_batchedtensor(gradient)
 
 
 def _gradients(gradient, logits, real, kind, smoothing, reduction):

@@ -404,6 +404,8 @@ def test_transforms(device, schedule):
     with torch.autograd.forward_ad.dual_level():
         dual = f(torch.autograd.forward_ad.make_dual(m, tangent))
         torch.testing.assert_close(torch.autograd.forward_ad.unpack_dual(dual).tangent, derivative)
+    several = torch.autograd.grad(f(leaf), leaf, torch.arange(3.0, dtype=torch.float64, device=device), is_grads_batched=True)
+    torch.testing.assert_close(several[0], torch.stack([k * expected for k in range(3)]))
     both = torch.func.vmap(f)(torch.stack([m, 2 * m]))
     torch.testing.assert_close(both, torch.stack([f(m), f(2 * m)]))
 
