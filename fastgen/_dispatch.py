@@ -35,9 +35,18 @@ class Plan(NamedTuple):
 _is_dynamo_compiling = torch.compiler.is_dynamo_compiling  # found once, which saves 0.02 µs a call
 
 
+# what torch.autograd.Function.apply asks itself; 0.06 µs
+_functorch_is_active = getattr(torch._C, "_are_functorch_transforms_active", lambda: False)
+
+
+def transformed():
+    """Whether a transform of torch.func (grad, vmap, …) or forward-mode AD is under way: the compiled ops carry none of them."""
+    return forward_ad._current_level >= 0 or _functorch_is_active()
+
+
 def plan(op, schedule, x, y, option=None, other=None):
-    """The plan kept for these arguments, or None where there is none yet (or one may not be used, while tracing)."""
-    if _is_dynamo_compiling():
+    """The plan kept for these arguments, or None where there is none yet, or none may be used: while tracing or transforming."""
+    if _is_dynamo_compiling() or forward_ad._current_level >= 0 or _functorch_is_active():
         return None
     try:
         # True for the CPU: to make, hash and compare a torch.device takes 0.1 µs
@@ -47,12 +56,12 @@ def plan(op, schedule, x, y, option=None, other=None):
 
 
 def make_plan(op, schedule, x, y, dtype, table, option=None, other=None, learned=False):
-    """The plan of arguments whose types, dtypes, device and options have been checked."""
-    tracing = torch.compiler.is_compiling()
-    compiled = _backend.select_for(x.device) == "cpp"
+    """The plan of arguments whose types, dtypes, device and options have been checked; under a transform, of the reference."""
+    tracing, transforming = torch.compiler.is_compiling(), transformed()
+    compiled = _backend.select_for(x.device) == "cpp" and not transforming
     call = (OPS if tracing else _DIRECT)[op] if compiled else None
     made = Plan(op, table.rows, table.rows.shape[0], table.note, table.noisy, dtype, call, tracing or not compiled, learned)
-    if not tracing:
+    if not tracing and not transforming:
         schedule._plans[op, x.dtype, y.dtype, x.is_cpu or x.device, _backend._choice.get(), option, other] = made
     return made
 
@@ -64,15 +73,6 @@ def timestep(plan, t, x):
     if isinstance(t, torch.Tensor) and not plan.careful:
         return t, 0
     return _checks.timestep(t, x, plan.end, plan.note)
-
-
-# what torch.autograd.Function.apply asks itself; 0.06 µs
-_functorch_is_active = getattr(torch._C, "_are_functorch_transforms_active", lambda: False)
-
-
-def transformed():
-    """Whether a transform of torch.func (grad, vmap, …) or forward-mode AD is under way: the compiled ops carry none of them."""
-    return forward_ad._current_level >= 0 or _functorch_is_active()
 
 
 def batched(gradient):
@@ -114,11 +114,6 @@ def written(out):
     if not torch.compiler.is_compiling():
         torch.autograd.graph.increment_version(out)
     return out
-
-
-def decomposed(plan):
-    """The plan under a transform: the eager reference."""
-    return plan._replace(call=None, careful=True)
 
 
 def gathered(rows, t, index, dim):

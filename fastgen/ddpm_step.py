@@ -123,8 +123,6 @@ def ddim_step(
 
 
 def _reverse_step(plan, x_t, model_output, t, clip, threshold, noise, seed, generator, return_x0, out):
-    if _dispatch.transformed():
-        plan = _dispatch.decomposed(plan)
     _, rows, end, note, noisy, dtype, call, careful, learned = plan
     given_t = t
     if type(t) is int and 0 <= t < end:

@@ -68,8 +68,6 @@ def diffusion_loss(
     plan = _dispatch.plan("diffusion_loss", schedule, model_output, x0, prediction, (weighting, snr_gamma))
     if plan is None:
         plan = _make_plan(model_output, x0, schedule, prediction, weighting, snr_gamma)
-    if _dispatch.transformed():
-        plan = _dispatch.decomposed(plan)
     if plan.careful:
         _check_tensors(model_output, x0, noise)
     try:

@@ -35,8 +35,6 @@ def q_posterior(x0, x_t, t, schedule):
         dtype = _checks.result_dtype(x0, x_t)
         table = schedule.q_posterior_table(x0.device, dtype)
         plan = _dispatch.make_plan("q_posterior", schedule, x0, x_t, dtype, table)
-    if _dispatch.transformed():
-        plan = _dispatch.decomposed(plan)
     _check_tensors(x0, x_t)
     t, index = _checks.timestep(t, x0, plan.end, plan.note)
     arguments = (x0, x_t, plan.rows, t, index)

@@ -54,8 +54,6 @@ def _noised(op, table, x_name, x, t, schedule, noise, seed, generator, offset, o
         _checks.schedule(schedule)
         _checks.batched(x_name, x)
         plan = _dispatch.make_plan(op, schedule, x, x, x.dtype, table(schedule, x.device, x.dtype))
-    if _dispatch.transformed():
-        plan = _dispatch.decomposed(plan)
     end, note, careful = plan.end, plan.note, plan.careful
     given_t = t
     if type(t) is int and 0 <= t < end:
@@ -110,9 +108,8 @@ def scaled(rows, column, x, t, index):
     """rows[t][column] · x, one coefficient per sample, differentiable in x: `q_sample`'s kernel without noise."""
     # not rows[:, [column, column]]: on a GPU a list of indices is copied there, which synchronises
     both = rows[:, column : column + 1].expand(-1, 2).contiguous()
-    plan = _dispatch.Plan("q_sample", both, 0, "", False, x.dtype, _dispatch.op("q_sample"), False)
-    if _dispatch.transformed():
-        plan = _dispatch.decomposed(plan)
+    call = None if _dispatch.transformed() else _dispatch.op("q_sample")
+    plan = _dispatch.Plan("q_sample", both, 0, "", False, x.dtype, call, False)
     return _run(plan, x, t, index, None, None, None, 0)
 
 

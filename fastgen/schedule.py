@@ -5,6 +5,7 @@ The notation is that of Ho et al. 2020 with 0-based timesteps: `betas[t]`, `alph
 
 from __future__ import annotations
 
+import contextlib
 import math
 import operator
 import weakref
@@ -261,8 +262,7 @@ class Schedule:
         if device.type == "cuda" and device.index is None:
             device = torch.device("cuda", torch.cuda.current_device())
         if device not in self._timestep_tensors:
-            # no fake, traced or inference tensor may enter the cache, whatever the caller is in the middle of
-            with torch.inference_mode(False), _disable_current_modes():
+            with _plain_tensors():
                 self._timestep_tensors[device] = torch.tensor(self.timesteps, device=device)
         return self._timestep_tensors[device]
 
@@ -289,8 +289,7 @@ class Schedule:
                 "prediction says nothing about x0: use prediction='v_prediction' or 'sample'"
             )
         noisy = bool(np.any(rows[:, _NOISE_COLUMN[key[0]]] != 0)) if key[0] in _NOISE_COLUMN else False
-        # no fake, traced or inference tensor may enter the cache, whatever the caller is in the middle of
-        with torch.inference_mode(False), _disable_current_modes():
+        with _plain_tensors():
             tensor = torch.tensor(rows, dtype=torch.float64 if double else torch.float32, device=device)
         table = Table(tensor, noisy, note)
         return self._tables.setdefault((key, double, device), table)
@@ -330,6 +329,13 @@ class Schedule:
 
     def __deepcopy__(self, memo):
         return self
+
+
+@contextlib.contextmanager
+def _plain_tensors():
+    """No fake, traced, inference or torch.func tensor may enter a cache, whatever the caller is in the middle of."""
+    with torch.inference_mode(False), _disable_current_modes(), torch._C._DisableFuncTorch():
+        yield
 
 
 # Dynamo makes id(schedule) a constant and guards it; before torch 2.12 it can give a constant function no other objects.

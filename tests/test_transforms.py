@@ -60,3 +60,13 @@ def test_timesteps_outside_the_schedule_are_seen_through_vmap(device, schedule):
             op(x, t)
     else:
         assert torch.equal(op(x, t).isnan(), t == 40)
+
+
+def test_what_is_kept_for_later_calls_is_no_transform_s_tensor(device):
+    """The coefficient table that a call inside torch.func.grad is the first to need."""
+    schedule, x = fastgen.Schedule.linear(7), normal((3, 4), 0, device=device)
+    torch.func.grad(lambda x: fastgen.diffusion_loss(x, x.detach(), 5, schedule, seed=1))(x)
+    torch.vmap(lambda x: fastgen.q_sample(x.unsqueeze(0), 5, schedule, seed=1))(x)
+    tables = [table.rows for table in schedule._tables.values()]
+    assert len(tables) == 2
+    assert not any(torch._C._functorch.is_functorch_wrapped_tensor(rows) for rows in tables)
