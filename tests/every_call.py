@@ -36,7 +36,8 @@ class Inputs:
     gradient: torch.Tensor  # of each loss
     scalar: torch.Tensor  # without dimensions: the gradient of a mean, a weight
     out: torch.Tensor
-    threshold: torch.Tensor  # (B,)
+    threshold: torch.Tensor  # (B,), of the dtype of the arithmetic
+    upstream: torch.Tensor  # the same without dimensions
     t: torch.Tensor  # (B,), one of them 0
     seed: torch.Tensor  # (1,)
     seeds: torch.Tensor  # (B,)
@@ -83,6 +84,7 @@ def inputs(device, shape=(3, 4, 5, 7), dtype=torch.float32, m_dtype=None, arrang
         scalar=torch.tensor(0.75, dtype=dtype).to(device),
         out=arrange(torch.zeros(shape, dtype=torch.promote_types(dtype, m_dtype or dtype), device=device)),
         threshold=torch.linspace(0.5, 1.5, batch, dtype=computed).to(device),
+        upstream=torch.tensor(0.75, dtype=computed).to(device),
         t=((torch.arange(batch) * 13 + salt) % 40).to(device),
         seed=torch.tensor([77 + salt]).to(device),
         seeds=(torch.arange(batch) * 2**33 - 5 - salt).to(device),
@@ -146,7 +148,7 @@ def _diffusion_gradient(source, prediction, reduction=1, weights=False):
         name = ("epsilon", "sample", "v_prediction")[prediction]
         rows = SCHEDULE.diffusion_loss_table(name, None, i.x.device, computed).rows
         noise, seeds = (i.noise, None) if source == "noise" else (None, i.seeds)
-        upstream = i.threshold if reduction == 0 else i.threshold.new_full((), 0.75)
+        upstream = i.threshold if reduction == 0 else i.upstream
         w = i.threshold if weights else None
         return backward(upstream, i.m, i.x, rows, i.t, 0, noise, seeds, None, 0, w, prediction, 0, 1.0, reduction)
 
