@@ -7,6 +7,7 @@ put together only where it fails.
 from __future__ import annotations
 
 import operator
+import sys
 
 import torch
 
@@ -28,14 +29,20 @@ class Mismatched(ValueError, RuntimeError):
     pass
 
 
-def tensor(name: str, x) -> None:
-    """A strided tensor of a supported floating dtype."""
+def any_tensor(name: str, x) -> None:
     if not isinstance(x, torch.Tensor):
         raise NotATensor(f"{name}: expected a tensor, got {type(x).__name__}")
+
+
+def tensor(name: str, x) -> None:
+    """A strided tensor of a supported floating dtype."""
+    any_tensor(name, x)
     if x.dtype not in FLOATING:
         raise Unsupported(f"{name}: expected dtype float16, bfloat16, float32 or float64, got {_dtype(x.dtype)}")
-    if x.layout is not torch.strided:
-        raise Unsupported(f"{name}: expected a dense (strided) tensor, got layout {x.layout}")
+    if x.layout is not torch.strided or x.is_nested:
+        raise Unsupported(
+            f"{name}: expected a dense (strided) tensor, got {'a nested one' if x.is_nested else f'layout {x.layout}'}"
+        )
 
 
 def batched(name: str, x) -> None:
@@ -50,7 +57,11 @@ def like(name: str, y, x_name: str, x) -> None:
     tensor(name, y)
     if y.device != x.device:
         raise Mismatched(f"{name}: expected a tensor on {x.device} like {x_name}, got one on {y.device}")
-    if y.shape != x.shape:
+    same_shape(name, y, x_name, x)
+
+
+def same_shape(name: str, y, x_name: str, x) -> None:
+    if not y.is_nested and not x.is_nested and y.shape != x.shape:
         raise ValueError(f"{name}: expected shape {tuple(x.shape)} like {x_name}, got {tuple(y.shape)}")
 
 
@@ -131,7 +142,7 @@ def number(name: str, value, *, low: float, strict: bool = False) -> float:
     """A finite real number with value ≥ low (> low where strict)."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{name}: expected a number, got {type(value).__name__}")
-    if not (low < value < float("inf") if strict else low <= value < float("inf")):
+    if not (low < value <= sys.float_info.max if strict else low <= value <= sys.float_info.max):
         raise ValueError(f"{name}: expected a number {'>' if strict else '≥'} {low:g}, got {value!r}")
     return float(value)
 

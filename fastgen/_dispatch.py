@@ -35,8 +35,7 @@ class Plan(NamedTuple):
 _is_dynamo_compiling = torch.compiler.is_dynamo_compiling  # found once, which saves 0.02 µs a call
 
 
-# what torch.autograd.Function.apply asks itself; 0.06 µs
-_functorch_is_active = getattr(torch._C, "_are_functorch_transforms_active", lambda: False)
+_functorch_is_active = torch._C._are_functorch_transforms_active  # what torch.autograd.Function.apply asks itself
 
 
 def transformed():
@@ -60,7 +59,7 @@ def make_plan(op, schedule, x, y, dtype, table, option=None, other=None, learned
     tracing, transforming = torch.compiler.is_compiling(), transformed()
     compiled = _backend.select_for(x.device) == "cpp" and not transforming
     call = (OPS if tracing else _DIRECT)[op] if compiled else None
-    made = Plan(op, table.rows, table.rows.shape[0], table.note, table.noisy, dtype, call, tracing or not compiled, learned)
+    made = Plan(op, table.rows, table.rows.size(0), table.note, table.noisy, dtype, call, tracing or not compiled, learned)
     if not tracing and not transforming:
         schedule._plans[op, x.dtype, y.dtype, x.is_cpu or x.device, _backend._choice.get(), option, other] = made
     return made
@@ -81,6 +80,34 @@ def batched(gradient):
 
 
 _is_batched = getattr(torch._C._functorch, "is_legacy_batchedtensor", lambda gradient: False)
+
+
+def traced():
+    """Whether a tracer looks on (torch.compile, make_fx, a fake mode), to which no value may be shown."""
+    return torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0
+
+
+def multiplied(made, gradient):
+    """Makes gradients for an upstream of 1, from a forward's pass on the CPU, those for `gradient`; False where they have to be
+    made anew: half-precision ones would round twice, and a loss is scaled because they underflow."""
+    if traced() or type(gradient) is not torch.Tensor:
+        return False
+    if gradient.item() != 1.0:
+        if any(x.itemsize < 4 for x in made):
+            return False
+        for x in made:
+            x.mul_(gradient)
+    return True
+
+
+def distinct(tensors):
+    """The tensors for an autograd.Function: dynamo refuses one that comes twice."""
+    if not torch.compiler.is_compiling():
+        return tensors
+    found = []
+    for x in tensors:
+        found.append(x.view_as(x) if any(x is other for other in found if other is not None) else x)
+    return found
 
 
 def compiled(name, x):
@@ -120,8 +147,8 @@ def gathered(rows, t, index, dim):
     """The columns of each sample's row, shaped to broadcast against (B, *event); NaN for a timestep outside the table."""
     if t is None:
         return rows[index].unbind()
-    inside = (t >= 0) & (t < rows.shape[0])
-    row = torch.where(inside.unsqueeze(1), rows[t.clamp(0, rows.shape[0] - 1)], torch.nan)
+    inside = (t >= 0) & (t < rows.size(0))
+    row = torch.where(inside.unsqueeze(1), rows[t.clamp(0, rows.size(0) - 1)], torch.nan)
     return row.reshape(*row.shape, *[1] * (dim - 1)).unbind(1)
 
 

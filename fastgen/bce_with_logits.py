@@ -46,8 +46,11 @@ def bce_with_logits(input, target, weight=None, reduction="mean", pos_weight=Non
     - Half precision is rounded once, at the end: x = −5, y = 0 in bfloat16 has a loss of 0.00671, torch's is 0.
     - Float64 logits with a float32 target are rounded once too: x = 36, y = 0.1 has a loss of 32.400002, torch's is 32.399998.
 
+    - Gradients to weight and pos_weight, which torch refuses, are made.
+
     Raises TypeError for wrong types or dtypes, ValueError for wrong shapes, devices or options; where torch raises another class,
-    the error is of that class as well. A complex target, for which torch returns a complex number, is refused.
+    the error is of that class as well. Of what torch takes, these are refused: the deprecated size_average, reduce and
+    "elementwise_mean" (reduction is the fourth argument here), complex targets, weights that are sparse or of dtype uint16.
 
     Source: Goodfellow et al. 2014; equation (2.2) of the lecture note with h_θ = σ(x).
     """
@@ -65,6 +68,9 @@ def bce_with_logits(input, target, weight=None, reduction="mean", pos_weight=Non
                 _check(input, target, reduction)
                 raise
     _check(input, target, reduction)
+    for name, w in (("weight", weight), ("pos_weight", pos_weight)):
+        if w is not None:
+            _checks.any_tensor(name, w)
     if weight is not None:
         weight = _checked_weight("weight", weight, input, target)
     if pos_weight is not None:
@@ -77,7 +83,7 @@ def bce_with_logits(input, target, weight=None, reduction="mean", pos_weight=Non
         if (weight is not None and weight.requires_grad) or (pos_weight is not None and pos_weight.requires_grad):
             return reference(*arguments, wide)
         if input.requires_grad or target.requires_grad:
-            return _BceWithLogits.apply(wide, *arguments)
+            return _BceWithLogits.apply(wide, *_dispatch.distinct(arguments[:4]), arguments[4])
     return _dispatch.op(OPS[wide])(*arguments)
 
 
@@ -98,9 +104,13 @@ def _autocast(target):
 
 
 def _check(input, target, reduction):
+    # in torch's order, for the class of error where several things are wrong
+    _checks.option("reduction", reduction, REDUCTIONS)
+    _checks.any_tensor("input", input)
+    _checks.any_tensor("target", target)
+    _checks.same_shape("target", target, "input", input)
     _checks.tensor("input", input)
     _checks.like("target", target, "input", input)
-    _checks.option("reduction", reduction, REDUCTIONS)
 
 
 def _checked_weight(name, w, x, y):
@@ -125,7 +135,7 @@ def _checked_weight(name, w, x, y):
 def reference(input, target, weight, pos_weight, reduction, wide=False):
     """The kernel in plain PyTorch, differentiable in all four. reduction: the index in `REDUCTIONS`."""
     x, y, w, p = _computed(input, target, weight, pos_weight)
-    left, size, e = _split(x)
+    left, size, e = split(x)
     positive, negative, tail = y if p is None else p * y, 1 - y, torch.log1p(e)
     if w is not None:
         positive, negative = w * positive, w * negative
@@ -145,7 +155,7 @@ def reference(input, target, weight, pos_weight, reduction, wide=False):
 def gradients(g, input, target, weight, pos_weight, of_target):
     """g times the derivative of each loss by input, or by target; differentiable, as `reference` is."""
     x, y, w, p = _computed(input, target, weight, pos_weight)
-    left, size, e = _split(x)
+    left, size, e = split(x)
     if w is not None:
         g = g * w
     if of_target:
@@ -156,7 +166,7 @@ def gradients(g, input, target, weight, pos_weight, of_target):
     return (g * ((1 - y) * torch.where(left, e, 1.0) - positive * torch.where(left, 1.0, e)) / (1 + e)).to(input.dtype)
 
 
-def _split(x):
+def split(x):
     """x < 0, |x| and e^−|x|: of these, softplus(x) and σ(x) have derivatives of every order that lose no digits to cancellation,
     unlike torch's own, and that are right at 0 too."""
     left = x < 0
@@ -165,10 +175,10 @@ def _split(x):
 
 
 def _zero_wins(coefficient, size):
-    """`size`, finite where it meets a coefficient of 0: 0·∞ is 0 here, the limit of 0·size. The largest number and not 0, for the
-    derivative by the coefficient, which has no finite limit."""
-    largest = torch.finfo(size.dtype).max
-    return torch.where((coefficient == 0) & (size == torch.inf), largest, size)
+    """`size`, finite where it meets a coefficient of 0: 0·∞ is 0 here, the limit of 0·size. Large and not 0, for the derivative by
+    the coefficient, which has no finite limit; and not the largest, which an upstream gradient would make infinite again."""
+    large = torch.finfo(size.dtype).max ** 0.5
+    return torch.where((coefficient == 0) & (size == torch.inf), large, size)
 
 
 def _computed(input, target, weight, pos_weight):

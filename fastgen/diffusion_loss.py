@@ -8,7 +8,6 @@ from . import _checks, _dispatch, rng
 from .schedule import PREDICTIONS
 
 LOSSES = ("mse", "l1", "huber")
-WEIGHTINGS = (None, "min_snr")
 REDUCTIONS = ("none", "mean", "sum")
 EPSILON, SAMPLE = PREDICTIONS.index("epsilon"), PREDICTIONS.index("sample")
 
@@ -65,9 +64,14 @@ def diffusion_loss(
     weights = None
     if isinstance(weighting, torch.Tensor):
         weights, weighting = weighting, None
-    plan = _dispatch.plan("diffusion_loss", schedule, model_output, x0, prediction, (weighting, snr_gamma))
+    gamma = None
+    if weighting is not None:
+        if not isinstance(weighting, str) or weighting != "min_snr":
+            raise ValueError(f"weighting: expected None, 'min_snr' or a tensor of shape (B,), got {weighting!r}")
+        gamma = _checks.number("snr_gamma", snr_gamma, low=0.0, strict=True)
+    plan = _dispatch.plan("diffusion_loss", schedule, model_output, x0, prediction, gamma)
     if plan is None:
-        plan = _make_plan(model_output, x0, schedule, prediction, weighting, snr_gamma)
+        plan = _make_plan(model_output, x0, schedule, prediction, gamma)
     if plan.careful:
         _check_tensors(model_output, x0, noise)
     try:
@@ -96,16 +100,13 @@ def diffusion_loss(
         raise
 
 
-def _make_plan(model_output, x0, schedule, prediction, weighting, snr_gamma):
+def _make_plan(model_output, x0, schedule, prediction, gamma):
     _checks.schedule(schedule)
     _checks.option("prediction", prediction, PREDICTIONS)
-    if weighting not in WEIGHTINGS:
-        raise ValueError(f"weighting: expected None, 'min_snr' or a tensor of shape (B,), got {weighting!r}")
     _check_tensors(model_output, x0, None)
-    gamma = _checks.number("snr_gamma", snr_gamma, low=0.0, strict=True)
     dtype = _checks.compute_dtype(_checks.result_dtype(model_output, x0))
-    table = schedule.diffusion_loss_table(prediction, gamma if weighting == "min_snr" else None, x0.device, dtype)
-    return _dispatch.make_plan("diffusion_loss", schedule, model_output, x0, dtype, table, prediction, (weighting, snr_gamma))
+    table = schedule.diffusion_loss_table(prediction, gamma, x0.device, dtype)
+    return _dispatch.make_plan("diffusion_loss", schedule, model_output, x0, dtype, table, prediction, gamma)
 
 
 def _check_tensors(model_output, x0, noise):
@@ -145,7 +146,7 @@ def _run(plan, arguments):
         if (noise is not None and noise.requires_grad) or (weights is not None and weights.requires_grad):
             return reference(*arguments)
         if model_output.requires_grad or x0.requires_grad:
-            return _DiffusionLoss.apply(model_output, x0, arguments[2:])
+            return _DiffusionLoss.apply(*_dispatch.distinct((model_output, x0)), arguments[2:])
     return plan.call(*arguments)
 
 
@@ -222,7 +223,8 @@ def _fake_backward_x0(gradient, model_output, x0, *rest):
 
 
 _dispatch.register_fakes(("diffusion_loss",), _fake)
-if _AHEAD := _dispatch.has("diffusion_loss_and_gradient"):
+_AHEAD = _dispatch.has("diffusion_loss_and_gradient")  # an op of the CPU alone
+if _AHEAD:
     _dispatch.register_fakes(("diffusion_loss_and_gradient",), _fake_and_gradient)
 _dispatch.register_fakes(("diffusion_loss_backward",), _fake_backward)
 _dispatch.register_fakes(("diffusion_loss_backward_x0",), _fake_backward_x0)
@@ -235,17 +237,18 @@ class _DiffusionLoss(torch.autograd.Function):
     """One fused kernel back, which makes the same noise again: g·w·ℓ'(r) to the model's output and −a times that to x0, a being
     the target's share of it. Where a second derivative may be asked for (create_graph), the same in torch ops.
 
-    On the CPU, where noise costs more than memory, the forward of a mean or sum writes the derivative too, and the first
-    backward hands it on where g is 1, as it is after loss.backward(): with the noise made three times, q_sample, loss and
-    backward took 1.62 ns per element at 4 M, and made twice 1.22 (AMD EPYC, Zen 4, 2 threads)."""
+    On the CPU, where noise costs more than memory, the forward of a mean or sum writes the derivative for g = 1 too, and the first
+    backward hands it on: with the noise made three times, q_sample, loss and backward took 1.62 ns per element at 4 M, and made
+    twice 1.22 (AMD EPYC, Zen 4, 2 threads)."""
 
     @staticmethod
     def forward(ctx, model_output, x0, rest):
         rows, t, index, noise, seeds, seed, offset, weights, *options = rest
-        ctx.save_for_backward(model_output, x0, t, noise, seeds, weights)
-        ctx.rest = (rows, index, seed, offset, *options)
+        # where it is not read, x0 may be changed by the time of the backward, and freed
+        ctx.save_for_backward(model_output, None if options[0] == EPSILON else x0, t, noise, seeds, weights)
+        ctx.rest = (rows, index, seed, offset, x0.dtype, *options)
         ctx.made = None
-        if _AHEAD and model_output.is_cpu and options[-1] and not ctx.needs_input_grad[1] and not torch.compiler.is_compiling():
+        if _AHEAD and model_output.is_cpu and options[-1] and not ctx.needs_input_grad[1] and not _dispatch.traced():
             loss, ctx.made = _dispatch.op("diffusion_loss_and_gradient")(model_output, x0, *rest)
             return loss
         return _dispatch.op("diffusion_loss")(model_output, x0, *rest)
@@ -255,9 +258,16 @@ class _DiffusionLoss(torch.autograd.Function):
         model_output, x0, t, noise, seeds, weights = ctx.saved_tensors
         decomposed = torch.is_grad_enabled() or _dispatch.batched(gradient)
         made, ctx.made = ctx.made, None  # given away once: whoever gets it may write to it
-        if made is not None and not decomposed and gradient.item() == 1.0:
+        if made is not None and not decomposed and _dispatch.multiplied((made,), gradient):
             return made, None, None
-        rows, index, seed, offset, prediction, loss, delta, reduction = ctx.rest
+        made = None  # its memory, before another is allocated
+        rows, index, seed, offset, x0_dtype, prediction, loss, delta, reduction = ctx.rest
+        if x0 is None:
+            x0 = (
+                model_output
+                if model_output.dtype == x0_dtype
+                else model_output.new_empty((), dtype=x0_dtype).expand_as(model_output)
+            )
         x0_needed, to_x0 = ctx.needs_input_grad[1] and prediction != EPSILON, None
         if decomposed:
             factors = _dispatch.gathered(rows, t, index, x0.dim())

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 
 from . import _backend, _checks, _dispatch
+from .bce_with_logits import split
 
 REDUCTIONS = ("none", "mean", "sum")
 KINDS = ("non_saturating", "minimax")
@@ -45,10 +46,10 @@ def discriminator_loss(real_logits, fake_logits, *, label_smoothing=0.0, reducti
         reduction: "mean", "sum" or "none".
         monitors: return (loss, DiscriminatorMonitors), from the same pass and without a synchronisation.
 
-    Returns a float32 scalar, float64 if any logits are (not rounded to half precision, in which a loss of 1.386 is 1.383 or
-    1.391); for "none" the pair (losses of real_logits, losses of fake_logits), each as its logits, made by plain PyTorch. The mean
-    of nothing is NaN. At a discriminator that is always right, however sure, the loss is 0, and where it is infinitely wrong
-    infinite; NaN in a logit reaches the loss and its monitors, the accuracy too.
+    Returns a float32 scalar, float64 if any logits are (not rounded to half precision: in bfloat16 a loss of 1.386 is 1.383 or
+    1.391); for "none" the pair (losses of real_logits, losses of fake_logits), each as its logits, several in a list, made by
+    plain PyTorch. The mean of nothing is NaN. At a discriminator that is always right, however sure, the loss is 0, and where it
+    is infinitely wrong infinite; NaN in a logit reaches the loss and its monitors, the accuracy too.
     One launch for up to 32 tensors, one more for every 32 others. Logits that lie in memory without gaps are read in place,
     whatever their order. Terms are added in float32 within 1024 of them and in float64 beyond, over fixed blocks: the same
     bits on every run, for any number of threads. Twice differentiable; forward-mode derivatives and torch.func take the
@@ -151,7 +152,7 @@ def _fast(logits, real, kind, smoothing, reduction, monitors):
         if torch.is_grad_enabled():
             for x in logits:
                 if x.requires_grad:
-                    return _GanLoss.apply((real, kind, smoothing, code), monitors, *logits)
+                    return _GanLoss.apply((real, kind, smoothing, code), monitors, *_dispatch.distinct(logits))
         made = op(logits, real, kind, smoothing, code, monitors, False)
         return made if monitors else made[0]
     except (AttributeError, RuntimeError, TypeError):
@@ -171,7 +172,7 @@ def _general(logits, real, kind, smoothing, reduction, monitors):
         loss = reference(logits, real, kind, smoothing, code)
         return loss, reference_monitors(logits, real) if monitors else None
     if torch.is_grad_enabled() and any(x.requires_grad for x in logits):
-        made = _GanLoss.apply((real, kind, smoothing, code), monitors, *logits)
+        made = _GanLoss.apply((real, kind, smoothing, code), monitors, *_dispatch.distinct(logits))
         return made if monitors else (made, None)
     made = _dispatch.op("gan_loss")(logits, real, kind, smoothing, code, monitors, False)
     return made[0], made[1] if monitors else None
@@ -206,24 +207,20 @@ def _monitored(x, sign):
     """The means of D, of whether it is right, and of its log-likelihood. sign: 1 where the samples are real, −1 where not."""
     x = x.detach().to(_checks.compute_dtype(x.dtype))
     right = torch.where(x.isnan(), x, 0.5 + 0.5 * torch.sign(sign * x))
-    return torch.stack([torch.sigmoid(x).mean(), right.mean(), -_softplus(-sign * x).mean()])
+    return torch.stack([torch.sigmoid(x).mean(), right.mean(), -_losses(x, float(sign > 0)).mean()])
 
 
 def _losses(x, target):
     """Each logit's loss, in the dtype of the arithmetic."""
-    x = x.to(_checks.compute_dtype(x.dtype))
-    if target in (0.0, 1.0):  # no 0·∞
-        return _softplus(x if target == 0.0 else -x)
-    return target * _softplus(-x) + (1.0 - target) * _softplus(x)
+    left, size, e = split(x.to(_checks.compute_dtype(x.dtype)))
+    if target not in (0.0, 1.0):
+        return torch.where(left, target * size, (1.0 - target) * size) + torch.log1p(e)
+    # hard: no 0·∞
+    return torch.where(left if target == 1.0 else ~left, size, 0.0) + torch.log1p(e)
 
 
 def _target(real, kind, smoothing):
     return 1.0 - smoothing if real else float(kind == NON_SATURATING)
-
-
-def _softplus(x):
-    # beyond 40, log1p(e^x) is x in float64 too; torch's own threshold of 20 is made for float32
-    return torch.nn.functional.softplus(x, threshold=40)
 
 
 def _result_dtype(logits):
@@ -282,7 +279,7 @@ class _GanLoss(torch.autograd.Function):
     def forward(ctx, options, monitors, *logits):
         ctx.save_for_backward(*logits)
         ctx.options = options
-        ahead = logits[0].is_cpu and not torch.compiler.is_compiling()
+        ahead = logits[0].is_cpu and not _dispatch.traced()
         made = _dispatch.op("gan_loss")(logits, *options, monitors, ahead)
         ctx.ahead = made[1 + monitors :] if ahead else None
         if not monitors:
@@ -295,11 +292,10 @@ class _GanLoss(torch.autograd.Function):
         logits = ctx.saved_tensors
         if torch.is_grad_enabled() or _dispatch.batched(gradient):
             return None, None, *_gradients(gradient, logits, *ctx.options)
-        ahead = ctx.ahead
-        if ahead is not None:
-            ctx.ahead = None  # given away once: the caller may write to them
-            if gradient.item() == 1.0:
-                return None, None, *ahead
+        ahead, ctx.ahead = ctx.ahead, None  # given away once: the caller may write to them
+        if ahead is not None and _dispatch.multiplied(ahead, gradient):
+            return None, None, *ahead
+        ahead = None  # their memory, before others are allocated
         return None, None, *_dispatch.op("gan_loss_backward")(gradient, logits, *ctx.options)
 
 
@@ -308,6 +304,7 @@ def _gradients(gradient, logits, real, kind, smoothing, reduction):
     for k, x in enumerate(logits):
         wide = x.to(_checks.compute_dtype(x.dtype))
         target = _target(k < real, kind, smoothing)
-        slope = (1.0 - target) * torch.sigmoid(wide) - target * torch.sigmoid(-wide)
+        left, _, e = split(wide)
+        slope = ((1.0 - target) * torch.where(left, e, 1.0) - target * torch.where(left, 1.0, e)) / (1.0 + e)
         scale = sign * gradient.to(wide.dtype)
         yield ((scale / x.numel() if reduction == 1 else scale) * slope).to(x.dtype)

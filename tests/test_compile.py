@@ -162,6 +162,38 @@ def test_batch_sizes_do_not_recompile_without_bound(device, schedule):
     assert counter.frame_count <= 3
 
 
+@pytest.mark.parametrize("op", ["q_sample", "ddpm_step", "diffusion_loss", "discriminator_loss"])
+def test_dynamic_shapes_from_the_start(device, schedule, op):
+    calls = {
+        "q_sample": lambda x, t: fastgen.q_sample(x, t, schedule, seed=1),
+        "ddpm_step": lambda x, t: fastgen.ddpm_step(x, x.sin(), t, schedule, seed=1),
+        "diffusion_loss": lambda x, t: fastgen.diffusion_loss(x.sin(), x, t, schedule, seed=1, reduction="none"),
+        "discriminator_loss": lambda x, t: fastgen.discriminator_loss(x, x[1:]),
+    }
+    fast = torch.compile(calls[op], fullgraph=True, dynamic=True, backend="aot_eager")
+    for batch in (4, 3, 7):
+        x, t = normal((batch, 5), 0, device=device), torch.arange(batch, device=device)
+        assert_close(fast(x, t), calls[op](x, t), scale=50)
+
+
+def test_one_tensor_in_two_places(device, schedule):
+    """Dynamo refuses it in an autograd.Function."""
+    a, b = (normal((3, 4), seed, device=device) for seed in (0, 1))
+    w = b.abs()
+    for loss in (
+        lambda a: fastgen.bce_with_logits(a, a),
+        lambda a: fastgen.bce_with_logits(a, a.detach(), w, "mean", w),
+        lambda a: fastgen.discriminator_loss(a, a),
+        lambda a: fastgen.discriminator_loss([a, b, a], (b,)),
+        lambda a: fastgen.diffusion_loss(a, a, 5, schedule, seed=1, prediction="v_prediction"),
+    ):
+        gradients = []
+        for f in (compiled(loss)[0], loss):
+            leaf = a.clone().requires_grad_()
+            gradients += torch.autograd.grad(f(leaf), leaf)
+        assert_close(gradients[0], gradients[1])
+
+
 def test_tensor_timesteps_and_seeds_never_recompile(device, schedule):
     fast, counter = compiled(lambda x, t, seed: fastgen.q_sample(x, t, schedule, seed=seed))
     x = normal(SHAPE, 0, device=device)

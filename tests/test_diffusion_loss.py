@@ -70,7 +70,7 @@ def test_dtypes(device, schedule, dtype, x0_dtype, noise_dtype, prediction):
 
 
 @pytest.mark.parametrize("reduction", REDUCTIONS)
-@pytest.mark.parametrize("shape", [*SHAPES, (700, 3), (2, 17_001), (90, 1, 8, 8), (40, 3, 17)])
+@pytest.mark.parametrize("shape", [*SHAPES, (1000, 0), (700, 3), (2, 17_001), (90, 1, 8, 8), (40, 3, 17)])
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
 @pytest.mark.filterwarnings("ignore:Mean of empty slice", "ignore:invalid value encountered")  # NumPy's
 def test_shapes(device, schedule, shape, reduction, prediction):
@@ -349,6 +349,23 @@ def test_backward_more_than_once(device, schedule, dtype):
     assert_same(half_at_first, half)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_x0_that_is_not_read_is_not_kept(device, schedule, dtype):
+    """With ε for the target, x0 may be overwritten before the backward, and may be an inference tensor."""
+    m, x0 = data((3, 20), device, torch.float32, dtype)
+    m.requires_grad_()
+    loss = fastgen.diffusion_loss(m, x0, 3, schedule, seed=1)
+    (expected,) = torch.autograd.grad(loss, m, retain_graph=True)
+    x0.zero_()
+    for g in (1.0, 2.0):
+        assert_close(torch.autograd.grad(g * loss, m, retain_graph=True)[0], g * expected)
+    (slope,) = torch.autograd.grad(loss, m, create_graph=True)
+    torch.testing.assert_close(slope.detach(), expected, rtol=0.05, atol=1e-3 * float(expected.abs().max()))
+    with torch.inference_mode():
+        frozen = torch.ones_like(x0)
+    assert fastgen.diffusion_loss(m, frozen, 3, schedule, seed=1).requires_grad
+
+
 def test_no_gradient_to_x0_where_the_target_is_the_noise(device, schedule):
     m, x0 = (v.requires_grad_() for v in data((3, 20), device))
     loss = fastgen.diffusion_loss(m, x0, 3, schedule, seed=1)
@@ -421,10 +438,10 @@ def allocated(function):
     return [event.nbytes() for event in events if event.nbytes() > 0], result
 
 
-@pytest.mark.parametrize("per_sample", [False, True], ids=["ints", "tensors"])
+@pytest.mark.parametrize("per_sample, scale", [(False, 1.0), (True, 1.0), (True, 0.25), (False, 65536.0)])
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 @pytest.mark.parametrize("arrange", [torch.clone, channels_last], ids=["contiguous", "channels_last"])
-def test_no_noise_tensor_ever_exists(schedule, arrange, prediction, per_sample):
+def test_no_noise_tensor_ever_exists(schedule, arrange, prediction, per_sample, scale):
     """q_sample, loss and backward allocate x_t, the scalar and the gradient, and nothing of the size of x0 more."""
     if "cpp" not in fastgen.available_backends("cpu"):
         pytest.skip("there is no compiled library")
@@ -436,7 +453,7 @@ def test_no_noise_tensor_ever_exists(schedule, arrange, prediction, per_sample):
         x_t = fastgen.q_sample(x0, t, schedule, seed=seed)
         m = x_t.detach().requires_grad_()  # a network without parameters
         loss = fastgen.diffusion_loss(m, x0, t, schedule, seed=seed, prediction=prediction, weighting=weights)
-        loss.backward()
+        (loss if scale == 1 else scale * loss).backward()
         return x_t, loss, m.grad
 
     step()  # tables are made once

@@ -3,6 +3,8 @@
 import pytest
 import torch
 from conftest import assert_close, normal
+from torch._subclasses import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
 
 import fastgen
 
@@ -70,3 +72,44 @@ def test_what_is_kept_for_later_calls_is_no_transform_s_tensor(device):
     tables = [table.rows for table in schedule._tables.values()]
     assert len(tables) == 2
     assert not any(torch._C._functorch.is_functorch_wrapped_tensor(rows) for rows in tables)
+
+
+# ---- tracers --------------------------------------------------------------------------------------------------------
+
+LOSSES = {
+    "bce": lambda s, x: fastgen.bce_with_logits(x, torch.full_like(x, 0.25)),
+    "discriminator": lambda s, x: fastgen.discriminator_loss([x, x[1:]], x * 2, label_smoothing=0.1),
+    "generator": lambda s, x: fastgen.generator_loss(x),
+    "diffusion": lambda s, x: fastgen.diffusion_loss(x, x.detach(), 5, s, seed=1),
+}
+
+
+@pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
+def test_backward_shows_no_value_to_a_tracer(device, schedule, loss):
+    """make_fx and FakeTensorMode, forward and backward: whether the upstream gradient is 1 is not looked at."""
+    x = normal((3, 4), 0, device=device)
+    loss(schedule, x)  # tables are made outside
+
+    def gradient(x):
+        leaf = x.detach().requires_grad_()
+        return torch.autograd.grad(loss(schedule, leaf), leaf)[0]
+
+    expected = gradient(x)
+    assert_close(make_fx(gradient)(x)(x), expected)
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        assert gradient(mode.from_tensor(x)).shape == x.shape
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.float64])
+@pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
+def test_scaled_losses(device, schedule, loss, dtype):
+    """loss/k of accumulated gradients, loss·2¹⁶ of a GradScaler: the gradient times as much, for float16 before it is rounded."""
+    x, wide = normal((3, 40), 0, dtype, device), normal((3, 40), 0, dtype, device).double()
+    for scale in (1.0, 0.25, 3.0, 2.0**-12 if dtype == torch.float16 else 2.0**16):
+        leaf, exact = x.clone().requires_grad_(), wide.clone().requires_grad_()
+        (loss(schedule, leaf) * scale).backward()
+        with fastgen.use_backend("eager"):
+            (loss(schedule, exact) * scale).backward()
+        assert leaf.grad.dtype == dtype
+        close = {"rtol": 5e-3, "atol": 1e-5 * scale + 2.0**-22} if dtype == torch.float16 else {"rtol": 1e-4, "atol": 1e-6 * scale}
+        torch.testing.assert_close(leaf.grad.double(), exact.grad, **close)

@@ -50,7 +50,7 @@ template <class R> struct Buffers {
 
 template <class R> constexpr DType kNative = sizeof(R) == 4 ? kFloat32 : kFloat64;
 
-// The sum of up to a tile's values: at most 32 terms a lane in R, the rest in float64.
+// The sum of up to a tile's values: at most 128 terms a lane in R (32 with AVX-512), the rest in float64.
 template <class R> FG_HD double sum_of(const R* values, int64_t n) {
   constexpr int lanes = kLanes<R>;
   Vec<R> even{}, odd{};

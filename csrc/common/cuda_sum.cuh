@@ -43,7 +43,8 @@ __device__ __forceinline__ uint64_t load_flag(const uint64_t* flag) {
 
 // A thread block leaves its sums and the launch's own number beside them, and the last block of an output adds them once it has
 // seen all its numbers. Then it takes the numbers away, for a replay of the same launch in a graph. The others need no block that
-// comes after them, so all of them end while the last one waits.
+// comes after them, so all of them end while the last one waits; that a GPU starts the blocks of a launch in their order, or at
+// least not a full load of last ones before any other, is undocumented, and what CUB's scans rely on too.
 template <class Part> __global__ void __launch_bounds__(kThreads, 1) sum_kernel(const __grid_constant__ Part part) {
   constexpr int n = Part::kValues;
   const SumPlan& plan = part.plan;
@@ -96,6 +97,7 @@ template <class Part> void launch_sum(const Part& part, const Launch& launch) {
 #else
 template <class Part> void launch_sum(const Part& part, const Launch&) {
   Known<Part>::mark();
+  if (part.plan.chunks > 1 && !part.scratch.sums) abort();
   const int64_t threads = static_cast<int64_t>(part.plan.chunks) * part.plan.threads;
   for (int64_t output = 0; output < part.plan.outputs; ++output) {
     double values[Part::kValues] = {};

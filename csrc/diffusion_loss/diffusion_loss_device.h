@@ -5,7 +5,8 @@
 
 namespace fastgen {
 
-// kBackward: the derivatives instead of the losses. Input 0 is x0, input 1 the model's output.
+// kBackward: the derivatives instead of the losses. Input 0 is x0, input 1 the model's output, whose type both derivatives have:
+// with another type of x0 and its derivative wanted, which is rare, they are made one element at a time.
 template <class R_, class X_, class M_, bool kBackward> struct DiffusionLossItems {
   using R = R_;
   using X = X_;

@@ -17,17 +17,17 @@ enum Prediction : int64_t { kEpsilon, kSample, kVPrediction };
 // The plain arguments, and what they point into.
 struct Call {
   Batch batch;
-  Input m, x0;
-  DType arithmetic;
+  Input m;
+  std::optional<Input> x0, given;  // x0 only where it is read
+  DType x0_dtype, arithmetic;
   RowsInput rows_input;
-  std::optional<Input> given;
   DiffusionLossArguments a;
 
   explicit Call(PARAMETERS)
       : batch(model_output),
         m(batch.first("model_output")),
-        x0(prediction == kEpsilon ? shape_of(x0, m) : batch.input(x0, "x0")),
-        arithmetic(arithmetic_of(promoted(m.dtype, this->x0.dtype))),
+        x0_dtype(checked_dtype(x0)),
+        arithmetic(arithmetic_of(promoted(m.dtype, x0_dtype))),
         rows_input(rows, t, index, DiffusionLossColumns::kCount, batch, arithmetic) {
     STD_TORCH_CHECK(prediction >= kEpsilon && prediction <= kVPrediction, "prediction: expected 0 … 2, got ", prediction);
     STD_TORCH_CHECK(loss >= kMse && loss <= kHuber, "loss: expected 0 … 2, got ", loss);
@@ -37,9 +37,9 @@ struct Call {
     a.is_double = arithmetic == kFloat64;
     a.loss = static_cast<LossKind>(loss);
     a.delta = delta;
-    a.in[0].dtype = m.dtype;
     a.in[1] = batch.operand(m);
-    if (prediction != kEpsilon) a.in[0] = batch.operand(this->x0);
+    a.in[0].dtype = m.dtype;  // where there is none: of the kernels, the one for the types that there are
+    if (prediction != kEpsilon) a.in[0] = batch.operand(this->x0.emplace(batch.input(x0, "x0")));
     if (prediction != kSample) {
       STD_TORCH_CHECK(noise || seeds || seed, "noise, seed: expected one of them");
       a.noise = noise_of(seeds, seed, offset, false, batch);
@@ -66,16 +66,14 @@ struct Call {
   }
 
  private:
-  // x0 is not read where the target is ε, but has to fit, and takes part in the type promotion.
-  Input shape_of(const Tensor& x, const Input& like) const {
+  // x0 has to fit, and takes part in the type promotion, also where it is not read.
+  DType checked_dtype(const Tensor& x) const {
     const View view(x);
-    bool fits = view.dim == like.view.dim && view.same_device(like.view);
+    bool fits = view.dim == batch.like.dim && view.same_device(batch.like);
     for (int64_t d = 0; fits && d < view.dim; ++d)
-      fits = view.sizes[d] == like.view.sizes[d];
+      fits = view.sizes[d] == batch.like.sizes[d];
     STD_TORCH_CHECK(fits, "x0: expected the shape and the device of model_output");
-    Input result = like;
-    result.dtype = view.dtype("x0");
-    return result;
+    return view.dtype("x0");
   }
 };
 
@@ -98,9 +96,9 @@ Tensor run_forward(Call& call) {
   a.result = out.mutable_data_ptr();
   flatten(a, a.weights || a.each_sample);
 #ifdef FG_DEVICE_KERNELS
-  // what one thread block for each sum does alone needs none
+  // what one thread block for each sum does alone needs none; without elements each sample is an item
   std::optional<Scratch> scratch;
-  if (call.batch.like.numel > kThreads) a.scratch = scratch.emplace(1, call.batch.like).plain;
+  if (call.batch.like.numel > kThreads || batch > kThreads) a.scratch = scratch.emplace(1, call.batch.like).plain;
   run_cuda(fastgen_diffusion_loss_cuda, a, call.batch.like);
 #else
   const LossBlocks blocks(a);
@@ -150,7 +148,7 @@ Tensor derivatives(const Tensor& gradient, PARAMETERS, Tensor* to_x0) {
   a.out[0] = out.operand;
   if (to_x0) {
     STD_TORCH_CHECK(prediction != kEpsilon, "x0: the loss does not depend on it");
-    const Output x0_out(call.batch, call.x0.dtype);
+    const Output x0_out(call.batch, call.x0_dtype);
     a.out[1] = x0_out.operand;
     *to_x0 = x0_out.target;
   }

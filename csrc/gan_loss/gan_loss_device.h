@@ -58,6 +58,12 @@ template <class R, bool kMonitors> FG_HD void add_gan_terms(R x, const GanTarget
   terms[kLogTerm] -= softplus(-u, logit);
 }
 
+template <class R> FG_HD void widen_gan_terms(const R (&few)[kGanTerms], double (&sums)[kGanTerms]) {
+  FG_UNROLL
+  for (int v = 0; v < kGanTerms; ++v)
+    sums[v] += static_cast<double>(few[v]);
+}
+
 template <bool kMonitors> struct GanSums {
   static constexpr int kValues = kMonitors ? kGanSums : 1;
   GanSegments segments;
@@ -132,20 +138,15 @@ template <class X, bool kMonitors> struct GanVectorSums : GanSums<kMonitors> {
           for (int i = 0; i < n; ++i)
             add_gan_terms<float, kMonitors>(X::get(loaded + u, i), target, s.real, few);
         }
-        widen(few, sums);
+        widen_gan_terms(few, sums);
       }
       if (vectors * n + thread < s.count) {
         float few[kGanTerms] = {};
         add_gan_terms<float, kMonitors>(X::load(s.logits, vectors * n + thread), target, s.real, few);
-        widen(few, sums);
+        widen_gan_terms(few, sums);
       }
       Base::add_segment(s, sums, values);
     }
-  }
-  static FG_HD void widen(const float (&few)[kGanTerms], double (&sums)[kGanTerms]) {
-    FG_UNROLL
-    for (int v = 0; v < kGanTerms; ++v)
-      sums[v] += static_cast<double>(few[v]);
   }
 };
 
@@ -159,15 +160,13 @@ template <class R, bool kMonitors> struct GanElementSums : GanSums<kMonitors> {
     for (int k = 0; k < segments.count; ++k) {
       const GanSegment& s = segments.list[k];
       const GanTarget<R> target(s);
+      double sums[kGanTerms] = {};
       for (int64_t i = thread; i < s.count; i += threads) {
         R one[kGanTerms] = {};
         add_gan_terms<R, kMonitors>(load_one<R, Any>({const_cast<void*>(s.logits), s.dtype}, i), target, s.real, one);
-        double wide[kGanTerms];
-        FG_UNROLL
-        for (int v = 0; v < kGanTerms; ++v)
-          wide[v] = static_cast<double>(one[v]);
-        Base::add_segment(s, wide, values);
+        widen_gan_terms(one, sums);
       }
+      Base::add_segment(s, sums, values);
     }
   }
 };
