@@ -5,6 +5,7 @@ Values, dtypes, layouts and gradients are in the files of the ops, whose tests r
 
 import itertools
 import threading
+from functools import partial
 from math import prod
 
 import numpy as np
@@ -84,6 +85,24 @@ def test_streams_side_by_side():
             assert_same(other, loss)
 
 
+def test_streams_side_by_side_with_a_sum_for_each_sample():
+    """Two samples of many thread blocks each, and many of a warp each."""
+    cases = [inputs(DEVICE, shape, salt=k) for k, shape in enumerate([(2, 1, 1_000_003), (3, 4, 70_001), (5_000, 1, 37)])]
+    loss = lambda i: fastgen.diffusion_loss(i.m, i.x, i.t, SCHEDULE, seed=i.seeds, reduction="none")  # noqa: E731
+    expected = [loss(i) for i in cases]
+    streams = [torch.cuda.Stream() for _ in cases]
+    torch.cuda.synchronize()
+    made = [[] for _ in cases]
+    for _ in range(40):
+        for i, stream, losses in zip(cases, streams, made, strict=True):
+            with torch.cuda.stream(stream):
+                losses.append(loss(i))
+    torch.cuda.synchronize()
+    for losses, first in zip(made, expected, strict=True):
+        for other in losses:
+            assert_same(other, first)
+
+
 def test_threads_side_by_side(kernels):
     """Python threads with a stream each: first calls too, which make the tables."""
     schedule = fastgen.Schedule.linear(40, 1e-3, 0.2)
@@ -160,6 +179,9 @@ BACKWARDS = {
     "ddpm_step": lambda x, i: fastgen.ddpm_step(x, i.m, i.t, SCHEDULE, seed=1),
     "ddpm_step, clipped": lambda x, i: fastgen.ddpm_step(x, i.m, i.t, SCHEDULE, seed=1, clip=1.0),
     "bce": lambda x, i: fastgen.bce_with_logits(x, i.target),
+    "diffusion": lambda x, i: fastgen.diffusion_loss(x, i.m, i.t, SCHEDULE, seed=i.seeds, weighting="min_snr"),
+    "diffusion, each": lambda x, i: fastgen.diffusion_loss(x, i.m, i.t, SCHEDULE, noise=i.noise, reduction="none"),
+    "diffusion, scaled": lambda x, i: 3 * fastgen.diffusion_loss(i.m, x, i.t, SCHEDULE, seed=i.seed, prediction="v_prediction"),
     "gan": lambda x, i: fastgen.discriminator_loss(x, i.m),
     "gan, scaled": lambda x, i: 3 * fastgen.discriminator_loss([x, i.m], i.m, monitors=True)[0],
 }
@@ -287,6 +309,10 @@ RAW = {  # the ops beneath Python's checks, with one tensor at a time on the CPU
     "q_posterior": lambda i, rows: (i.x, i.m, rows, i.t, 0),
     "bce_with_logits": lambda i, rows: (i.x, i.target, i.weight, i.weight, 1),
     "bce_with_logits_backward": lambda i, rows: (i.gradient, i.x, i.target, i.weight, i.weight, 0),
+    "diffusion_loss": lambda i, rows: (i.m, i.x, rows, i.t, 0, i.noise, None, None, 0, i.threshold, 2, 0, 1.0, 1),
+    "diffusion_loss seeds": lambda i, rows: (i.m, i.x, rows, i.t, 0, None, i.seeds, None, 0, None, 0, 0, 1.0, 0),
+    "diffusion_loss_backward": lambda i, rows: (i.upstream, i.m, i.x, rows, i.t, 0, i.noise, None, None, 0, None, 2, 0, 1.0, 1),
+    "diffusion_loss_backward_x0": lambda i, rows: (i.threshold, i.m, i.x, rows, i.t, 0, i.noise, None, None, 0, None, 2, 0, 1.0, 0),
 }
 
 
@@ -295,6 +321,8 @@ def test_tensors_elsewhere_are_refused_by_the_ops(name):
     """A pointer into the host's memory never reaches a kernel."""
     op = getattr(torch.ops.fastgen, name.split()[0])
     tables = {"q_sample": SCHEDULE.q_sample_table, "q_posterior": SCHEDULE.q_posterior_table}
+    losses = "diffusion_loss", "diffusion_loss_backward", "diffusion_loss_backward_x0"
+    tables |= dict.fromkeys(losses, partial(SCHEDULE.diffusion_loss_table, "v_prediction", None))
     table = tables.get(name.split()[0], lambda *where: SCHEDULE.ddpm_step_table("epsilon", "beta", *where))
     arguments = RAW[name](inputs(DEVICE), table(DEVICE, torch.float32).rows)
     op(*arguments)
@@ -415,6 +443,30 @@ def test_backward_is_one_launch_and_one_allocation():
     names = [event.name for event in profile.events() if event.device_type == torch.autograd.DeviceType.CUDA]
     assert len(names) == 1, names
     assert gradient.isfinite().all()
+
+
+def test_a_training_step_stores_no_noise():
+    """x_t, the loss with room for the sums of its thread blocks, the gradient: three launches."""
+    i = inputs(DEVICE, (3, 4, 129, 257))
+    leaf = i.m.clone().requires_grad_()
+
+    def step():
+        x_t = fastgen.q_sample(i.x, i.t, SCHEDULE, seed=i.seeds)
+        loss = fastgen.diffusion_loss(leaf, i.x, i.t, SCHEDULE, seed=i.seeds)
+        return x_t, loss, *torch.autograd.grad(loss, leaf, i.upstream)
+
+    step()
+    torch.cuda.synchronize()
+    keys = ("allocation.all.allocated", "requested_bytes.all.current")
+    before = torch.cuda.memory_stats(DEVICE)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]) as profile:
+        made = step()
+        torch.cuda.synchronize()
+    after = torch.cuda.memory_stats(DEVICE)
+    assert after[keys[0]] - before[keys[0]] == 4
+    assert after[keys[1]] - before[keys[1]] == sum(y.nbytes for y in made)
+    names = [event.name for event in profile.events() if event.device_type == torch.autograd.DeviceType.CUDA]
+    assert len(names) == 3, names
 
 
 @pytest.mark.parametrize("tensors, launches", [(2, 1), (32, 1), (33, 2), (70, 3)])
@@ -566,6 +618,24 @@ def test_gan_losses_have_the_same_bits_on_every_run(n, monitors):
     assert first[0].item() == pytest.approx(float(exact), rel=1e-6)
 
 
+@pytest.mark.parametrize("reduction", ["none", "mean"])
+@pytest.mark.parametrize("shape", [(1, 1, 1), (2, 1, 1_000_003), (700, 3, 17), (3, 8, 64, 64)])
+def test_diffusion_losses_have_the_same_bits_on_every_run(shape, reduction):
+    i, noise = inputs(DEVICE, shape), torch.cuda.Stream()
+    loss = lambda: fastgen.diffusion_loss(i.m, i.x, i.t, SCHEDULE, noise=i.noise, reduction=reduction)  # noqa: E731
+    first = loss()
+    a, b = torch.zeros(2**24, device=DEVICE), torch.zeros(2**24, device=DEVICE)
+    torch.cuda.synchronize()
+    made = []
+    for k in range(30):
+        with torch.cuda.stream(noise):
+            b[k * 1000 :].copy_(a[k * 1000 :])
+        made.append(loss())
+    torch.cuda.synchronize()
+    assert all(torch.equal(again, first) for again in made)
+    assert_close(first, reference.diffusion_loss(array(i.m), array(i.noise), reduction=reduction))
+
+
 # ---- tensors past 2³² elements --------------------------------------------------------------------------------------
 
 MANY = 2**32 + 4099
@@ -685,6 +755,24 @@ def check_large_bce(n, device):
     check_everywhere_written(gradient)
 
 
+def check_large_diffusion_loss(n, device):
+    """The residuals at the end dwarf the rest of the sum."""
+    m = large(n, device)
+    m[:, places(n)[1]] *= 1e5
+    parts = [(array(m[0, place]), reference.normals_between(place.start, place.stop, 7)) for place in places(n)]
+    rest = (n - sum(part[0].size for part in parts)) * (1 + 0.25**2)  # the mean of (¼ − ε)²
+    exact = rest + sum(reference.diffusion_loss(*part, reduction="sum") for part in parts)
+    options = {"seed": 7, "reduction": "sum"}
+    assert fastgen.diffusion_loss(m, m, 17, SCHEDULE, **options).item() == pytest.approx(exact, rel=1e-3)
+    assert fastgen.diffusion_loss(m, m, 17, SCHEDULE, seed=7, reduction="none").item() == pytest.approx(exact / n, rel=1e-3)
+    rows = SCHEDULE.diffusion_loss_table("epsilon", None, m.device, torch.float32).rows
+    upstream = torch.tensor(1.0, device=device)
+    gradient = torch.ops.fastgen.diffusion_loss_backward(upstream, m, m, rows, None, 17, None, None, 7, 0, None, 0, 0, 1.0, 2)
+    for place, part in zip(places(n), parts, strict=True):
+        np.testing.assert_allclose(array(gradient[0, place]), reference.diffusion_loss_slope(*part), rtol=2**-8, atol=2e-3)
+    check_everywhere_written(gradient)
+
+
 def check_large_gan_loss(n, device):
     x = large(n, device)
     x[:, places(n)[1]] *= 1e5
@@ -709,6 +797,7 @@ def check_large_gan_loss(n, device):
         (check_large_ddpm_step, 2 * 2),
         (check_large_q_posterior, 3 * 2),
         (check_large_bce, 2 + 4 + 2),
+        (check_large_diffusion_loss, 2 + 2),
         (check_large_gan_loss, 2 + 2),
     ],
     ids=lambda value: value.__name__ if callable(value) else None,
