@@ -212,14 +212,13 @@ def _fake_and_gradient(*arguments):
     return _fake(*arguments), _dispatch.empty_like(arguments[0])
 
 
-def _fake_backward(gradient, model_output, x0, *rest):
-    _dispatch.same_device(model_output, x0, gradient)
-    return _dispatch.empty_like(model_output)
+def _fake_backward(gradient, *arguments):
+    _dispatch.same_device(_fake(*arguments), gradient)
+    return _dispatch.empty_like(arguments[0])
 
 
-def _fake_backward_x0(gradient, model_output, x0, *rest):
-    _dispatch.same_device(model_output, x0, gradient)
-    return _dispatch.empty_like(model_output), _dispatch.empty_like(model_output, x0.dtype)
+def _fake_backward_x0(gradient, *arguments):
+    return _fake_backward(gradient, *arguments), _dispatch.empty_like(arguments[0], arguments[1].dtype)
 
 
 _dispatch.register_fakes(("diffusion_loss",), _fake)

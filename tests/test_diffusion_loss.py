@@ -112,8 +112,9 @@ def test_every_kernel(device, schedule, dtype, x0_dtype, arrange, source, shape)
     given = {"seed": {"seed": 5}, "noise": {"noise": noise}, "none": {}}[source]
     z = seeded_noise(x0, 5).to(torch.float64 if torch.float64 in (dtype, x0_dtype) else torch.float32)
     z = noise if source == "noise" else z
-    for prediction in ("sample",) if source == "none" else ("epsilon", "v_prediction"):
-        leaf, x_leaf = m.detach().requires_grad_(), x0.detach().requires_grad_(prediction != "epsilon")
+    predictions = ("sample",) if source == "none" else ("epsilon", "v_prediction")
+    for prediction, to_x0 in itertools.product(predictions, (False, True)):
+        leaf, x_leaf = m.detach().requires_grad_(), x0.detach().requires_grad_(to_x0)
         actual = fastgen.diffusion_loss(leaf, x_leaf, 9, schedule, prediction=prediction, reduction="none", **given)
         assert_close(actual, truth(m, x0, schedule, 9, z, prediction, reduction="none"))
         actual.sum().backward()
