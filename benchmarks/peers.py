@@ -310,7 +310,8 @@ def randn(shape, dtype):
 
 
 def diffusion_loss(shape, dtype):
-    """q_sample, the loss and its gradient: x0 and the network's output are read, x_t and the gradient written."""
+    """q_sample, the loss and its gradient: x0 and the network's output are read, x_t and the gradient written. (The CUDA kernels
+    read the output twice, since there noise is cheaper to make again than a gradient to move.)"""
 
     def inputs():
         m, x0 = _normal(2, shape, dtype)

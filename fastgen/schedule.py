@@ -431,13 +431,18 @@ def _diffusion_loss_columns(s: Schedule, prediction: str, gamma: float | None):
     v; with SNR = ᾱ/(1 − ᾱ), written so that they are finite where SNR is 0."""
     ones, zeros = np.ones(len(s)), np.zeros(len(s))
     signal, noise = s.alphas_cumprod, 1.0 - s.alphas_cumprod
-    if prediction == "epsilon":
-        with np.errstate(divide="ignore"):
-            return zeros, ones, ones if gamma is None else np.minimum(1.0, gamma * noise / signal)
-    if prediction == "sample":
-        with np.errstate(divide="ignore"):
-            return ones, zeros, ones if gamma is None else np.minimum(signal / noise, gamma)
-    return -np.sqrt(noise), np.sqrt(signal), ones if gamma is None else np.minimum(signal, gamma * noise)
+    targets = {"epsilon": (zeros, ones), "sample": (ones, zeros), "v_prediction": (-np.sqrt(noise), np.sqrt(signal))}
+    x0, epsilon = targets[prediction]
+    if gamma is None:
+        return x0, epsilon, ones
+    with np.errstate(divide="ignore", over="ignore"):
+        if prediction == "epsilon":
+            weight = np.minimum(1.0, gamma * noise / signal)
+        elif prediction == "sample":
+            weight = np.minimum(signal / noise, gamma)
+        else:
+            weight = np.minimum(signal, gamma * noise)
+    return x0, epsilon, weight
 
 
 _COLUMNS = {
