@@ -40,9 +40,8 @@ def tensor(name: str, x) -> None:
     if x.dtype not in FLOATING:
         raise Unsupported(f"{name}: expected dtype float16, bfloat16, float32 or float64, got {_dtype(x.dtype)}")
     if x.layout is not torch.strided or x.is_nested:
-        raise Unsupported(
-            f"{name}: expected a dense (strided) tensor, got {'a nested one' if x.is_nested else f'layout {x.layout}'}"
-        )
+        got = "a nested one" if x.is_nested else f"layout {x.layout}"
+        raise Unsupported(f"{name}: expected a dense (strided) tensor, got {got}")
 
 
 def batched(name: str, x) -> None:

@@ -33,8 +33,6 @@ class Plan(NamedTuple):
 
 
 _is_dynamo_compiling = torch.compiler.is_dynamo_compiling  # found once, which saves 0.02 µs a call
-
-
 _functorch_is_active = torch._C._are_functorch_transforms_active  # what torch.autograd.Function.apply asks itself
 
 
@@ -45,6 +43,7 @@ def transformed():
 
 def plan(op, schedule, x, y, option=None, other=None):
     """The plan kept for these arguments, or None where there is none yet, or none may be used: while tracing or transforming."""
+    # `transformed`, less its call
     if _is_dynamo_compiling() or forward_ad._current_level >= 0 or _functorch_is_active():
         return None
     try:

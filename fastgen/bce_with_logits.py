@@ -88,7 +88,13 @@ def bce_with_logits(input, target, weight=None, reduction="mean", pos_weight=Non
 
 
 class BCEWithLogitsLoss(torch.nn.BCEWithLogitsLoss):
-    """`torch.nn.BCEWithLogitsLoss` by `fastgen.bce_with_logits`: the same arguments, buffers and state_dict."""
+    """`torch.nn.BCEWithLogitsLoss` by `fastgen.bce_with_logits`: the same arguments, buffers and state_dict.
+
+        loss = w·(p·y·softplus(−x) + (1 − y)·softplus(x))
+
+    with x = input and y = target of one shape, w = weight and p = pos_weight, which broadcast to it; the mean (or the sum, or every
+    value) of it by `reduction`. Dtypes, results, errors and the source are those of `bce_with_logits`.
+    """
 
     def forward(self, input, target):
         return bce_with_logits(input, target, self.weight, self.reduction, self.pos_weight)
@@ -160,10 +166,14 @@ def gradients(g, input, target, weight, pos_weight, of_target):
         g = g * w
     if of_target:
         coefficient = torch.where(left, g if p is None else g * p, -g)
-        slope = coefficient * _zero_wins(coefficient, size)
-        return (slope if p is None else slope + g * (p - 1) * torch.log1p(e)).to(target.dtype)
-    positive = y if p is None else p * y
-    return (g * ((1 - y) * torch.where(left, e, 1.0) - positive * torch.where(left, 1.0, e)) / (1 + e)).to(input.dtype)
+        by_target = coefficient * _zero_wins(coefficient, size)
+        return (by_target if p is None else by_target + g * (p - 1) * torch.log1p(e)).to(target.dtype)
+    return (g * slope(left, e, y if p is None else p * y, 1 - y)).to(input.dtype)
+
+
+def slope(left, e, positive, negative):
+    """negative·σ(x) − positive·σ(−x), the derivative of positive·softplus(−x) + negative·softplus(x); left, e: of `split`."""
+    return (negative * torch.where(left, e, 1.0) - positive * torch.where(left, 1.0, e)) / (1 + e)
 
 
 def split(x):

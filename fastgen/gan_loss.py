@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 
 from . import _backend, _checks, _dispatch
-from .bce_with_logits import split
+from .bce_with_logits import slope, split
 
 REDUCTIONS = ("none", "mean", "sum")
 KINDS = ("non_saturating", "minimax")
@@ -145,7 +145,7 @@ def _fast(logits, real, kind, smoothing, reduction, monitors):
     if (reduction != "mean" and reduction != "sum") or (monitors is not False and monitors is not True):
         return None
     op = _dispatch.compiled("gan_loss", logits[0])
-    if op is None or _dispatch.transformed():
+    if op is None:
         return None
     code = 1 if reduction == "mean" else 2
     try:
@@ -272,8 +272,8 @@ _dispatch.register_fakes(("gan_loss_backward",), _fake_backward)
 class _GanLoss(torch.autograd.Function):
     """One fused kernel back to all logits: g·factor·(σ(x) − target). On the CPU, where the exponential costs more than memory does,
     the gradients for g = 1 are made in the forward pass already: 8% less time at 2²⁰ + 2²⁰ logits than two kernels take, and one
-    call less, 4 µs, at 64 + 64 (AMD EPYC, one core). For another g they are made anew, not multiplied, so that float16's do not
-    round twice. Where a second derivative may be asked for (create_graph), the same in torch ops, which autograd can follow."""
+    call less, 4 µs, at 64 + 64 (AMD EPYC, one core). For another g see `_dispatch.multiplied`. Where a second derivative may be
+    asked for (create_graph), the same in torch ops, which autograd can follow."""
 
     @staticmethod
     def forward(ctx, options, monitors, *logits):
@@ -305,6 +305,5 @@ def _gradients(gradient, logits, real, kind, smoothing, reduction):
         wide = x.to(_checks.compute_dtype(x.dtype))
         target = _target(k < real, kind, smoothing)
         left, _, e = split(wide)
-        slope = ((1.0 - target) * torch.where(left, e, 1.0) - target * torch.where(left, 1.0, e)) / (1.0 + e)
         scale = sign * gradient.to(wide.dtype)
-        yield ((scale / x.numel() if reduction == 1 else scale) * slope).to(x.dtype)
+        yield ((scale / x.numel() if reduction == 1 else scale) * slope(left, e, target, 1.0 - target)).to(x.dtype)

@@ -25,10 +25,7 @@ struct Operands {
   BceOperand read(const Tensor& x, const char* name, bool may_repeat = false) {
     const View view(x);
     const bool scalar = view.dim == 0, single = scalar || (may_repeat && repeats_one(view));
-    bool fits = scalar || view.dim == like.dim;
-    for (int64_t d = 0; fits && d < view.dim; ++d)
-      fits = view.sizes[d] == like.sizes[d];
-    STD_TORCH_CHECK(fits, name, ": expected one element or the shape of input");
+    STD_TORCH_CHECK(scalar || view.same_sizes(like), name, ": expected one element or the shape of input");
     STD_TORCH_CHECK(view.same_device(like), name, ": expected the device of input");
     if (single) return {view.data, view.dtype(name), true};
     const Input& input = inputs[used++].emplace(x, view, channels_last, name);

@@ -89,6 +89,12 @@ struct View {
       last += (sizes[d] - 1) * strides[d];
     return last + 1;
   }
+  bool same_sizes(const View& other) const {
+    bool same = dim == other.dim;
+    for (int64_t d = 0; same && d < dim; ++d)
+      same = sizes[d] == other.sizes[d];
+    return same;
+  }
   bool same_device(const View& other) const { return device_type == other.device_type && device_index == other.device_index; }
   bool on_cpu() const {
     static const int32_t cpu = aoti_torch_device_type_cpu();
@@ -124,7 +130,20 @@ inline void ask_for_huge_pages(void* data, int64_t bytes) {
 }
 #endif
 
-// A new tensor, contiguous or channels-last, on the device of `like`.
+// A new tensor of `numel` elements without gaps, on the device of `like`.
+inline Tensor empty_strided(int64_t dim, const int64_t* sizes, const int64_t* strides, [[maybe_unused]] int64_t numel, DType dtype,
+                            const View& like) {
+  AtenTensorHandle handle;
+  TORCH_ERROR_CODE_CHECK(
+      aoti_torch_empty_strided(dim, sizes, strides, torch_dtype(dtype), like.device_type, like.device_index, &handle));
+  Tensor tensor(handle);
+#ifndef FG_CUDA
+  if (numel * size_of(dtype) >= kMappedAnew) ask_for_huge_pages(tensor.mutable_data_ptr(), numel * size_of(dtype));
+#endif
+  return tensor;
+}
+
+// The same, contiguous or channels-last.
 inline Tensor empty(const int64_t* sizes, int64_t dim, bool channels_last, DType dtype, const View& like) {
   constexpr int64_t kMaxDim = 64;
   int64_t strides[kMaxDim], step = 1, numel = 1;
@@ -143,14 +162,7 @@ inline Tensor empty(const int64_t* sizes, int64_t dim, bool channels_last, DType
     for (int64_t d = dim - 1; d >= 0; --d)
       place(d);
   }
-  AtenTensorHandle handle;
-  TORCH_ERROR_CODE_CHECK(
-      aoti_torch_empty_strided(dim, sizes, strides, torch_dtype(dtype), like.device_type, like.device_index, &handle));
-  Tensor tensor(handle);
-#ifndef FG_CUDA
-  if (numel * size_of(dtype) >= kMappedAnew) ask_for_huge_pages(tensor.mutable_data_ptr(), numel * size_of(dtype));
-#endif
-  return tensor;
+  return empty_strided(dim, sizes, strides, numel, dtype, like);
 }
 
 // An input in the layout that the op works in: the caller's tensor, or a copy of it that lives as long as this does.
@@ -219,9 +231,7 @@ struct Output {
   // `inputs`: the tensors that the op reads, null where there is none. `out` may be one of them, and overlap none otherwise.
   Output(const Batch& batch, DType dtype, const Tensor& out, std::initializer_list<const Tensor*> inputs) : target(out) {
     const View view(out);
-    bool fits = view.dtype("out") == dtype && view.dim == batch.like.dim && view.same_device(batch.like);
-    for (int64_t d = 0; fits && d < view.dim; ++d)
-      fits = view.sizes[d] == batch.like.sizes[d];
+    const bool fits = view.dtype("out") == dtype && view.same_sizes(batch.like) && view.same_device(batch.like);
     STD_TORCH_CHECK(fits, "out: expected the result's dtype, shape and device");
     bool own_memory = view.span() >= view.numel;
     for (int64_t d = 0; d < view.dim; ++d)
@@ -344,6 +354,8 @@ template <class Arguments> void run_cpu(CpuKernel<Arguments> kernel, const Argum
 
 // ---- sums ----------------------------------------------------------------------------------------------------------------------
 
+inline int64_t blocks_of(int64_t count, int64_t block) { return (count + block - 1) / block; }
+
 #ifdef FG_DEVICE_KERNELS
 // For `values` sums side by side.
 struct Scratch {
@@ -362,8 +374,6 @@ struct Scratch {
   static Tensor doubles(int64_t count, const View& like) { return empty(&count, 1, false, kFloat64, like); }
 };
 #else
-inline int64_t blocks_of(int64_t count, int64_t block) { return (count + block - 1) / block; }
-
 // The sum of each block of the work, the blocks being the same whatever the threads; few of them on the stack.
 struct BlockSums {
   static constexpr int64_t kFew = 256;

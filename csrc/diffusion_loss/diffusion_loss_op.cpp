@@ -69,10 +69,8 @@ struct Call {
   // x0 has to fit, and takes part in the type promotion, also where it is not read.
   DType checked_dtype(const Tensor& x) const {
     const View view(x);
-    bool fits = view.dim == batch.like.dim && view.same_device(batch.like);
-    for (int64_t d = 0; fits && d < view.dim; ++d)
-      fits = view.sizes[d] == batch.like.sizes[d];
-    STD_TORCH_CHECK(fits, "x0: expected the shape and the device of model_output");
+    STD_TORCH_CHECK(view.same_sizes(batch.like) && view.same_device(batch.like),
+                    "x0: expected the shape and the device of model_output");
     return view.dtype("x0");
   }
 };

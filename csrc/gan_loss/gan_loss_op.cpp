@@ -22,19 +22,6 @@ bool dense(const View& x) {
   return step == x.numel;
 }
 
-// A new tensor with the strides of a dense one.
-Tensor empty_like(const View& x) {
-  AtenTensorHandle handle;
-  TORCH_ERROR_CODE_CHECK(
-      aoti_torch_empty_strided(x.dim, x.sizes, x.strides, x.torch_dtype, x.device_type, x.device_index, &handle));
-  Tensor tensor(handle);
-#ifndef FG_CUDA
-  const int64_t bytes = x.numel * size_of(x.dtype("logits"));
-  if (bytes >= kMappedAnew) ask_for_huge_pages(tensor.mutable_data_ptr(), bytes);
-#endif
-  return tensor;
-}
-
 // The arguments of a call, and what its pointers point to.
 struct Call {
   std::vector<Tensor> copies, gradients;
@@ -64,7 +51,7 @@ struct Call {
         copies.push_back(torch::stable::contiguous(logits[k]));
         view.emplace(copies.back());
       }
-      if (with_gradients) gradients.push_back(empty_like(*view));
+      if (with_gradients) gradients.push_back(empty_strided(view->dim, view->sizes, view->strides, view->numel, s.dtype, *view));
       s.real = k < real;
       if (s.dtype == kFloat64) dtype = kFloat64;
       const double one = kind == kMinimaxLoss ? -1.0 : 1.0, count = static_cast<double>(view->numel);
@@ -81,7 +68,7 @@ struct Call {
         continue;
       }
       s.first_block = a.blocks;
-      a.blocks += (s.count + kGanBlock - 1) / kGanBlock;
+      a.blocks += blocks_of(s.count, kGanBlock);
       elements += s.count;
       segments.push_back(s);
     }
