@@ -77,6 +77,15 @@ def schedule():
     return fastgen.Schedule.linear(40, 1e-3, 0.2)
 
 
+@pytest.fixture(scope="module")
+def one_thread():
+    """So small networks gain nothing from a second thread, and on a busy machine wait for it most of the time."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 def normal(shape, seed, dtype=torch.float32, device="cpu"):
     """Test data: normal numbers that have nothing to do with fastgen's."""
     return torch.tensor(np.random.default_rng(seed).standard_normal(shape)).to(device, dtype)

@@ -68,27 +68,8 @@ def test_runs_on_the_current_stream(call):
     assert_all_same(tuple(read), tuple(expected))
 
 
-def test_streams_side_by_side():
-    """Sums on several streams at a time share nothing."""
-    cases = [inputs(DEVICE, (1, 1, n), salt=n) for n in (100_003, 1_000, 3_000_001, 64, 500_000)]
-    expected = [fastgen.bce_with_logits(i.x, i.target) for i in cases]
-    streams = [torch.cuda.Stream() for _ in cases]
-    torch.cuda.synchronize()
-    made = [[] for _ in cases]
-    for _ in range(40):
-        for i, stream, losses in zip(cases, streams, made, strict=True):
-            with torch.cuda.stream(stream):
-                losses.append(fastgen.bce_with_logits(i.x, i.target))
-    torch.cuda.synchronize()
-    for losses, loss in zip(made, expected, strict=True):
-        for other in losses:
-            assert_same(other, loss)
-
-
-def test_streams_side_by_side_with_a_sum_for_each_sample():
-    """Two samples of many thread blocks each, and many of a warp each."""
-    cases = [inputs(DEVICE, shape, salt=k) for k, shape in enumerate([(2, 1, 1_000_003), (3, 4, 70_001), (5_000, 1, 37)])]
-    loss = lambda i: fastgen.diffusion_loss(i.m, i.x, i.t, SCHEDULE, seed=i.seeds, reduction="none")  # noqa: E731
+def assert_same_side_by_side(loss, cases):
+    """Of each case the same bits alone and 40 times beside the others, each on a stream of its own."""
     expected = [loss(i) for i in cases]
     streams = [torch.cuda.Stream() for _ in cases]
     torch.cuda.synchronize()
@@ -101,6 +82,19 @@ def test_streams_side_by_side_with_a_sum_for_each_sample():
     for losses, first in zip(made, expected, strict=True):
         for other in losses:
             assert_same(other, first)
+
+
+def test_streams_side_by_side():
+    """Sums on several streams at a time share nothing."""
+    cases = [inputs(DEVICE, (1, 1, n), salt=n) for n in (100_003, 1_000, 3_000_001, 64, 500_000)]
+    assert_same_side_by_side(lambda i: fastgen.bce_with_logits(i.x, i.target), cases)
+
+
+def test_streams_side_by_side_with_a_sum_for_each_sample():
+    """Two samples of many thread blocks each, and many of a warp each."""
+    cases = [inputs(DEVICE, shape, salt=k) for k, shape in enumerate([(2, 1, 1_000_003), (3, 4, 70_001), (5_000, 1, 37)])]
+    each = lambda i: fastgen.diffusion_loss(i.m, i.x, i.t, SCHEDULE, seed=i.seeds, reduction="none")  # noqa: E731
+    assert_same_side_by_side(each, cases)
 
 
 def test_threads_side_by_side(kernels):
@@ -578,20 +572,25 @@ def test_in_place(name, arrange, dtype):
 # ---- the same bits on every run -------------------------------------------------------------------------------------
 
 
+def beside_other_work(loss):
+    """What `loss` gives with the device to itself, and 30 times beside copies on another stream."""
+    first, other = loss(), torch.cuda.Stream()
+    a, b = torch.zeros(2**24, device=DEVICE), torch.zeros(2**24, device=DEVICE)
+    torch.cuda.synchronize()
+    made = []
+    for k in range(30):
+        with torch.cuda.stream(other):
+            b[k * 1000 :].copy_(a[k * 1000 :])
+        made.append(loss())
+    torch.cuda.synchronize()
+    return first, made
+
+
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 @pytest.mark.parametrize("n", [1, 64, 1_000, 65_537, 5_000_011])
 def test_sums_have_the_same_bits_on_every_run(reduction, n):
-    """Whatever else the device does: here, copies on another stream."""
-    i, noise = inputs(DEVICE, (1, 1, n)), torch.cuda.Stream()
-    first = fastgen.bce_with_logits(i.x, i.target, i.weight, reduction)
-    a, b = torch.zeros(2**24, device=DEVICE), torch.zeros(2**24, device=DEVICE)
-    torch.cuda.synchronize()
-    losses = []
-    for k in range(30):
-        with torch.cuda.stream(noise):
-            b[k * 1000 :].copy_(a[k * 1000 :])
-        losses.append(fastgen.bce_with_logits(i.x, i.target, i.weight, reduction))
-    torch.cuda.synchronize()
+    i = inputs(DEVICE, (1, 1, n))
+    first, losses = beside_other_work(lambda: fastgen.bce_with_logits(i.x, i.target, i.weight, reduction))
     assert all(torch.equal(loss, first) for loss in losses)
     exact = reference.bce_with_logits(*map(array, (i.x, i.target, i.weight)), reduction=reduction)
     assert first.item() == pytest.approx(float(exact), rel=1e-6)
@@ -600,18 +599,9 @@ def test_sums_have_the_same_bits_on_every_run(reduction, n):
 @pytest.mark.parametrize("monitors", [False, True])
 @pytest.mark.parametrize("n", [1, 64, 65_537, 5_000_011])
 def test_gan_losses_have_the_same_bits_on_every_run(n, monitors):
-    i, noise = inputs(DEVICE, (1, 1, n)), torch.cuda.Stream()
+    i = inputs(DEVICE, (1, 1, n))
     scales = [i.x, *i.x.reshape(-1).split(max(n // 50, 1))[:50]]  # two launches
-    loss = lambda: torch.ops.fastgen.gan_loss([*scales, i.m], len(scales), 0, 0.1, 1, monitors, False)  # noqa: E731
-    first = loss()
-    a, b = torch.zeros(2**24, device=DEVICE), torch.zeros(2**24, device=DEVICE)
-    torch.cuda.synchronize()
-    made = []
-    for k in range(30):
-        with torch.cuda.stream(noise):
-            b[k * 1000 :].copy_(a[k * 1000 :])
-        made.append(loss())
-    torch.cuda.synchronize()
+    first, made = beside_other_work(lambda: torch.ops.fastgen.gan_loss([*scales, i.m], len(scales), 0, 0.1, 1, monitors, False))
     for again in made:
         assert_all_same(tuple(again), tuple(first))
     exact = reference.gan_loss([array(x) for x in scales], [array(i.m)], 0.1)
@@ -621,17 +611,8 @@ def test_gan_losses_have_the_same_bits_on_every_run(n, monitors):
 @pytest.mark.parametrize("reduction", ["none", "mean"])
 @pytest.mark.parametrize("shape", [(1, 1, 1), (2, 1, 1_000_003), (700, 3, 17), (3, 8, 64, 64)])
 def test_diffusion_losses_have_the_same_bits_on_every_run(shape, reduction):
-    i, noise = inputs(DEVICE, shape), torch.cuda.Stream()
-    loss = lambda: fastgen.diffusion_loss(i.m, i.x, i.t, SCHEDULE, noise=i.noise, reduction=reduction)  # noqa: E731
-    first = loss()
-    a, b = torch.zeros(2**24, device=DEVICE), torch.zeros(2**24, device=DEVICE)
-    torch.cuda.synchronize()
-    made = []
-    for k in range(30):
-        with torch.cuda.stream(noise):
-            b[k * 1000 :].copy_(a[k * 1000 :])
-        made.append(loss())
-    torch.cuda.synchronize()
+    i = inputs(DEVICE, shape)
+    first, made = beside_other_work(lambda: fastgen.diffusion_loss(i.m, i.x, i.t, SCHEDULE, noise=i.noise, reduction=reduction))
     assert all(torch.equal(again, first) for again in made)
     assert_close(first, reference.diffusion_loss(array(i.m), array(i.noise), reduction=reduction))
 

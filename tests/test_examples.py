@@ -37,17 +37,9 @@ def _imported(*names):
 
 common, train_ddpm, train_gan, demo = _imported("common", "train_ddpm", "train_gan", "demo")
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 DDPM = train_ddpm.Settings(batch_size=16, timesteps=50, base_channels=16)
 GAN = train_gan.Settings(batch_size=16, k=2, latent_dim=4, base_channels=8)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    """So small networks gain nothing from a second thread, and on a busy machine wait for it most of the time."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

@@ -13,17 +13,9 @@ from torch.nn import functional as F
 
 import fastgen
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 WORKER = Path(distributed_training.__file__)
 NO_GLOO = not (torch.distributed.is_available() and torch.distributed.is_gloo_available())
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    """So small networks gain nothing from a second thread."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.mark.skipif(NO_GLOO, reason="this torch has no gloo")
