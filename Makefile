@@ -60,7 +60,6 @@ bench: build
 
 # Registers, spills and instructions per element of every kernel; needs nvcc, but no GPU.
 machine-code: $(VENV)/installed
-	$(PIP) install -r requirements/machine_code.txt
 	$(RUN) -m benchmarks.machine_code --json benchmarks/results/machine_code.json > benchmarks/results/machine_code.txt
 	cat benchmarks/results/machine_code.txt
 

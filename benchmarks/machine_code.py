@@ -155,7 +155,7 @@ def disassembler(name: str = "nvdisasm") -> Path:
             return place
     looked = ["Triton is not installed"] if triton is None else []
     looked += [f"no {place}" for place in places] + ["not on the PATH"]
-    raise Missing(f"{name}: {', '.join(looked)} (pip install -r requirements/machine_code.txt)")
+    raise Missing(f"{name}: {', '.join(looked)} (pip install triton)")
 
 
 def run(*command, **options) -> subprocess.CompletedProcess:

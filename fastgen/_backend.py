@@ -6,15 +6,18 @@ import contextlib
 import contextvars
 import ctypes
 import functools
+import importlib.util
 import os
 import re
 import struct
+import sys
 from pathlib import Path
 
 import torch
 
 BACKENDS = ("cpp", "triton", "eager")
-_ORDER = {"cpu": ("cpp", "eager"), "cuda": BACKENDS}  # Triton's interpreter runs on the CPU, but nobody wants it unasked
+# Triton's interpreter runs on the CPU, but nobody wants it unasked
+_ORDER = {"cpu": ("cpp", "eager"), "cuda": BACKENDS, "xpu": ("triton", "eager")}
 _OLDEST_TORCH = (2, 10)  # TORCH_TARGET_VERSION of setup.py: older ones lack symbols of the stable ABI
 _HERE = Path(__file__).resolve().parent
 
@@ -109,12 +112,25 @@ else:
     _UNAVAILABLE["cuda"] = f"they need the library for the CPU, which defines the ops ({_UNAVAILABLE['cpu']})"
 
 
+def _triton_problem(device_type: str) -> str:
+    """ "" where Triton can run on `device_type`, else the reason. Triton itself is not imported, nor a device initialised."""
+    if device_type not in ("cpu", "cuda", "xpu"):
+        return f"Triton has no kernels for {device_type}"
+    if "triton" not in sys.modules and importlib.util.find_spec("triton") is None:
+        return "Triton is not installed"
+    if device_type == "cpu":
+        interpreted = os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "yes", "on", "y", "t")
+        return "" if interpreted else "on the CPU Triton has an interpreter only, which TRITON_INTERPRET=1 turns on"
+    count = torch.cuda.device_count() if device_type == "cuda" else torch.xpu.device_count()
+    return "" if count else f"torch finds no {device_type.upper()} device"
+
+
 def _why_not(name: str, device_type: str) -> str:
     """ "" where backend `name` can run on `device_type`, else the reason."""
     if name == "eager":
         return ""
     if name == "triton":
-        return "the Triton kernels are not part of this version"
+        return _triton_problem(device_type)
     return _UNAVAILABLE.get(device_type, f"there are no kernels for {device_type}")
 
 
@@ -215,7 +231,8 @@ def backend_info() -> str:
     lines = [f"fastgen on torch {torch.__version__}"]
     for device, reason in _UNAVAILABLE.items():
         lines.append(f"{device}: backend {_AUTOMATIC[device]!r} by default; compiled kernels: {reason or _LOADED[device]}")
-    lines.append(f"triton: {_why_not('triton', 'cuda')}")
+    for device in ("cuda", "cpu"):
+        lines.append(f"triton on {device}: {_why_not('triton', device) or 'available'}")
     return "\n".join(lines)
 
 

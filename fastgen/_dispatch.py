@@ -1,4 +1,4 @@
-"""What every op's Python side shares: the plan of a call, calling the compiled op, gathering rows, registering fakes.
+"""What every op's Python side shares: the plan of a call, calling the backend's op, gathering rows, registering fakes.
 
 On 16 elements a compiled op takes some 3 µs and every check in Python 0.1 to 0.5. So what cannot change between calls of one
 kind (dtypes, device, options, backend) is checked once and kept as a plan, and the shapes are left to the compiled op, which
@@ -16,6 +16,7 @@ from . import _backend, _checks
 
 OPS: dict[str, Any] = {}  # torch.ops.fastgen.<op>.default
 _DIRECT: dict[str, Any] = {}  # the same without OpOverload's Python frame (0.3 µs), which only a tracer needs
+FAKES: dict[str, Any] = {}  # of those that return something
 
 
 class Plan(NamedTuple):
@@ -27,9 +28,10 @@ class Plan(NamedTuple):
     note: str  # what to add to the complaint about a timestep
     noisy: bool  # whether any row takes noise
     dtype: torch.dtype  # of the result
-    call: Any  # the compiled op; None for the eager backend
+    call: Any  # the backend's op; None for the eager backend
     careful: bool  # check the tensors in Python first: eager would broadcast, and a fake accepts anything
     learned: bool = False  # whether the network's output carries a variance too
+    backend: str = "cpp"
 
 
 _is_dynamo_compiling = torch.compiler.is_dynamo_compiling  # found once, which saves 0.02 µs a call
@@ -41,27 +43,32 @@ def transformed():
     return forward_ad._current_level >= 0 or _functorch_is_active()
 
 
-def plan(op, schedule, x, y, option=None, other=None):
+def plan(name, schedule, x, y, option=None, other=None):
     """The plan kept for these arguments, or None where there is none yet, or none may be used: while tracing or transforming."""
     # `transformed`, less its call
     if _is_dynamo_compiling() or forward_ad._current_level >= 0 or _functorch_is_active():
         return None
     try:
         # True for the CPU: to make, hash and compare a torch.device takes 0.1 µs
-        return schedule._plans[op, x.dtype, y.dtype, x.is_cpu or x.device, _backend._choice.get(), option, other]
+        return schedule._plans[name, x.dtype, y.dtype, x.is_cpu or x.device, _backend._choice.get(), option, other]
     except (AttributeError, KeyError, TypeError):
         return None
 
 
-def make_plan(op, schedule, x, y, dtype, table, option=None, other=None, learned=False):
+def make_plan(name, schedule, x, y, dtype, table, option=None, other=None, learned=False):
     """The plan of arguments whose types, dtypes, device and options have been checked; under a transform, of the reference."""
-    tracing, transforming = torch.compiler.is_compiling(), transformed()
-    compiled = _backend.select_for(x.device) == "cpp" and not transforming
-    call = (OPS if tracing else _DIRECT)[op] if compiled else None
-    made = Plan(op, table.rows, table.rows.size(0), table.note, table.noisy, dtype, call, tracing or not compiled, learned)
-    if not tracing and not transforming:
-        schedule._plans[op, x.dtype, y.dtype, x.is_cpu or x.device, _backend._choice.get(), option, other] = made
+    tracing, backend = torch.compiler.is_compiling(), backend_for(x.device)
+    call = None if backend == "eager" else op(name, backend)
+    careful = tracing or backend != "cpp"
+    made = Plan(name, table.rows, table.rows.size(0), table.note, table.noisy, dtype, call, careful, learned, backend)
+    if not tracing and not transformed():
+        schedule._plans[name, x.dtype, y.dtype, x.is_cpu or x.device, _backend._choice.get(), option, other] = made
     return made
+
+
+def backend_for(device):
+    """Which backend's ops to call: "eager" under a transform, since no other carries one."""
+    return "eager" if transformed() else _backend.select_for(device)
 
 
 def timestep(plan, t, x):
@@ -110,7 +117,8 @@ def distinct(tensors):
 
 
 def compiled(name, x):
-    """The op to call on `x` where that is the compiled one, else None: another backend, tracing, transforms."""
+    """The op to call on `x` where that is the compiled one, else None: another backend, tracing, transforms. It checks all that
+    memory safety needs, so it may be called before anything else has been."""
     if torch.compiler.is_compiling() or transformed():
         return None
     try:
@@ -130,8 +138,12 @@ def compiled(name, x):
 _compiled: dict[Any, Any] = {}
 
 
-def op(name):
-    """torch.ops.fastgen.<name>."""
+def op(name, backend):
+    """torch.ops.fastgen.<name>, or what the Triton backend has in its place."""
+    if backend == "triton":
+        from . import triton  # which imports Triton: not before it is needed
+
+        return triton.op(name)
     return OPS[name] if torch.compiler.is_compiling() else _DIRECT[name]
 
 
@@ -183,10 +195,10 @@ def has(op):
 
 def register_fakes(ops, fake):
     """The fakes of each op and, where it has one, of <op>_out, whose result is its argument `out`."""
-    if not _backend.HAS_OPS:
-        return
     for name in ops:
-        _register(name, fake)
+        FAKES[name] = fake
+        if has(name):
+            _register(name, fake)
         if has(name + "_out"):
             _register(name + "_out", _out_fake(fake))
 

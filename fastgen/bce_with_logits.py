@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from . import _backend, _checks, _dispatch
+from . import _checks, _dispatch
 
 REDUCTIONS = ("none", "mean", "sum")
 OPS = ("bce_with_logits", "bce_with_logits_wide")  # the second: with a result of float32 in place of half precision
@@ -60,9 +60,9 @@ def bce_with_logits(input, target, weight=None, reduction="mean", pos_weight=Non
             try:
                 wide = target.dtype in _HALF and _autocast(target)
                 if torch.is_grad_enabled() and (input.requires_grad or target.requires_grad):
-                    return _BceWithLogits.apply(wide, input, target, None, None, REDUCTIONS.index(reduction))
+                    return _BceWithLogits.apply("cpp", wide, input, target, None, None, REDUCTIONS.index(reduction))
                 if wide:
-                    op = _dispatch.op(OPS[True])
+                    op = _dispatch.op(OPS[True], "cpp")
                 return op(input, target, None, None, REDUCTIONS.index(reduction))
             except (AttributeError, RuntimeError, TypeError):
                 _check(input, target, reduction)
@@ -77,14 +77,15 @@ def bce_with_logits(input, target, weight=None, reduction="mean", pos_weight=Non
         pos_weight = _checked_weight("pos_weight", pos_weight, input, target)
     wide = target.dtype in _HALF and _autocast(target)
     arguments = (input, target, weight, pos_weight, REDUCTIONS.index(reduction))
-    if _backend.select_for(input.device) == "eager" or _dispatch.transformed():
+    backend = _dispatch.backend_for(input.device)
+    if backend == "eager":
         return reference(*arguments, wide)
     if torch.is_grad_enabled():
         if (weight is not None and weight.requires_grad) or (pos_weight is not None and pos_weight.requires_grad):
             return reference(*arguments, wide)
         if input.requires_grad or target.requires_grad:
-            return _BceWithLogits.apply(wide, *_dispatch.distinct(arguments[:4]), arguments[4])
-    return _dispatch.op(OPS[wide])(*arguments)
+            return _BceWithLogits.apply(backend, wide, *_dispatch.distinct(arguments[:4]), arguments[4])
+    return _dispatch.op(OPS[wide], backend)(*arguments)
 
 
 class BCEWithLogitsLoss(torch.nn.BCEWithLogitsLoss):
@@ -245,24 +246,24 @@ class _BceWithLogits(torch.autograd.Function):
     (create_graph), under a transform, and for the rare gradient to the target, the same in torch ops."""
 
     @staticmethod
-    def forward(ctx, wide, *arguments):
+    def forward(ctx, backend, wide, *arguments):
         ctx.save_for_backward(*arguments[:4])
-        ctx.reduction = arguments[4]
-        return _dispatch.op(OPS[wide])(*arguments)
+        ctx.rest = backend, arguments[4]
+        return _dispatch.op(OPS[wide], backend)(*arguments)
 
     @staticmethod
     def backward(ctx, gradient):
-        tensors = ctx.saved_tensors
-        to_input, to_target = ctx.needs_input_grad[1:3]
+        tensors, (backend, reduction) = ctx.saved_tensors, ctx.rest
+        to_input, to_target = ctx.needs_input_grad[2:4]
         fused = to_input and not torch.is_grad_enabled() and not _dispatch.batched(gradient)
         if fused:
-            to_input = _dispatch.op("bce_with_logits_backward")(gradient, *tensors, ctx.reduction)
+            to_input = _dispatch.op("bce_with_logits_backward", backend)(gradient, *tensors, reduction)
             if not to_target:
-                return None, to_input, None, None, None, None
+                return None, None, to_input, None, None, None, None
         g = gradient.to(_compute_dtype(*tensors[:2]))
-        if ctx.reduction == 1:
+        if reduction == 1:
             g = g / tensors[0].numel()
         if not fused:
             to_input = gradients(g, *tensors, False) if to_input else None
         to_target = gradients(g, *tensors, True) if to_target else None
-        return None, to_input, to_target, None, None, None
+        return None, None, to_input, to_target, None, None, None

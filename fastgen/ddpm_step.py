@@ -123,7 +123,7 @@ def ddim_step(
 
 
 def _reverse_step(plan, x_t, model_output, t, clip, threshold, noise, seed, generator, return_x0, out):
-    _, rows, end, note, noisy, dtype, call, careful, learned = plan
+    _, rows, end, note, noisy, dtype, call, careful, learned, _ = plan
     given_t = t
     if type(t) is int and 0 <= t < end:
         t, index = None, t
@@ -179,10 +179,10 @@ def _run(plan, arguments, return_x0, out):
         return (y, x0) if return_x0 else y
     if out is not None:
         x0 = _dispatch.empty_like(arguments[0], plan.dtype) if return_x0 else None
-        _dispatch.op(plan.op + "_out")(*arguments, x0, out=out)
+        _dispatch.op(plan.op + "_out", plan.backend)(*arguments, x0, out=out)
         _dispatch.written(out)
         return (out, x0) if return_x0 else out
-    return _dispatch.op(plan.op + "_x0")(*arguments) if return_x0 else plan.call(*arguments)
+    return _dispatch.op(plan.op + "_x0", plan.backend)(*arguments) if return_x0 else plan.call(*arguments)
 
 
 def _check_inputs(x_t, model_output, learned):
@@ -284,11 +284,11 @@ class _DdpmStep(torch.autograd.Function):
         affine = clip is None and threshold is None and not learned
         ctx.save_for_backward(t, threshold, seeds, *((None,) * 3 if affine else (x_t, model_output, noise)))
         noise_dtype = None if noise is None else noise.dtype
-        ctx.rest = (rows, index, seed, clip, learned, x_t.dtype, model_output.dtype, noise_dtype, x_t.shape)
+        ctx.rest = (rows, index, plan.backend, seed, clip, learned, x_t.dtype, model_output.dtype, noise_dtype, x_t.shape)
         ctx.affine = affine
         ctx.set_materialize_grads(False)
         if return_x0:
-            return _dispatch.op(plan.op + "_x0")(*arguments)
+            return _dispatch.op(plan.op + "_x0", plan.backend)(*arguments)
         return plan.call(*arguments), None
 
     @staticmethod
@@ -301,11 +301,11 @@ class _DdpmStep(torch.autograd.Function):
 
 def _affine_backward(ctx, y_gradient, x0_gradient, x_needed, m_needed, noise_needed):
     t = ctx.saved_tensors[0]
-    rows, index, _, _, _, x_dtype, m_dtype, noise_dtype, _ = ctx.rest
+    rows, index, backend, _, _, _, x_dtype, m_dtype, noise_dtype, _ = ctx.rest
 
     def gradient(y_column, x0_column, dtype):
         terms = [
-            scaled(rows, DDPM_STEP_COLUMNS.index(column), g, t, index)
+            scaled(rows, DDPM_STEP_COLUMNS.index(column), g, t, index, backend)
             for g, column in ((y_gradient, y_column), (x0_gradient, x0_column))
             if g is not None and column is not None
         ]
@@ -320,7 +320,7 @@ def _affine_backward(ctx, y_gradient, x0_gradient, x_needed, m_needed, noise_nee
 
 def _general_backward(ctx, y_gradient, x0_gradient, x_needed, m_needed, noise_needed):
     t, threshold, seeds, x_t, model_output, noise = ctx.saved_tensors
-    rows, index, seed, clip, learned, x_dtype, m_dtype, noise_dtype, shape = ctx.rest
+    rows, index, _, seed, clip, learned, x_dtype, m_dtype, noise_dtype, shape = ctx.rest
     c = _columns(rows, t, index, len(shape))
     x, m, v = x_t.to(rows.dtype), model_output.to(rows.dtype), None
     if learned:

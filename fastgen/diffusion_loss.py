@@ -146,7 +146,7 @@ def _run(plan, arguments):
         if (noise is not None and noise.requires_grad) or (weights is not None and weights.requires_grad):
             return reference(*arguments)
         if model_output.requires_grad or x0.requires_grad:
-            return _DiffusionLoss.apply(*_dispatch.distinct((model_output, x0)), arguments[2:])
+            return _DiffusionLoss.apply(plan.backend, *_dispatch.distinct((model_output, x0)), arguments[2:])
     return plan.call(*arguments)
 
 
@@ -241,16 +241,17 @@ class _DiffusionLoss(torch.autograd.Function):
     twice 1.22 (AMD EPYC, Zen 4, 2 threads)."""
 
     @staticmethod
-    def forward(ctx, model_output, x0, rest):
+    def forward(ctx, backend, model_output, x0, rest):
         rows, t, index, noise, seeds, seed, offset, weights, *options = rest
         # where it is not read, x0 may be changed by the time of the backward, and freed
         ctx.save_for_backward(model_output, None if options[0] == EPSILON else x0, t, noise, seeds, weights)
-        ctx.rest = (rows, index, seed, offset, x0.dtype, *options)
+        ctx.rest = (backend, rows, index, seed, offset, x0.dtype, *options)
         ctx.made = None
-        if _AHEAD and model_output.is_cpu and options[-1] and not ctx.needs_input_grad[1] and not _dispatch.traced():
-            loss, ctx.made = _dispatch.op("diffusion_loss_and_gradient")(model_output, x0, *rest)
+        ahead = _AHEAD and backend == "cpp" and model_output.is_cpu
+        if ahead and options[-1] and not ctx.needs_input_grad[2] and not _dispatch.traced():
+            loss, ctx.made = _dispatch.op("diffusion_loss_and_gradient", backend)(model_output, x0, *rest)
             return loss
-        return _dispatch.op("diffusion_loss")(model_output, x0, *rest)
+        return _dispatch.op("diffusion_loss", backend)(model_output, x0, *rest)
 
     @staticmethod
     def backward(ctx, gradient):
@@ -258,16 +259,16 @@ class _DiffusionLoss(torch.autograd.Function):
         decomposed = torch.is_grad_enabled() or _dispatch.batched(gradient)
         made, ctx.made = ctx.made, None  # given away once: whoever gets it may write to it
         if made is not None and not decomposed and _dispatch.multiplied((made,), gradient):
-            return made, None, None
+            return None, made, None, None
         made = None  # its memory, before another is allocated
-        rows, index, seed, offset, x0_dtype, prediction, loss, delta, reduction = ctx.rest
+        backend, rows, index, seed, offset, x0_dtype, prediction, loss, delta, reduction = ctx.rest
         if x0 is None:
             x0 = (
                 model_output
                 if model_output.dtype == x0_dtype
                 else model_output.new_empty((), dtype=x0_dtype).expand_as(model_output)
             )
-        x0_needed, to_x0 = ctx.needs_input_grad[1] and prediction != EPSILON, None
+        x0_needed, to_x0 = ctx.needs_input_grad[2] and prediction != EPSILON, None
         if decomposed:
             factors = _dispatch.gathered(rows, t, index, x0.dim())
             r = _residual(model_output, x0, rows.dtype, factors, noise, seeds, seed, offset, prediction)
@@ -275,10 +276,10 @@ class _DiffusionLoss(torch.autograd.Function):
             g = gradient if reduction else gradient.reshape(-1, *[1] * (r.dim() - 1))
             to_r = scale * g * _weighted(factors[2], weights, r.dim()) * _slope(r, loss, delta)
             to_x0 = (-factors[0] * to_r).to(x0.dtype) if x0_needed else None
-            return to_r.to(model_output.dtype), to_x0, None
+            return None, to_r.to(model_output.dtype), to_x0, None
         arguments = (gradient, model_output, x0, rows, t, index, noise, seeds, seed, offset, weights, prediction, loss, delta)
         if x0_needed:
-            to_model_output, to_x0 = _dispatch.op("diffusion_loss_backward_x0")(*arguments, reduction)
+            to_model_output, to_x0 = _dispatch.op("diffusion_loss_backward_x0", backend)(*arguments, reduction)
         else:
-            to_model_output = _dispatch.op("diffusion_loss_backward")(*arguments, reduction)
-        return to_model_output, to_x0, None
+            to_model_output = _dispatch.op("diffusion_loss_backward", backend)(*arguments, reduction)
+        return None, to_model_output, to_x0, None

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import torch
 
-from . import _backend, _checks, _dispatch
+from . import _checks, _dispatch
 from .bce_with_logits import slope, split
 
 REDUCTIONS = ("none", "mean", "sum")
@@ -152,7 +152,7 @@ def _fast(logits, real, kind, smoothing, reduction, monitors):
         if torch.is_grad_enabled():
             for x in logits:
                 if x.requires_grad:
-                    return _GanLoss.apply((real, kind, smoothing, code), monitors, *_dispatch.distinct(logits))
+                    return _GanLoss.apply("cpp", (real, kind, smoothing, code), monitors, *_dispatch.distinct(logits))
         made = op(logits, real, kind, smoothing, code, monitors, False)
         return made if monitors else made[0]
     except (AttributeError, RuntimeError, TypeError):
@@ -168,13 +168,14 @@ def _general(logits, real, kind, smoothing, reduction, monitors):
     if reduction == "none":  # nothing to fuse but the monitors
         made = _general([x.detach() for x in logits], real, kind, smoothing, "mean", True)[1] if monitors else None
         return reference(logits, real, kind, smoothing, code), made
-    if _backend.select_for(logits[0].device) == "eager" or _dispatch.transformed():
+    backend = _dispatch.backend_for(logits[0].device)
+    if backend == "eager":
         loss = reference(logits, real, kind, smoothing, code)
         return loss, reference_monitors(logits, real) if monitors else None
     if torch.is_grad_enabled() and any(x.requires_grad for x in logits):
-        made = _GanLoss.apply((real, kind, smoothing, code), monitors, *_dispatch.distinct(logits))
+        made = _GanLoss.apply(backend, (real, kind, smoothing, code), monitors, *_dispatch.distinct(logits))
         return made if monitors else (made, None)
-    made = _dispatch.op("gan_loss")(logits, real, kind, smoothing, code, monitors, False)
+    made = _dispatch.op("gan_loss", backend)(logits, real, kind, smoothing, code, monitors, False)
     return made[0], made[1] if monitors else None
 
 
@@ -276,11 +277,11 @@ class _GanLoss(torch.autograd.Function):
     asked for (create_graph), the same in torch ops, which autograd can follow."""
 
     @staticmethod
-    def forward(ctx, options, monitors, *logits):
+    def forward(ctx, backend, options, monitors, *logits):
         ctx.save_for_backward(*logits)
-        ctx.options = options
-        ahead = logits[0].is_cpu and not _dispatch.traced()
-        made = _dispatch.op("gan_loss")(logits, *options, monitors, ahead)
+        ctx.backend, ctx.options = backend, options
+        ahead = backend == "cpp" and logits[0].is_cpu and not _dispatch.traced()
+        made = _dispatch.op("gan_loss", backend)(logits, *options, monitors, ahead)
         ctx.ahead = made[1 + monitors :] if ahead else None
         if not monitors:
             return made[0]
@@ -291,12 +292,12 @@ class _GanLoss(torch.autograd.Function):
     def backward(ctx, gradient, *_):
         logits = ctx.saved_tensors
         if torch.is_grad_enabled() or _dispatch.batched(gradient):
-            return None, None, *_gradients(gradient, logits, *ctx.options)
+            return None, None, None, *_gradients(gradient, logits, *ctx.options)
         ahead, ctx.ahead = ctx.ahead, None  # given away once: the caller may write to them
         if ahead is not None and _dispatch.multiplied(ahead, gradient):
-            return None, None, *ahead
+            return None, None, None, *ahead
         ahead = None  # their memory, before others are allocated
-        return None, None, *_dispatch.op("gan_loss_backward")(gradient, logits, *ctx.options)
+        return None, None, None, *_dispatch.op("gan_loss_backward", ctx.backend)(gradient, logits, *ctx.options)
 
 
 def _gradients(gradient, logits, real, kind, smoothing, reduction):

@@ -83,7 +83,7 @@ class _QPosterior(torch.autograd.Function):
     def forward(ctx, plan, *arguments):
         x0, x_t, rows, t, index = arguments
         ctx.save_for_backward(t)
-        ctx.rest = (rows, index, x0.dtype, x_t.dtype)
+        ctx.rest = (rows, index, plan.backend, x0.dtype, x_t.dtype)
         mean, variance, log_variance = plan.call(*arguments)
         ctx.mark_non_differentiable(variance, log_variance)
         return mean, variance, log_variance
@@ -91,7 +91,7 @@ class _QPosterior(torch.autograd.Function):
     @staticmethod
     def backward(ctx, gradient, *_):
         (t,) = ctx.saved_tensors
-        rows, index, x0_dtype, x_t_dtype = ctx.rest
-        x0 = scaled(rows, 0, gradient, t, index).to(x0_dtype) if ctx.needs_input_grad[1] else None
-        x_t = scaled(rows, 1, gradient, t, index).to(x_t_dtype) if ctx.needs_input_grad[2] else None
+        rows, index, backend, x0_dtype, x_t_dtype = ctx.rest
+        x0 = scaled(rows, 0, gradient, t, index, backend).to(x0_dtype) if ctx.needs_input_grad[1] else None
+        x_t = scaled(rows, 1, gradient, t, index, backend).to(x_t_dtype) if ctx.needs_input_grad[2] else None
         return None, x0, x_t, None, None, None

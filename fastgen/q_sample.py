@@ -95,7 +95,7 @@ def _run(plan, x, t, index, noise, seeds, seed, offset, out=None):
         y = reference(x, plan.rows, t, index, noise, seeds, seed, offset)
         return y if out is None else out.copy_(y)
     if out is not None:
-        _dispatch.op(plan.op + "_out")(x, plan.rows, t, index, noise, seeds, seed, offset, out=out)
+        _dispatch.op(plan.op + "_out", plan.backend)(x, plan.rows, t, index, noise, seeds, seed, offset, out=out)
         return _dispatch.written(out)
     if torch.is_grad_enabled() and (x.requires_grad or (noise is not None and noise.requires_grad)):
         return _QSample.apply(plan, x, plan.rows, t, index, noise, seeds, seed, offset)
@@ -104,12 +104,12 @@ def _run(plan, x, t, index, noise, seeds, seed, offset, out=None):
     return plan.call(x, plan.rows, t, index, noise, seeds, seed, offset)
 
 
-def scaled(rows, column, x, t, index):
+def scaled(rows, column, x, t, index, backend):
     """rows[t][column] · x, one coefficient per sample, differentiable in x: `q_sample`'s kernel without noise."""
     # not rows[:, [column, column]]: on a GPU a list of indices is copied there, which synchronises
     both = rows[:, column : column + 1].expand(-1, 2).contiguous()
-    call = None if _dispatch.transformed() else _dispatch.op("q_sample")
-    plan = _dispatch.Plan("q_sample", both, 0, "", False, x.dtype, call, False)
+    call = None if _dispatch.transformed() else _dispatch.op("q_sample", backend)
+    plan = _dispatch.Plan("q_sample", both, 0, "", False, x.dtype, call, False, backend=backend)
     return _run(plan, x, t, index, None, None, None, 0)
 
 
@@ -145,12 +145,12 @@ class _QSample(torch.autograd.Function):
     @staticmethod
     def forward(ctx, plan, *arguments):
         ctx.save_for_backward(arguments[2])
-        ctx.rows, ctx.index = plan.rows, arguments[3]
+        ctx.rest = plan.rows, arguments[3], plan.backend
         return plan.call(*arguments)
 
     @staticmethod
     def backward(ctx, gradient):
-        (t,) = ctx.saved_tensors
-        x = scaled(ctx.rows, 0, gradient, t, ctx.index) if ctx.needs_input_grad[1] else None
-        noise = scaled(ctx.rows, 1, gradient, t, ctx.index) if ctx.needs_input_grad[5] else None
+        (t,), (rows, index, backend) = ctx.saved_tensors, ctx.rest
+        x = scaled(rows, 0, gradient, t, index, backend) if ctx.needs_input_grad[1] else None
+        noise = scaled(rows, 1, gradient, t, index, backend) if ctx.needs_input_grad[5] else None
         return None, x, None, None, None, noise, None, None, None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from . import _backend, _checks, _dispatch, rng
+from . import _checks, _dispatch, rng
 
 
 def randn(shape, *, seed, offset=0, dtype=None, device=None):
@@ -37,10 +37,11 @@ def randn(shape, *, seed, offset=0, dtype=None, device=None):
     device = _device(device)
     seeds, seed = rng.check_seed(seed, shape[0], device)
     offset = rng.check_offset(offset)
-    if _backend.select_for(device) == "eager" or _dispatch.transformed():
+    backend = _dispatch.backend_for(device)
+    if backend == "eager":
         return reference(shape, seeds, seed, offset, dtype, device)
     out = torch.empty(shape, dtype=dtype, device=device)
-    _dispatch.op("randn")(out, seeds, seed, offset)
+    _dispatch.op("randn", backend)(out, seeds, seed, offset)
     return out
 
 

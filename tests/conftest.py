@@ -11,6 +11,11 @@ import fastgen
 
 sys.path.insert(0, str(Path(__file__).parent))  # for `import reference`, under every import mode of pytest
 
+if "triton" in fastgen.available_backends("cpu"):
+    import triton_interpreter
+
+    triton_interpreter.round_correctly()
+
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 DEVICES = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
 PLACES = [(device, name) for device in DEVICES for name in fastgen.available_backends(device)]

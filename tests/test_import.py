@@ -118,14 +118,14 @@ ctypes.CDLL({stub!r}, mode=os.RTLD_GLOBAL)
 """
 
 
-def import_with_cuda(tmp_path, driver=None, devices=1, **keywords):
+def import_with_cuda(tmp_path, driver=None, devices=1, before="", **keywords):
     """The same beside a driver that serves this CUDA version, and can do nothing else: not even be initialised."""
     environment = {}
     if driver is not None:
         source = f"int cuDriverGetVersion(int *version) {{ *version = {driver}; return 0; }}"
         shared_library(tmp_path / "driver/libcuda.so.1", source, "-Wl,-soname,libcuda.so.1")
         environment["LD_LIBRARY_PATH"] = str(tmp_path / "driver")
-    return import_copy(tmp_path, CUDA_TORCH.format(stub=str(STUB), devices=devices), environment=environment, **keywords)
+    return import_copy(tmp_path, CUDA_TORCH.format(stub=str(STUB), devices=devices) + before, environment=environment, **keywords)
 
 
 @needs_cuda_library
@@ -138,22 +138,29 @@ def import_with_cuda(tmp_path, driver=None, devices=1, **keywords):
 )
 def test_driver_too_old_for_the_static_runtime(tmp_path, driver, reason):
     said = import_with_cuda(tmp_path, driver)
-    assert f"cuda: backend 'eager' by default; compiled kernels: {reason}\n" in said
-    assert "cpu: backend 'cpp' by default" in said and "cuda eager ('eager',)" in said
-    assert f"refused: backend: backend 'cpp' is not available on cuda ({reason}); available: 'eager'" in said
+    assert f"cuda: backend 'triton' by default; compiled kernels: {reason}\n" in said
+    assert "cpu: backend 'cpp' by default" in said and "cuda triton ('triton', 'eager')" in said
+    assert f"refused: backend: backend 'cpp' is not available on cuda ({reason}); available: 'triton', 'eager'" in said
 
 
 @needs_cuda_library
 def test_driver_new_enough(tmp_path):
     said = import_with_cuda(tmp_path, 13000)
     assert "cuda: backend 'cpp' by default; compiled kernels: loaded, CUDA 13.0 for " in said
-    assert "cuda cpp ('cpp', 'eager')" in said and "refused" not in said
+    assert "cuda cpp ('cpp', 'triton', 'eager')" in said and "refused" not in said
 
 
 @needs_cuda_library
 def test_cuda_library_missing(tmp_path):
     said = import_with_cuda(tmp_path, 13000, without=[CUDA])
-    assert f"cuda: backend 'eager' by default; compiled kernels: {CUDA} is missing" in said and "cpu: backend 'cpp'" in said
+    assert f"cuda: backend 'triton' by default; compiled kernels: {CUDA} is missing" in said and "cpu: backend 'cpp'" in said
+
+
+@needs_cuda_library
+def test_triton_missing_too(tmp_path):
+    hidden = "import importlib.util as u; found = u.find_spec; u.find_spec = lambda n, *a: None if n == 'triton' else found(n, *a)"
+    said = import_with_cuda(tmp_path, 13000, without=[CUDA], before=hidden)
+    assert "cuda: backend 'eager' by default" in said and "triton on cuda: Triton is not installed" in said
 
 
 @needs_cuda_library

@@ -1,0 +1,40 @@
+"""The Triton backend: every op of the compiled libraries, by the same names and with the same arguments.
+
+Imported where the backend is first used, since it imports Triton. A program that torch.compile or torch.export traces calls
+`torch.ops.fastgen_triton.<op>`, each a `torch.library.triton_op`, so that Inductor sees the kernels; else the function that is
+the op is called directly, which saves some 30 µs.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from .. import _dispatch
+from . import q_sample
+from .common.op import INTERPRETED
+
+# name of the op: (the function, the arguments that it writes to)
+FUNCTIONS = {
+    "q_sample": (q_sample.q_sample, ()),
+    "q_step": (q_sample.q_sample, ()),
+    "q_sample_out": (q_sample.q_sample_out, ("out",)),
+    "q_step_out": (q_sample.q_sample_out, ("out",)),
+}
+
+
+def _registered(name, function, written):
+    full_name = f"fastgen_triton::{name}"
+    if not INTERPRETED:
+        return torch.library.triton_op(full_name, function, mutates_args=written)
+    # the interpreter's kernels take no symbolic sizes, so a tracer may not look inside
+    made = torch.library.custom_op(full_name, function, mutates_args=written)
+    made.register_fake(_dispatch.FAKES[name] if not written else lambda *arguments, **keywords: None)
+    return made
+
+
+_REGISTERED = {name: _registered(name, *rest) for name, rest in FUNCTIONS.items()}
+_TRACED = {name: getattr(torch.ops.fastgen_triton, name).default for name in FUNCTIONS}
+
+
+def op(name):
+    return _TRACED[name] if torch.compiler.is_compiling() else FUNCTIONS[name][0]

@@ -1,0 +1,209 @@
+"""The torch side that all ops share: layouts, copies, the choice of tiles, launches; csrc/common/op.h.
+
+What runs here is traced by torch.compile, with symbolic sizes, as part of a `torch.library.triton_op`; so nothing depends on a
+value in a tensor, and on a symbolic size only where a guard on it is harmless.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from typing import NamedTuple
+
+import torch
+import triton
+
+from ... import _dispatch
+from . import driver, elementwise
+
+INTERPRETED = bool(triton.knobs.runtime.interpret)
+WARPS = 4
+# Elements of a tile: one vector for each of 128 threads, while all threads of a GPU together have no more to do than that; else
+# 16 elements for each, which halves the instructions that are the same for all of a thread's elements (a seeded bfloat16
+# q_sample on sm_90: 51 instructions per element with 8 of them, 45.5 with 16). Never more than an event's next power of two, nor
+# less than a vector; what is left of the tile spans several samples.
+THREADS = 32 * WARPS
+MANY = 16 * THREADS
+MANY_ELEMENTS = 1 << 20
+
+
+class Batch(NamedTuple):
+    """(B, *event) in memory, as Geometry in C++; channels and spatial are those of channels-last, else 1 and event."""
+
+    size: int
+    event: int
+    channels: int
+    spatial: int
+    channels_last: bool
+
+
+def batch_of(x):
+    size, event = x.shape[0], math.prod(x.shape[1:])
+    channels_last = _is_channels_last(x)
+    channels = x.shape[1] if channels_last else 1
+    return Batch(size, event, channels, event // channels if channels_last else event, channels_last)
+
+
+def _is_channels_last(x):
+    """(B, C, *spatial) with the strides of (B, *spatial, C), and not contiguous as well."""
+    return x.dim() >= 3 and not x.is_contiguous() and x.permute(0, *range(2, x.dim()), 1).is_contiguous()
+
+
+def operand(x, like, channels_last):
+    """`x` in the layout of the batch, copied where it has another; refused where it does not fit, for memory safety."""
+    if x.dim() != like.dim() or x.device != like.device:
+        raise RuntimeError(f"expected a tensor of shape {tuple(like.shape)} on {like.device}, got {tuple(x.shape)} on {x.device}")
+    if channels_last:
+        return x if _is_channels_last(x) else x.movedim(1, -1).contiguous().movedim(-1, 1)
+    return x.contiguous()
+
+
+def same(x, like, channels_last):
+    """The same for a tensor of the shape of `like`."""
+    torch._check(x.shape == like.shape, lambda: f"expected shape {tuple(like.shape)}, got {tuple(x.shape)}")
+    return operand(x, like, channels_last)
+
+
+class Rows(NamedTuple):
+    """The table and which row of it, as the kernels take them. `t` points anywhere where `index` is for all samples."""
+
+    table: torch.Tensor
+    t: torch.Tensor
+    index: int
+    count: int
+    has_t: bool
+
+
+def rows_of(rows, t, index, columns, x):
+    if rows.shape[1:] != (columns,) or rows.device != x.device:
+        raise RuntimeError(f"rows: expected a (T, {columns}) table on {x.device}, got {tuple(rows.shape)} on {rows.device}")
+    if t is not None:
+        if t.dtype != torch.int64 or t.device != x.device:
+            raise RuntimeError(f"t: expected an int64 tensor on {x.device}, got {t.dtype} on {t.device}")
+        torch._check(t.shape[0] == x.shape[0], lambda: f"t: expected shape ({x.shape[0]},), got {tuple(t.shape)}")
+    return Rows(rows.contiguous(), rows if t is None else t.contiguous(), index, rows.shape[0], t is not None)
+
+
+class Noise(NamedTuple):
+    """NOISE and SEEDS of the kernels and what they need. `seeds` points anywhere where there are none."""
+
+    kind: int
+    seeds_kind: int
+    seeds: torch.Tensor
+    seed: int
+
+
+def noise_of(noise, seeds, seed, x):
+    kind, seeds_kind = elementwise.NO_NOISE, elementwise.SEED_IS_NUMBER
+    if noise is not None:
+        kind, seed = elementwise.GIVEN_NOISE, 0
+    elif seeds is not None:
+        kind = elementwise.SEEDED_NOISE
+        if seeds.dtype != torch.int64 or seeds.dim() > 1:
+            raise RuntimeError(f"seed: expected an int64 tensor of 1 or B elements, got {seeds.dtype}, {tuple(seeds.shape)}")
+        if seeds.numel() == 1 and seeds.is_cpu and not x.is_cpu:
+            seed = int(seeds)  # one host value is read where it lies
+        elif seeds.device != x.device:
+            raise RuntimeError(f"seed: expected a tensor on {x.device}, got one on {seeds.device}")
+        else:
+            # a batch of one is both; the counter's b is 0 either way
+            each = seeds.dim() == 1 and seeds.shape[0] != 1
+            seeds_kind = elementwise.SEED_OF_EACH_SAMPLE if each else elementwise.SEED_IN_MEMORY
+            if each:
+                torch._check(seeds.shape[0] == x.shape[0], lambda: f"seed: expected {x.shape[0]} elements, got {seeds.shape[0]}")
+            return Noise(kind.value, seeds_kind.value, seeds.contiguous(), 0)
+    elif seed is not None:
+        kind = elementwise.SEEDED_NOISE
+    return Noise(kind.value, seeds_kind.value, x, 0 if seed is None else seed)
+
+
+class Tiling(NamedTuple):
+    """How a batch is cut into tiles: the kernels' parameters, and how many tiles of samples by how many blocks there are."""
+
+    batch: int
+    event: int
+    channels: int
+    tiles: int
+    blocks: int
+    S: int
+    E: int
+    V: int
+    LAYOUT: int
+    WIDE: bool
+
+    @property
+    def parameters(self):
+        return {"S": self.S, "E": self.E, "V": self.V, "LAYOUT": self.LAYOUT, "WIDE": self.WIDE}
+
+
+def tiling(batch, tensors, seeded, merge, keep=False):
+    """`seeded`: whether the logical index matters; `keep`: so does the layout; `merge`: the samples do not, all having one row."""
+    size, event, channels, layout = batch.size, batch.event, batch.channels, driver.FLAT
+    if batch.channels_last and (seeded or keep):
+        layout = driver.TILED if batch.spatial % 4 == 0 else driver.GATHERED
+    elif merge and not seeded and not keep:
+        size, event = 1, size * event
+    vector = 8 if any(x.itemsize == 2 for x in tensors) else 4
+    total = vector * THREADS
+    if isinstance(size, torch.SymInt) or isinstance(event, torch.SymInt) or size * event >= MANY_ELEMENTS:
+        total = MANY
+    if INTERPRETED:
+        total *= INTERPRETED_FACTOR
+    if layout is driver.TILED:
+        across = _power_of_two(channels, 1, total // 4)
+        down = total // 4 // across
+        tiles, blocks = size, triton.cdiv(channels, across) * triton.cdiv(batch.spatial // 4, down)
+        wide = 2 * event >= 2**31 - 4 * total
+        return Tiling(size, event, channels, tiles, blocks, down, across, vector, layout.value, wide)
+    elements = _power_of_two(event, 4, total)
+    samples, vector = total // elements, min(vector, elements)
+    wide = 2 * event >= 2**31 - total
+    return Tiling(
+        *(size, event, channels, triton.cdiv(size, samples), triton.cdiv(event, elements)),
+        *(samples, elements, vector, layout.value, wide),
+    )
+
+
+# The interpreter takes as long for a large tile as for a small one.
+INTERPRETED_FACTOR = 8
+
+
+def _power_of_two(n, low, high):
+    """The next one from n on, within low … high; the highest where n is symbolic, which needs no guard."""
+    if isinstance(n, torch.SymInt):
+        return high
+    power = low
+    while power < n and power < high:
+        power *= 2
+    return power
+
+
+def wrap_triton(kernel):
+    """`torch.library.wrap_triton` where a tracer looks on; else the kernel, whose launch is then a millisecond faster."""
+    return torch.library.wrap_triton(kernel) if _dispatch.traced() else kernel
+
+
+def launch(kernel, programs, x, *arguments, **parameters):
+    """The one launch of an op, on the device and current stream of `x`. Nothing is launched for no programs."""
+    if _dispatch.traced():  # whoever compiles the graph sets the device, and the options to their defaults
+        kernel[(programs,)](*arguments, **parameters)
+    elif programs > 0:
+        with _device_of(x):
+            kernel[(programs,)](*arguments, **parameters, num_warps=WARPS, enable_fp_fusion=False)
+
+
+def _device_of(x):
+    if x.is_cpu or x.device.index == torch.accelerator.current_device_index():
+        return contextlib.nullcontext()
+    return torch.accelerator.device_index(x.device.index)
+
+
+def into(out, batch, launch_to):
+    """Calls `launch_to` with `out`, or with a tensor of the batch's layout that is then copied to it."""
+    fits = _is_channels_last(out) if batch.channels_last else out.is_contiguous()
+    if fits:
+        launch_to(out)
+    else:
+        own = operand(torch.empty_like(out), out, batch.channels_last)
+        launch_to(own)
+        out.copy_(own)

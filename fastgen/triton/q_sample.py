@@ -1,0 +1,124 @@
+"""q(x_t | x_0) and q(x_t | x_{t−1}): the formula of csrc/q_sample/q_sample.h, its kernel and the ops."""
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .. import _dispatch
+from .common import op
+from .common.driver import TILED, elements_of, part_of, samples_of, tile_normals
+from .common.elementwise import GIVEN_NOISE, SEEDED_NOISE, column, table_row, timestep_of, wide
+from .common.host_device import stored
+
+
+@triton.jit
+def q_sample_formula(scale, x):
+    return scale * x
+
+
+@triton.jit
+def add_noise(y, sigma, z):
+    return tl.fma(sigma + tl.zeros_like(z), z, y)
+
+
+@triton.jit
+def with_noise(y, sigma, z):
+    """The same; where sigma is 0 the noise is not looked at, were it infinite or NaN."""
+    return tl.where(sigma == 0.0, y, add_noise(y, sigma, z))
+
+
+@triton.jit(do_not_specialize=["index", "seed", "offset", "count", "batch"])
+def q_sample_kernel(
+    out,
+    x,
+    noise,
+    rows,
+    t,
+    seeds,
+    index: tl.int64,
+    seed: tl.int64,
+    offset: tl.int64,
+    count,
+    batch,
+    event,
+    channels,
+    blocks,
+    HAS_T: tl.constexpr,
+    NOISE: tl.constexpr,
+    SEEDS: tl.constexpr,
+    S: tl.constexpr,
+    E: tl.constexpr,
+    V: tl.constexpr,
+    LAYOUT: tl.constexpr,
+    WIDE: tl.constexpr,
+):
+    R: tl.constexpr = rows.dtype.element_ty
+    tile = tl.program_id(0) // blocks
+    block = tl.program_id(0) - tile * blocks
+    b = samples_of(tile, S, LAYOUT)
+    live = b < batch
+    row, known = table_row(rows, timestep_of(t, index, b, live, HAS_T), count, 2)
+    scale = column(row, known, 0)
+    sigma = column(row, known, 1)
+    if NOISE == SEEDED_NOISE:
+        z0, z1, z2, z3 = tile_normals(block, b, live, wide(offset), seeds, seed, event, channels, R, SEEDS, S, E, V, LAYOUT, WIDE)
+    first = b.to(tl.int64) * event
+    for r in tl.static_range(4 if LAYOUT == TILED else 1):
+        j, inside = elements_of(block, r, event, channels, 1, S, E, LAYOUT, WIDE)
+        inside = inside & live
+        y = q_sample_formula(scale, tl.load(x + first + j, mask=inside).to(R))
+        if NOISE == GIVEN_NOISE:
+            y = with_noise(y, sigma, tl.load(noise + first + j, mask=inside).to(R))
+        elif NOISE == SEEDED_NOISE:
+            y = with_noise(y, sigma, part_of(r, z0, z1, z2, z3))
+        tl.store(out + first + j, stored(y, out), mask=inside)
+
+
+def _run(x, rows, t, index, noise, seeds, seed, offset, out):
+    batch = op.batch_of(x)
+    x = op.operand(x, x, batch.channels_last)
+    rows = op.rows_of(rows, t, index, 2, x)
+    z = op.noise_of(noise, seeds, seed, x)
+    noise = x if noise is None else op.same(noise, x, batch.channels_last)
+    cut = op.tiling(batch, (x, noise), z.kind == SEEDED_NOISE.value, not rows.has_t)
+
+    def launch(out):
+        op.launch(
+            op.wrap_triton(q_sample_kernel),
+            *(cut.tiles * cut.blocks, x, out, x, noise, rows.table, rows.t, z.seeds, rows.index, z.seed, offset),
+            *(rows.count, cut.batch, cut.event, cut.channels, cut.blocks),
+            HAS_T=rows.has_t,
+            NOISE=z.kind,
+            SEEDS=z.seeds_kind,
+            **cut.parameters,
+        )
+
+    op.into(out, batch, launch)
+    return out
+
+
+def q_sample(
+    x: Tensor,
+    rows: Tensor,
+    t: Tensor | None,
+    index: int,
+    noise: Tensor | None = None,
+    seeds: Tensor | None = None,
+    seed: int | None = None,
+    offset: int = 0,
+) -> Tensor:
+    return _run(x, rows, t, index, noise, seeds, seed, offset, _dispatch.empty_like(x))
+
+
+def q_sample_out(
+    x: Tensor,
+    rows: Tensor,
+    t: Tensor | None,
+    index: int,
+    noise: Tensor | None,
+    seeds: Tensor | None,
+    seed: int | None,
+    offset: int,
+    out: Tensor,
+) -> None:
+    _run(x, rows, t, index, noise, seeds, seed, offset, out)
