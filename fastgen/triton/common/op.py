@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import torch
 import triton
+import triton.language as tl
 
 from ... import _dispatch
 from . import driver, elementwise
@@ -58,10 +59,27 @@ def operand(x, like, channels_last):
     return x.contiguous()
 
 
-def same(x, like, channels_last):
-    """The same for a tensor of the shape of `like`."""
-    torch._check(x.shape == like.shape, lambda: f"expected shape {tuple(like.shape)}, got {tuple(x.shape)}")
+def same(x, like, channels_last, factor=1):
+    """The same for a tensor of the shape of `like`, or of `factor` times its channels."""
+    shape = like.shape if factor == 1 else (like.shape[0], factor * like.shape[1], *like.shape[2:])
+    torch._check(x.shape == shape, lambda: f"expected shape {tuple(shape)}, got {tuple(x.shape)}")
     return operand(x, like, channels_last)
+
+
+def each_sample(name, x, like, dtype):
+    """Refuses what is not (B,) numbers of the type of the arithmetic."""
+    if x.dim() != 1 or x.dtype != dtype or x.device != like.device or not x.is_contiguous():
+        raise RuntimeError(f"{name}: expected a contiguous {dtype} tensor of shape (B,) on {like.device}")
+    torch._check(x.shape[0] == like.shape[0], lambda: f"{name}: expected {like.shape[0]} elements, got {x.shape[0]}")
+
+
+def arithmetic_of(x):
+    return tl.float64 if x.dtype == torch.float64 else tl.float32
+
+
+def passes_floats_as_float32():
+    """Whether a float reaches a kernel with 24 bits whatever its annotation: from Inductor's launches, and in the interpreter."""
+    return INTERPRETED or _dispatch.traced()
 
 
 class Rows(NamedTuple):

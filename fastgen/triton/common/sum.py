@@ -6,9 +6,13 @@ which somebody has to have zeroed, or wait for them as the CUDA kernel does, whi
 How many programs there are depends on the sizes alone, so the result does not depend on the GPU.
 """
 
+from typing import NamedTuple
+
+import torch
 import triton
 import triton.language as tl
 
+from . import op
 from .host_device import stored
 
 MOST_SUMS = 1024  # programs that share a sum at most: about as many as a large GPU runs at a time
@@ -32,3 +36,33 @@ def sum_kernel(result, sums, outputs, chunks, divisor, S: tl.constexpr, C: tl.co
     total = total / tl.full((1,), divisor, tl.int64).to(tl.float64)
     output = tl.program_id(0) * S + tl.arange(0, S)
     tl.store(result + output, stored(total, result), mask=output < outputs)
+
+
+class Sums(NamedTuple):
+    """Where the programs leave their sums, `chunks` for each of the outputs: the result itself where one is all there is."""
+
+    to: torch.Tensor
+    programs: int
+    chunks: int
+
+
+def sums_for(result, tiles, blocks):
+    """For `tiles` programs, or groups of programs, that each share `blocks` blocks."""
+    chunks = torch.sym_min(blocks, torch.sym_max(MOST_SUMS // torch.sym_max(tiles, 1), 1))
+    if isinstance(chunks, int) and chunks <= 1:
+        return Sums(result, tiles, 1)
+    return Sums(torch.empty((result.numel(), chunks), dtype=torch.float64, device=result.device), tiles * chunks, chunks)
+
+
+def finish(result, sums, divisor):
+    """The second launch: result = the sum over the chunks / divisor."""
+    chunks = MOST_SUMS
+    while not isinstance(sums.chunks, torch.SymInt) and chunks // 2 >= sums.chunks:
+        chunks //= 2
+    outputs = MOST_SUMS // chunks
+    op.launch(
+        op.wrap_triton(sum_kernel),
+        *(triton.cdiv(result.numel(), outputs), result, result, sums.to, result.numel(), sums.chunks, divisor),
+        S=outputs,
+        C=chunks,
+    )
