@@ -18,8 +18,9 @@ CLASSES = {
     "local": r"scratch_",
     "shared": r"ds_",
     "constant": r"s_(buffer_)?load_",
-    "control": r"s_(c?branch|endpgm|nop|setpc|swappc|getpc)",
-    "barrier": r"s_(waitcnt|barrier)",
+    "control": r"s_(c?branch|endpgm|nop|waitcnt|setpc|swappc|getpc)",
+    "barrier": r"s_barrier",
+    "exchange": r"v_(permlane|readlane|writelane)|\w+_dpp\b",
     "vector": r"v_",
     "scalar": r"s_",
 }

@@ -12,6 +12,7 @@ import hashlib
 import multiprocessing
 import os
 import re
+import struct
 import sys
 import tempfile
 from collections.abc import Callable
@@ -167,7 +168,7 @@ def compiled(launch: Launch, target: str, fusion: bool | None = None):
 class TritonKernel(Kernel):
     cuda: str  # label of the CUDA kernel that does the same, "" if none is named
     fast: bool  # whether its machine code must be
-    code: str  # digest of the instructions
+    code: str  # digest of the instructions, as bits
     fused: bool | None  # what the op says of floating-point fusion; None: nothing
     conversions: int  # of layouts: exchanges between threads
 
@@ -223,6 +224,15 @@ def amd(assembly: str, name: str) -> Code:
     return Code(Resources(*(used[name] for name in names)), amdgcn.counts, text, text, amdgcn.loop(lines))
 
 
+def digest(made) -> str:
+    """Of the instructions in the ELF file of a compiled kernel, without what is said about them in its other sections."""
+    elf = made.asm["cubin" if "cubin" in made.asm else "hsaco"]
+    (table,), (size, count, names) = struct.unpack_from("<Q", elf, 0x28), struct.unpack_from("<3H", elf, 0x3A)
+    sections = [struct.unpack_from("<IIQQQQ", elf, table + size * k) for k in range(count)]  # name, …, offset, size
+    text = [s for s in sections if elf[sections[names][4] + s[0] :].startswith(b".text")]
+    return hashlib.sha256(b"".join(elf[s[4] : s[4] + s[5]] for s in text)).hexdigest()
+
+
 def main_path(code: Code, n: float | None) -> MainPath:
     """Per element: of the loop over tiles where there is one, else of the whole path."""
     each = code.body or code.path
@@ -239,19 +249,22 @@ def read(job: Job) -> list[TritonKernel]:
         made = compiled(launch, job.target, job.fusion)
         name, n, layouts = made.metadata.name, elements(launch, job.target), made.asm["ttgir"]
         code = nvidia(made.asm["cubin"]) if "cubin" in made.asm else amd(made.asm["amdgcn"], name)
-        text = "\n".join(str(i[1:]) if isinstance(i, sass.Instruction) else i for i in code.text)  # without addresses
         found.append(
             TritonKernel(
                 *(call.op, job.target, f"Triton {name}, {job.label}", code.resources),
                 *(len(code.text), code.counts(code.text), main_path(code, n)),
                 cuda=call.cuda.format(NAMES[job.dtype]) if n else "",
                 fast=call.hot and n is not None and "tt.reduce" not in layouts,
-                code=hashlib.sha256(text.encode()).hexdigest(),
+                code=digest(made),
                 fused=launch.options.get("enable_fp_fusion"),
                 conversions=layouts.count("ttg.convert_layout"),
             )
         )
     return found
+
+
+def digests(job: Job) -> list[str]:
+    return [digest(compiled(launch, job.target, job.fusion)) for launch in launches(job.call, job.dtype)]
 
 
 def kernel_names() -> tuple[set[str], set[str]]:
