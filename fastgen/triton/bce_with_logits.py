@@ -11,7 +11,7 @@ from .common import op
 from .common.driver import flat_elements
 from .common.host_device import negative, splat, stored
 from .common.real_math import exp_negative, log1p_unit
-from .common.sum import MOST_SUMS, TILE, few, is_one, programs_of, sum_kernel
+from .common.sum import MOST_SUMS, TILE, few, is_one, programs_of, scratch, sum_kernel
 
 # What there is of an operand, the WEIGHT, POS_WEIGHT and GRADIENT of the kernels: nothing, which counts as 1; one element for all
 # logits; or one for each.
@@ -194,13 +194,13 @@ def _forward(input, target, weight, pos_weight, reduction, wide):
     out = torch.empty((), dtype=dtype, device=input.device)
     programs = programs_of(a.count)
     alone, mean = is_one(programs), reduction == 1
-    sums = out if alone else torch.empty((programs,), dtype=torch.float64, device=input.device)
+    sums = out if alone else scratch(1, [programs], input)
     op.launch(
         op.wrap_triton(bce_sum_kernel),
         *(programs, input, sums, *a.tensors, a.count, triton.cdiv(a.count, TILE)),
         MEAN=mean and alone,
         E=TILE,
-        V=op.vector_of(a.tensors),
+        V=op.vector_of(a.tensors, 1),
         **a.parameters,
     )
     if not alone:

@@ -14,7 +14,7 @@ from .common import op
 from .common.driver import flat_elements
 from .common.host_device import max_of, negative, splat, stored
 from .common.real_math import exp_negative, log1p_unit
-from .common.sum import MOST_SUMS, TILE, few, is_one, programs_of, sum_kernel, sum_of_chunks
+from .common.sum import MOST_SUMS, TILE, few, is_one, programs_of, scratch, sum_kernel, sum_of_chunks
 
 MONITORS = 4
 
@@ -224,8 +224,8 @@ def gan_loss(
     programs = [programs_of(x.numel()) for x in logits]
     chunks = sum(programs)
     alone = is_one(chunks)
-    losses = loss if alone else torch.empty((chunks,), dtype=torch.float64, device=device)
-    parts = monitored if alone or not monitors else torch.empty((MONITORS, chunks), dtype=torch.float64, device=device)
+    losses = loss if alone else scratch(1, programs, loss)
+    parts = monitored if alone or not monitors else scratch(MONITORS, programs, loss)
     first = 0
     for k, x in enumerate(logits):
         x = x if dense(x) else x.contiguous()
@@ -237,7 +237,7 @@ def gan_loss(
             BOTH=real > 0 and fake > 0,
             WITH_MONITORS=monitors,
             E=TILE,
-            V=op.vector_of((x,)),
+            V=op.vector_of((x,), 1),
             **_own(x, k, real, kind, smoothing, reduction),
         )
         first = first + programs[k]

@@ -159,9 +159,9 @@ def tiling(batch, tensors, seeded, merge, keep=False):
     )
 
 
-def vector_of(tensors):
-    """How many neighbours are a thread's: 128 bits of the narrowest operand, but 4 at least."""
-    return 8 if any(x.itemsize == 2 for x in tensors) else 4
+def vector_of(tensors, least=4):
+    """How many neighbours are a thread's: 128 bits of the narrowest operand, but `least` at least."""
+    return max(least, 16 // min(x.itemsize for x in tensors))
 
 
 def flat_tile(count, tensors):

@@ -14,8 +14,9 @@ from . import op
 from .host_device import stored
 
 MOST_SUMS = 1024  # programs that share a sum at most: about as many as a large GPU runs at a time
-# Elements of a tile: 16 for each thread, which are added in the type of the arithmetic.
-FEW = tl.constexpr(op.MANY // op.THREADS)
+# So many are added in the type of the arithmetic: what one thread has of a tile where a warp has 64 threads, and half of it where
+# it has 32. Widening and adding in float64 takes one instruction each, of which a GPU for games does two a cycle.
+FEW = tl.constexpr(8)
 TILE = op.MANY * op.INTERPRETED_FACTOR if op.INTERPRETED else op.MANY
 # Tiles that one program adds alone: a second launch takes as long.
 ALONE = 4
@@ -31,10 +32,17 @@ def is_one(programs):
     return not isinstance(programs, torch.SymInt) and programs == 1
 
 
+def scratch(outputs, programs, like):
+    """Room for `outputs` sums of each of the programs, given as one number for each launch. Symbolic ones count as the most there
+    may be: a size that may be 1 gets a guard."""
+    chunks = sum(MOST_SUMS if isinstance(n, torch.SymInt) else n for n in programs)
+    return torch.empty((outputs * chunks,), dtype=torch.float64, device=like.device)
+
+
 @triton.jit
 def few(values, V: tl.constexpr):
-    """The sums of every FEW values of a tile, as float64: of those that are one thread's where a vector has V elements, so nothing
-    moves between threads."""
+    """The sums of FEW values each of a tile, as float64: of one thread's where V neighbours are that, so nothing moves between
+    threads."""
     E: tl.constexpr = values.shape[0]
     return tl.sum(tl.sum(values.reshape(FEW // V, E // FEW, V), 2), 0).to(tl.float64)
 
