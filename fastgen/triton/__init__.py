@@ -10,11 +10,16 @@ from __future__ import annotations
 import torch
 
 from .. import _dispatch
-from . import ddpm_step, diffusion_loss, q_posterior, q_sample, randn
+from . import bce_with_logits, ddpm_step, diffusion_loss, gan_loss, q_posterior, q_sample, randn
 from .common.op import INTERPRETED
 
 # name of the op: (the function, the arguments that it writes to)
 FUNCTIONS = {
+    "bce_with_logits": (bce_with_logits.bce_with_logits, ()),
+    "bce_with_logits_wide": (bce_with_logits.bce_with_logits_wide, ()),
+    "bce_with_logits_backward": (bce_with_logits.bce_with_logits_backward, ()),
+    "gan_loss": (gan_loss.gan_loss, ()),
+    "gan_loss_backward": (gan_loss.gan_loss_backward, ()),
     "q_sample": (q_sample.q_sample, ()),
     "q_step": (q_sample.q_sample, ()),
     "q_sample_out": (q_sample.q_sample_out, ("out",)),

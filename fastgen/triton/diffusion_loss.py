@@ -11,7 +11,7 @@ from .common import op
 from .common.driver import TILED, elements_of, part_of, samples_of, tile_normals
 from .common.elementwise import GIVEN_NOISE, NO_NOISE, SEEDED_NOISE, column, table_row, timestep_of, wide
 from .common.host_device import max_of, min_of, splat, stored
-from .common.sum import few, finish, sums_for
+from .common.sum import few_of_rows, finish, sums_for
 
 EPSILON, SAMPLE = PREDICTIONS.index("epsilon"), PREDICTIONS.index("sample")
 
@@ -163,7 +163,7 @@ def diffusion_loss_kernel(
             factors = column(row, known, 0), column(row, known, 1)
             left = residual(m, x0, noise, at, inside, r, z0, z1, z2, z3, factors[0], factors[1], X0, NOISE)
             values += tl.where(inside, weight * loss_of(left, delta_of(delta, EXACT_DELTA, R), LOSS), 0.0)
-        sums += few(values, W)
+        sums += few_of_rows(values, W)
     by = tl.full((1,), divisor, tl.int64).to(tl.float64)
     total = tl.sum(sums, 1)
     if EACH and LAYOUT != TILED:

@@ -72,6 +72,15 @@ def elements_of(
 
 
 @triton.jit
+def flat_elements(block, count, E: tl.constexpr):
+    """Of a tile of the `count` elements in the order of memory: where it begins, the E elements from there on, and whether there
+    are such. Only the beginning takes 64 bits, and that is one number for all threads."""
+    begin = tl.full((), block, tl.int64) * E
+    element = tl.arange(0, E)
+    return begin, element, element < tl.full((), count, tl.int64) - begin
+
+
+@triton.jit
 def four(z0, z1, z2, z3):
     """z0 … z3 as two new dimensions, in that order."""
     return tl.join(tl.join(z0, z2), tl.join(z1, z3))

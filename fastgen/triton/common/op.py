@@ -161,12 +161,7 @@ def tiling(batch, tensors, seeded, merge, keep=False):
         layout = driver.TILED if batch.spatial % 4 == 0 else driver.GATHERED
     elif merge and not seeded and not keep:
         size, event = 1, size * event
-    vector = 8 if any(x.itemsize == 2 for x in tensors) else 4
-    total = vector * THREADS
-    if isinstance(size, torch.SymInt) or isinstance(event, torch.SymInt) or size * event >= MANY_ELEMENTS:
-        total = MANY
-    if INTERPRETED:
-        total *= INTERPRETED_FACTOR
+    vector, total = vector_of(tensors), flat_tile(size * event, tensors)
     if layout is driver.TILED:
         across = _power_of_two(channels, 1, total // 4)
         down = total // 4 // across
@@ -180,6 +175,17 @@ def tiling(batch, tensors, seeded, merge, keep=False):
         *(size, event, channels, triton.cdiv(size, samples), triton.cdiv(event, elements)),
         *(samples, elements, vector, layout.value, wide),
     )
+
+
+def vector_of(tensors, least=4):
+    """How many neighbours are a thread's: 128 bits of the narrowest operand, but `least` at least."""
+    return max(least, 16 // min(x.itemsize for x in tensors))
+
+
+def flat_tile(count, tensors):
+    """Elements of a tile for kernels that take `count` elements in the order of memory."""
+    total = MANY if isinstance(count, torch.SymInt) or count >= MANY_ELEMENTS else vector_of(tensors) * THREADS
+    return total * INTERPRETED_FACTOR if INTERPRETED else total
 
 
 # The interpreter takes as long for a large tile as for a small one.
