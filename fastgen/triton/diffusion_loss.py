@@ -10,7 +10,7 @@ from ..schedule import PREDICTIONS
 from .common import op
 from .common.driver import TILED, elements_of, part_of, samples_of, tile_normals
 from .common.elementwise import GIVEN_NOISE, NO_NOISE, SEEDED_NOISE, column, table_row, timestep_of, wide
-from .common.host_device import max_of, min_of, splat, stored
+from .common.host_device import max_of, min_of, product, splat, stored
 from .common.sum import few_of_rows, finish, sums_for
 
 EPSILON, SAMPLE = PREDICTIONS.index("epsilon"), PREDICTIONS.index("sample")
@@ -162,7 +162,8 @@ def diffusion_loss_kernel(
             at = b.to(tl.int64) * event + j
             factors = column(row, known, 0), column(row, known, 1)
             left = residual(m, x0, noise, at, inside, r, z0, z1, z2, z3, factors[0], factors[1], X0, NOISE)
-            values += tl.where(inside, weight * loss_of(left, delta_of(delta, EXACT_DELTA, R), LOSS), 0.0)
+            loss = product(weight + tl.zeros_like(left), loss_of(left, delta_of(delta, EXACT_DELTA, R), LOSS))
+            values += tl.where(inside, loss, 0.0)
         sums += few_of_rows(values, W)
     by = tl.full((1,), divisor, tl.int64).to(tl.float64)
     total = tl.sum(sums, 1)

@@ -27,6 +27,12 @@ def negative(a):
 
 
 @triton.jit
+def product(a, b):
+    """a·b, which nobody joins with an addition that follows."""
+    return tl.fma(a, b, splat(0.0, b))
+
+
+@triton.jit
 def max_of(a, b):
     """b where either is NaN, as in C++."""
     return tl.where(a > b, a, b)
