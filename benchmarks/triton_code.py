@@ -78,6 +78,7 @@ CALLS = (
     Call("q_sample", "noise, one t", lambda d: noised(x(d), t=None, noise=x(d))),
     Call("q_sample", "noise of f32", lambda d: noised(x(d), noise=x(torch.float32)), "", False, COLD),
     Call("q_sample", "seed", lambda d: noised(x(d), seed=5), "", False, COLD),
+    Call("q_sample", "seed, few elements", lambda d: noised(x(d, (16, 64, 8, 8)), seed=5), "", False),
     Call("q_sample", "seed, odd event", lambda d: noised(x(d, (16, 3, 5, 7)), seed=5), "", False, ALL),
     Call("q_sample", "seed, event of 2", lambda d: noised(x(d, (16, 2)), seed=5), "", False),
     Call("q_sample", "seed, 3 channels last", lambda d: noised(last(d, (16, 3, 8, 8)), seed=5), "", False, ALL),

@@ -6,6 +6,7 @@ benchmarks/triton_code.py's CALLS. It runs in processes of its own, since in one
 
 import importlib.util
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -104,6 +105,34 @@ def test_fusion_changes_nothing(op, target, kernels, compiling):
     fused = results(compiling[1][op, target])
     differ = [kernel.label for kernel, code in zip(kernels, fused, strict=True) if kernel.code != code]
     assert not differ
+
+
+FUSED = """
+import torch, triton
+import triton.language as tl
+from benchmarks import triton_code
+
+@triton.jit
+def kernel(x, CONTRACT: tl.constexpr):
+    i = tl.arange(0, 128)
+    a = tl.load(x + i)
+    tl.store(x + i, tl.fma(a, a, a) if CONTRACT else a * a + a)
+
+for contract in (False, True):
+    launch = triton_code.Launch(kernel, (1,), (torch.empty(128),), {"CONTRACT": contract})
+    for target in ("90", "gfx942"):
+        print(len({triton_code.digest(triton_code.compiled(launch, target, fusion)) for fusion in (False, True)}))
+"""
+
+
+def test_fusion_would_be_seen(tmp_path):
+    """In a kernel that leaves it to the compiler whether a product and a sum are one operation."""
+    script = tmp_path / "fused.py"
+    script.write_text(FUSED)
+    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    environment["PYTHONPATH"] = os.pathsep.join(map(str, (machine_code.ROOT, *sys.path)))
+    result = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True, timeout=300)
+    assert result.stdout.split() == ["2", "2", "1", "1"], result.stdout + result.stderr
 
 
 def test_every_kernel_is_called(processes):
