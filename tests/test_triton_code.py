@@ -80,11 +80,13 @@ def test_128_bit_accesses(op, target, kernels):
     assert fast
     for kernel in fast:
         main = kernel.main
-        assert not main.impossible and not main.other_loops, f"{kernel.label}: the main path is not understood"
         stores, loads = main.accesses("store"), main.accesses("load")
+        assert max(loads, default=0) >= 128 or op == "randn", f"{kernel.label}: {loads}"
+        if kernel.adds:
+            continue
+        assert not main.impossible and not main.other_loops, f"{kernel.label}: the main path is not understood"
         narrow = {bits: count for bits, count in loads.items() if bits < 128}
         assert stores and min(stores) >= 128, f"{kernel.label}: {stores}"
-        assert max(loads, default=0) >= 128 or op == "randn", f"{kernel.label}: {loads}"
         assert min(narrow, default=32) >= 32 and sum(narrow.values()) <= MOST_NARROW_LOADS, f"{kernel.label}: {loads}"
 
 
@@ -92,7 +94,7 @@ def test_128_bit_accesses(op, target, kernels):
 @every_op
 def test_threads_exchange_nothing(op, target, kernels):
     for kernel in kernels:
-        if kernel.fast:
+        if kernel.fast and not kernel.adds:
             assert kernel.resources.shared == kernel.conversions == 0, kernel.label
             assert not {"shared", "exchange", "barrier"} & kernel.counts.keys(), f"{kernel.label}: {kernel.counts}"
 
