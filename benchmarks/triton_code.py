@@ -59,11 +59,13 @@ def noised(x, **more):
 class Call(NamedTuple):
     """A call of fastgen.triton.FUNCTIONS[op] for each dtype."""
 
-    op: str
+    op: str  # or its backward, …
     label: str
     arguments: Callable[[torch.dtype], dict[str, Any]]
     cuda: str = ""  # label of the CUDA kernel that does the same; {0} stands for the dtype
-    hot: bool = True  # whether its element-wise kernels must make wide accesses and exchange nothing between threads
+    hot: bool = (
+        True  # whether its kernels over tiles must make wide accesses and, if element-wise, exchange nothing between threads
+    )
     dtypes: tuple[torch.dtype, ...] = HOT
 
 
@@ -78,6 +80,7 @@ CALLS = (
     Call("q_sample", "noise, one t", lambda d: noised(x(d), t=None, noise=x(d))),
     Call("q_sample", "noise of f32", lambda d: noised(x(d), noise=x(torch.float32)), "", False, COLD),
     Call("q_sample", "seed", lambda d: noised(x(d), seed=5), "", False, COLD),
+    Call("q_sample", "seed, few elements", lambda d: noised(x(d, (16, 64, 8, 8)), seed=5), "", False),
     Call("q_sample", "seed, odd event", lambda d: noised(x(d, (16, 3, 5, 7)), seed=5), "", False, ALL),
     Call("q_sample", "seed, event of 2", lambda d: noised(x(d, (16, 2)), seed=5), "", False),
     Call("q_sample", "seed, 3 channels last", lambda d: noised(last(d, (16, 3, 8, 8)), seed=5), "", False, ALL),
@@ -168,6 +171,7 @@ def compiled(launch: Launch, target: str, fusion: bool | None = None):
 class TritonKernel(Kernel):
     cuda: str  # label of the CUDA kernel that does the same, "" if none is named
     fast: bool  # whether its machine code must be
+    adds: bool  # not element-wise
     code: str  # digest of the instructions, as bits
     fused: bool | None  # what the op says of floating-point fusion; None: nothing
     conversions: int  # of layouts: exchanges between threads
@@ -248,13 +252,15 @@ def read(job: Job) -> list[TritonKernel]:
     for launch in launches(job.call, job.dtype):
         made = compiled(launch, job.target, job.fusion)
         name, n, layouts = made.metadata.name, elements(launch, job.target), made.asm["ttgir"]
+        op = launch.kernel.__module__.rpartition(".")[2] if n else call.op  # a backward's is the op
         code = nvidia(made.asm["cubin"]) if "cubin" in made.asm else amd(made.asm["amdgcn"], name)
         found.append(
             TritonKernel(
-                *(call.op, job.target, f"Triton {name}, {job.label}", code.resources),
+                *(op, job.target, f"Triton {name}, {job.label}", code.resources),
                 *(len(code.text), code.counts(code.text), main_path(code, n)),
                 cuda=call.cuda.format(NAMES[job.dtype]) if n else "",
-                fast=call.hot and n is not None and "tt.reduce" not in layouts,
+                fast=call.hot and n is not None,
+                adds="tt.reduce" in layouts,
                 code=digest(made),
                 fused=launch.options.get("enable_fp_fusion"),
                 conversions=layouts.count("ttg.convert_layout"),
