@@ -17,6 +17,7 @@ if "triton" in fastgen.available_backends("cpu"):
     triton_interpreter.mend()
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+BACKENDS = ("cpp", "triton", "eager")
 DEVICES = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
 PLACES = [(device, name) for device in DEVICES for name in fastgen.available_backends(device)]
 SHAPES = [(0, 3), (3, 0), (1,), (5,), (5, 1), (3, 127), (3, 128), (3, 129), (2, 3, 5, 7), (2, 2, 3, 4, 5)]
@@ -25,6 +26,8 @@ TIMESTEPS = {"first": 0, "middle": 17, "last": 39, "mixed": [39, 0, 17]}  # of `
 
 def pytest_addoption(parser):
     parser.addoption("--device", choices=("cpu", "cuda"), help="only the tests that run on this device (default: all)")
+    parser.addoption("--backend", choices=BACKENDS, action="append", help="only the tests that ask for one of these backends")
+    parser.addoption("--share", default="0/1", metavar="K/N", help="only every N-th test from the K-th on")
 
 
 def pytest_configure(config):
@@ -33,19 +36,29 @@ def pytest_configure(config):
 
 def pytest_collection_modifyitems(config, items):
     """With --device, leaves out what another device runs; a test that has no say in its device runs on the CPU."""
-    wanted = config.getoption("--device")
-    if wanted is not None:
-        left_out = [item for item in items if _device_of(item) != wanted]
-        items[:] = [item for item in items if _device_of(item) == wanted]
+    device, backends = config.getoption("--device"), config.getoption("--backend")
+    share, shares = map(int, config.getoption("--share").split("/"))
+    wanted = [item for item in items if device in (None, _device_of(item)) and (not backends or _backend_of(item) in backends)]
+    wanted = wanted[share::shares]
+    if left_out := set(items) - set(wanted):
+        items[:] = wanted
         config.hook.pytest_deselected(items=left_out)
+
+
+def _parameters(item):
+    return item.callspec.params if hasattr(item, "callspec") else {}
 
 
 def _device_of(item):
     if item.get_closest_marker("cuda"):
         return "cuda"
-    parameters = item.callspec.params if hasattr(item, "callspec") else {}
-    place, device = parameters.get("place"), parameters.get("device", "cpu")
+    place, device = _parameters(item).get("place"), _parameters(item).get("device", "cpu")
     return place[0] if place else torch.device(device).type
+
+
+def _backend_of(item):
+    place = _parameters(item).get("place")
+    return place[1] if place else None
 
 
 def pytest_report_header(config):

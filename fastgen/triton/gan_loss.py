@@ -186,13 +186,13 @@ def _check(logits, real, kind, smoothing, reduction):
         raise RuntimeError(f"expected 0 ≤ real ≤ {len(logits)}, a kind 0 … 2 and reduction 1 or 2, got {real}, {kind}, {reduction}")
 
 
-def _own(x, k, real, kind, smoothing, reduction):
+def _own(k, double, real, kind, smoothing, reduction):
     """What a kernel has to know of tensor k."""
     return {
         "TARGET": target_of(k < real, kind, smoothing),
         "MEAN": reduction == 1,
         "MINUS": kind == MINIMAX,
-        "DOUBLE": x.dtype == torch.float64,
+        "DOUBLE": double,
     }
 
 
@@ -207,7 +207,7 @@ def _gradients(gradient, logits, real, kind, smoothing, reduction):
             *(triton.cdiv(x.numel(), tile), x, out, x, x if gradient is None else gradient, x.numel()),
             HAS_UPSTREAM=gradient is not None,
             E=tile,
-            **_own(x, k, real, kind, smoothing, reduction),
+            **_own(k, result_dtype(logits) == torch.float64, real, kind, smoothing, reduction),
         )
         made.append(out)
     return made
@@ -238,7 +238,7 @@ def gan_loss(
             WITH_MONITORS=monitors,
             E=TILE,
             V=op.vector_of((x,), 1),
-            **_own(x, k, real, kind, smoothing, reduction),
+            **_own(k, result_dtype(logits) == torch.float64, real, kind, smoothing, reduction),
         )
         first = first + programs[k]
     if not alone and monitors:
