@@ -55,7 +55,7 @@ def written(results):
         torch, build, python = answers["environment"].split(", ")
         rows.append([torch, build, python.removeprefix("Python "), *(answers.get(name, "–") for name in CHECKS)])
     head = ("torch", "build", "Python", "Triton", "imported", "tests in the interpreter", "kernels compiled for sm_90 and gfx942")
-    note = f"{time.strftime('%Y-%m-%d')}, without a GPU: no kernel was launched on one."
+    note = f"{time.strftime('%Y-%m-%d')}, without a GPU: no kernel was launched on one. CUDA builds where pip had no CPU build."
     return "\n".join([*table(head, rows), "", note])
 
 
