@@ -62,7 +62,7 @@ bench: build
 	$(RUN) -m pytest benchmarks --benchmark-only
 	$(RUN) -m benchmarks.side_by_side
 
-# Registers, spills and instructions per element of every kernel; needs nvcc, but no GPU.
+# Registers, spills and instructions per element of every kernel, nvcc's and Triton's; needs nvcc, but no GPU.
 machine-code: $(VENV)/installed
 	$(RUN) -m benchmarks.machine_code --json benchmarks/results/machine_code.json > benchmarks/results/machine_code.txt
 	cat benchmarks/results/machine_code.txt

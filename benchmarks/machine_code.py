@@ -1,9 +1,10 @@
 """What nvcc makes of every kernel: registers, spills, and instructions per element of the main path. Needs no GPU:
 
-    python -m benchmarks.machine_code [--arch 80 90 100] [--only TEXT] [--json FILE]
+    python -m benchmarks.machine_code [--arch 80 90 100 120 gfx942] [--only TEXT] [--json FILE]
 
 Compiles csrc/*/*_cuda.cu as setup.py does, one cubin for each architecture, kept under build/machine_code until a source, a
 flag or nvcc changes. What ptxas says gives registers, stack and spills; the listing of nvdisasm gives the rest (see `sass`).
+Triton's kernels, and AMD's GPUs, for which there are no others, come from `triton_code`.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import argparse
 import functools
 import hashlib
+import importlib
 import importlib.util
 import json
 import os
@@ -31,7 +33,7 @@ from . import sass
 ROOT = Path(__file__).resolve().parents[1]
 CSRC = ROOT / "csrc"
 CACHE = ROOT / "build/machine_code"
-ARCHS = ("80", "90", "100")  # of the report
+ARCHS = ("80", "90", "100", "120")  # of the report
 
 
 # ---- what a kernel's name says ---------------------------------------------------------------------------------------
@@ -363,6 +365,12 @@ def row(kernel: Kernel) -> dict:
     return result
 
 
+def order(kernel: Kernel):
+    """Triton's kernels stand beside the CUDA kernel that does the same, or at the end of their op."""
+    cuda = getattr(kernel, "cuda", kernel.label)
+    return kernel.op, cuda == "", cuda, kernel.label != cuda, kernel.label, len(kernel.arch), kernel.arch
+
+
 def lines(found: list[Kernel]) -> list[str]:
     from . import common  # imports torch, which the tests of the contract need not
 
@@ -384,10 +392,12 @@ def lines(found: list[Kernel]) -> list[str]:
 def environment() -> dict:
     from . import common
 
+    triton = importlib.import_module("triton").__version__ if importlib.util.find_spec("triton") else None
     version = run(disassembler(), "--version").stdout
     return {
         "nvcc": re.search(r"V([\d.]+)", nvcc_version())[1],
         "nvdisasm": re.search(r"V([\d.]+)", version)[1],
+        "triton": triton,
         "flags": list(nvcc_flags()),
         "fastgen": common.environment()["fastgen"],
         "commit": common.environment()["commit"],
@@ -397,21 +407,27 @@ def environment() -> dict:
 
 def main():
     parser = argparse.ArgumentParser(prog="python -m benchmarks.machine_code", description=__doc__.split("\n")[0])
-    parser.add_argument("--arch", nargs="+", default=list(ARCHS), metavar="SM", help=f"default: {' '.join(ARCHS)}")
+    archs = [*ARCHS, "gfx942"]
+    parser.add_argument("--arch", nargs="+", default=archs, metavar="SM", help=f"default: {' '.join(archs)}")
     parser.add_argument("--only", default="", metavar="TEXT", help="kernels whose label has it")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all counts there too")
     options = parser.parse_args()
     try:
         disassembler()
-        found = [kernel for code in compiled_all(options.arch) for kernel in kernels(code) if options.only in kernel.label]
+        codes = compiled_all([arch for arch in options.arch if not arch.startswith("gfx")])
+        found = [kernel for code in codes for kernel in kernels(code)]
     except Missing as missing:
         sys.exit(f"machine_code: {missing}")
-    found.sort(key=lambda kernel: (kernel.op, kernel.label, int(re.match(r"\d+", kernel.arch)[0])))
+    if importlib.util.find_spec("triton") is not None:
+        from . import triton_code  # imports torch, and this module
+
+        found += triton_code.read_all([arch for arch in options.arch if arch in triton_code.TARGETS])
+    found = sorted((kernel for kernel in found if options.only in kernel.label), key=order)
     e = environment()
-    print(
-        f"nvcc {e['nvcc']}, nvdisasm {e['nvdisasm']}, commit {e['commit'] or 'none'}{', tree with changes' if e['dirty'] else ''}"
-    )
+    changes = ", tree with changes" if e["dirty"] else ""
+    print(f"nvcc {e['nvcc']}, nvdisasm {e['nvdisasm']}, Triton {e['triton'] or 'none'}, commit {e['commit'] or 'none'}{changes}")
     print("per element of a thread whose vectors are all inside and aligned, its set-up included; all options of the kernel on")
+    print("Triton's: of the call that is named, where it has a loop over tiles without set-up; AMD's registers are the vector ones")
     print("elements: of a thread; conversions: F2F, F2I, I2F; 128-bit: share of the bytes; ~: not exact (see sass.Path)\n")
     print(*lines(found), sep="\n")
     if options.json:
@@ -419,4 +435,6 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    from benchmarks import machine_code  # not a second time under the name that triton_code imports
+
+    machine_code.main()

@@ -156,7 +156,7 @@ def reference(input, target, weight, pos_weight, reduction, wide=False):
         loss = loss.mean()
     elif reduction == 2:
         loss = loss.sum()
-    return loss.to(_result_dtype(target, wide))
+    return loss.to(result_dtype(target, wide))
 
 
 def gradients(g, input, target, weight, pos_weight, of_target):
@@ -201,14 +201,14 @@ def _compute_dtype(input, target):
     return _checks.compute_dtype(_checks.result_dtype(input, target))
 
 
-def _result_dtype(target, wide):
+def result_dtype(target, wide):
     return _checks.compute_dtype(target.dtype) if wide else target.dtype
 
 
 # ---- fakes ----------------------------------------------------------------------------------------------------------------
 
 
-def _refuse(input, target, weight, pos_weight):
+def refuse(input, target, weight, pos_weight):
     """What the kernels refuse: under a FakeTensorMode a fake stands in their place."""
     _dispatch.same_device(input, target, weight, pos_weight)
     if target.shape != input.shape or any(w is not None and w.dim() > 0 and w.shape != input.shape for w in (weight, pos_weight)):
@@ -218,14 +218,14 @@ def _refuse(input, target, weight, pos_weight):
 
 
 def _fake(input, target, weight, pos_weight, reduction, wide=False):
-    _refuse(input, target, weight, pos_weight)
-    dtype = _result_dtype(target, wide)
+    refuse(input, target, weight, pos_weight)
+    dtype = result_dtype(target, wide)
     return _dispatch.empty_like(input, dtype) if reduction == 0 else torch.empty((), dtype=dtype, device=input.device)
 
 
 def _fake_backward(gradient, input, target, weight, pos_weight, reduction):
     _dispatch.same_device(input, gradient)
-    _refuse(input, target, weight, pos_weight)
+    refuse(input, target, weight, pos_weight)
     return _dispatch.empty_like(input)
 
 

@@ -186,16 +186,16 @@ def reference(logits, real, kind, smoothing, reduction):
     """The kernel in plain PyTorch, differentiable. real: how many of the logits, the first ones, are of real samples; reduction:
     the index in `REDUCTIONS`, 0 giving a list of losses in the dtypes of the logits."""
     sign = -1 if kind == MINIMAX else 1
-    losses = [sign * _losses(x, _target(k < real, kind, smoothing)) for k, x in enumerate(logits)]
+    losses = [sign * _losses(x, target_of(k < real, kind, smoothing)) for k, x in enumerate(logits)]
     if reduction == 0:
         return [loss.to(x.dtype) for loss, x in zip(losses, logits, strict=True)]
-    dtype = _result_dtype(logits)
+    dtype = result_dtype(logits)
     return sum((loss.mean() if reduction == 1 else loss.sum()).to(dtype) for loss in losses)
 
 
 def reference_monitors(logits, real):
     """The four monitors as one tensor, as the kernel returns them."""
-    dtype = _result_dtype(logits)
+    dtype = result_dtype(logits)
     with torch.no_grad():
         sides = [[_monitored(x, sign).to(dtype) for x in side] for side, sign in ((logits[:real], 1), (logits[real:], -1))]
         p_real, p_fake = (torch.stack(side).mean(0) if side else None for side in sides)
@@ -220,18 +220,18 @@ def _losses(x, target):
     return torch.where(left if target == 1.0 else ~left, size, 0.0) + torch.log1p(e)
 
 
-def _target(real, kind, smoothing):
+def target_of(real, kind, smoothing):
     return 1.0 - smoothing if real else float(kind == NON_SATURATING)
 
 
-def _result_dtype(logits):
+def result_dtype(logits):
     return torch.float64 if any(x.dtype == torch.float64 for x in logits) else torch.float32
 
 
 # ---- fakes ----------------------------------------------------------------------------------------------------------------
 
 
-def _refuse(logits, smoothing):
+def refuse(logits, smoothing):
     """What the kernels refuse: under a FakeTensorMode a fake stands in their place."""
     if not logits or not 0.0 <= smoothing < 1.0:
         raise RuntimeError("expected at least one tensor of logits, and 0 ≤ smoothing < 1")
@@ -241,26 +241,33 @@ def _refuse(logits, smoothing):
 
 
 def _fake(logits, real, kind, smoothing, reduction, monitors, gradients):
-    _refuse(logits, smoothing)
+    refuse(logits, smoothing)
     sizes = ((), (4,)) if monitors else ((),)
-    made = [torch.empty(size, dtype=_result_dtype(logits), device=logits[0].device) for size in sizes]
-    return made + [_empty_like(x) for x in logits] if gradients else made
+    made = [torch.empty(size, dtype=result_dtype(logits), device=logits[0].device) for size in sizes]
+    return made + [empty_like(x) for x in logits] if gradients else made
 
 
 def _fake_backward(gradient, logits, real, kind, smoothing, reduction):
-    _refuse(logits, smoothing)
+    refuse(logits, smoothing)
     _dispatch.same_device(logits[0], gradient)
-    return [_empty_like(x) for x in logits]
+    return [empty_like(x) for x in logits]
 
 
-def _empty_like(x):
+def empty_like(x):
     """As the kernels allocate: with the strides of a tensor without gaps, else contiguous."""
+    if dense(x):
+        return torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=x.device)
+    return torch.empty(x.shape, dtype=x.dtype, device=x.device)
+
+
+def dense(x):
+    """Whether every element has its own memory, without gaps, in whatever order."""
     step, strides = 1, sorted((stride, size) for size, stride in zip(x.shape, x.stride(), strict=True) if size > 1)
     for stride, size in strides:
         if stride != step and x.numel():
-            return torch.empty(x.shape, dtype=x.dtype, device=x.device)
+            return False
         step = step * size
-    return torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=x.device)
+    return True
 
 
 _dispatch.register_fakes(("gan_loss",), _fake)
@@ -304,7 +311,7 @@ def _gradients(gradient, logits, real, kind, smoothing, reduction):
     sign = -1 if kind == MINIMAX else 1
     for k, x in enumerate(logits):
         wide = x.to(_checks.compute_dtype(x.dtype))
-        target = _target(k < real, kind, smoothing)
+        target = target_of(k < real, kind, smoothing)
         left, _, e = split(wide)
         scale = sign * gradient.to(wide.dtype)
         yield ((scale / x.numel() if reduction == 1 else scale) * slope(left, e, target, 1.0 - target)).to(x.dtype)

@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).parent))  # for `import reference`, under 
 if "triton" in fastgen.available_backends("cpu"):
     import triton_interpreter
 
-    triton_interpreter.round_correctly()
+    triton_interpreter.mend()
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 DEVICES = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)

@@ -1,12 +1,18 @@
-"""Triton's interpreter, made to convert bfloat16 as a GPU does: to the nearest, NaN to NaN. As it comes (3.6 … 3.9), it cuts the
-lower bits off, which no test of one rounding would pass."""
+"""Triton's interpreter, mended where it would be wrong or slow (as of 3.6 … 3.9).
+
+It cuts the lower bits off where float32 becomes bfloat16, which no test of one rounding would pass: here that rounds to the
+nearest, and NaN stays NaN, as on a GPU. And it takes `triton.language` apart and puts it together again at each call of a function
+by a kernel, which is half of a launch's time: here at each launch.
+"""
 
 import numpy as np
 import torch
 import triton.language as tl
-from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
+from triton.runtime import interpreter
+from triton.runtime.interpreter import GridExecutor, InterpreterBuilder, TensorHandle
 
-_original = InterpreterBuilder.cast_impl
+_cast_impl, _patch_lang, _call = InterpreterBuilder.cast_impl, interpreter._patch_lang, GridExecutor.__call__
+_launching = {}  # what a launch has patched for functions that see tl, tl.core or both
 
 
 def _cast(self, source, target_type):
@@ -16,8 +22,32 @@ def _cast(self, source, target_type):
     if source_type == tl.float32 and target == tl.bfloat16:
         rounded = torch.from_numpy(np.ascontiguousarray(source.data)).to(torch.bfloat16)
         return TensorHandle(rounded.view(torch.int16).numpy().view(np.uint16).reshape(source.data.shape), target)
-    return _original(self, source, target_type)
+    return _cast_impl(self, source, target_type)
 
 
-def round_correctly():
+class _Nothing:
+    def restore(self):
+        pass
+
+
+def _patch_once(function):
+    names = tuple(name for name, value in function.__globals__.items() if value is tl or value is tl.core)
+    if names not in _launching:
+        _launching[names] = _patch_lang(function)
+    return _Nothing()
+
+
+def _launch(self, *arguments, **keywords):
+    global _launching
+    _launching = {}
+    try:
+        return _call(self, *arguments, **keywords)
+    finally:
+        for scope in reversed(_launching.values()):
+            scope.restore()
+
+
+def mend():
     InterpreterBuilder.cast_impl = _cast
+    interpreter._patch_lang = _patch_once
+    GridExecutor.__call__ = _launch

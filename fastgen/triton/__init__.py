@@ -10,15 +10,31 @@ from __future__ import annotations
 import torch
 
 from .. import _dispatch
-from . import q_sample
+from . import bce_with_logits, ddpm_step, diffusion_loss, gan_loss, q_posterior, q_sample, randn
 from .common.op import INTERPRETED
 
 # name of the op: (the function, the arguments that it writes to)
 FUNCTIONS = {
+    "bce_with_logits": (bce_with_logits.bce_with_logits, ()),
+    "bce_with_logits_wide": (bce_with_logits.bce_with_logits_wide, ()),
+    "bce_with_logits_backward": (bce_with_logits.bce_with_logits_backward, ()),
+    "gan_loss": (gan_loss.gan_loss, ()),
+    "gan_loss_backward": (gan_loss.gan_loss_backward, ()),
     "q_sample": (q_sample.q_sample, ()),
     "q_step": (q_sample.q_sample, ()),
     "q_sample_out": (q_sample.q_sample_out, ("out",)),
     "q_step_out": (q_sample.q_sample_out, ("out",)),
+    "q_posterior": (q_posterior.q_posterior, ()),
+    "ddpm_step": (ddpm_step.ddpm_step, ()),
+    "ddim_step": (ddpm_step.ddpm_step, ()),
+    "ddpm_step_x0": (ddpm_step.ddpm_step_x0, ()),
+    "ddim_step_x0": (ddpm_step.ddpm_step_x0, ()),
+    "ddpm_step_out": (ddpm_step.ddpm_step_out, ("x0", "out")),
+    "ddim_step_out": (ddpm_step.ddpm_step_out, ("x0", "out")),
+    "randn": (randn.randn, ("out",)),
+    "diffusion_loss": (diffusion_loss.diffusion_loss, ()),
+    "diffusion_loss_backward": (diffusion_loss.diffusion_loss_backward, ()),
+    "diffusion_loss_backward_x0": (diffusion_loss.diffusion_loss_backward_x0, ()),
 }
 
 

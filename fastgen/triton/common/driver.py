@@ -9,6 +9,8 @@ two bytes: 128-bit accesses either way. Three layouts:
     GATHERED  any other channels-last: the logical order, each element with its own address
 
 csrc/common/device_driver.h has Vectors, Tiles and Groups for these.
+
+What one of them returns stands in an `else` wherever another does: the compiler, unlike the interpreter, reads on after a return.
 """
 
 import triton
@@ -59,13 +61,23 @@ def elements_of(
         quad, channel = quads_of(block, channels, S, E)
         position = 4 * quad + r
         return position * (channels * FACTOR) + channel, (position * channels < event) & (channel < channels)
-    j = block * E + tl.arange(0, E)[None, :]
-    inside = j < event
-    if LAYOUT == GATHERED:
+    elif LAYOUT == GATHERED:
         spatial = event // channels
+        j = block * E + tl.arange(0, E)[None, :]
         channel = j // spatial
-        return (j - channel * spatial) * (channels * FACTOR) + channel, inside
-    return j, inside
+        return (j - channel * spatial) * (channels * FACTOR) + channel, j < event
+    else:
+        j = block * E + tl.arange(0, E)[None, :]
+        return j, j < event
+
+
+@triton.jit
+def flat_elements(block, count, E: tl.constexpr):
+    """Of a tile of the `count` elements in the order of memory: where it begins, the E elements from there on, and whether there
+    are such. Only the beginning takes 64 bits, and that is one number for all threads."""
+    begin = tl.full((), block, tl.int64) * E
+    element = tl.arange(0, E)
+    return begin, element, element < tl.full((), count, tl.int64) - begin
 
 
 @triton.jit
@@ -102,16 +114,17 @@ def tile_normals(
     if LAYOUT == TILED:
         quad, channel = quads_of(block, channels, S, E)
         return contract_normals(channel * (event // channels // 4) + quad, sample, offset, seed, R)
-    if V == 8:
+    elif V == 8:
         group = block * (E // 4) + 2 * tl.arange(0, E // 8)[None, :]
         z0, z1, z2, z3 = contract_normals(group, sample, offset, seed, R)
         z4, z5, z6, z7 = contract_normals(group + 1, sample, offset, seed, R)
         z = tl.join(four(z0, z1, z2, z3), four(z4, z5, z6, z7)).permute(0, 1, 4, 2, 3).reshape(S, E)
+        return z, z, z, z
     else:
         group = block * (E // 4) + tl.arange(0, E // 4)[None, :]
         z0, z1, z2, z3 = contract_normals(group, sample, offset, seed, R)
         z = four(z0, z1, z2, z3).reshape(S, E)
-    return z, z, z, z
+        return z, z, z, z
 
 
 @triton.jit

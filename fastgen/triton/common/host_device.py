@@ -21,6 +21,18 @@ def word(a: tl.constexpr):
 
 
 @triton.jit
+def negative(a):
+    """−a. Not the operator, which is 0 − a: an instruction of its own, and 0 for a = 0."""
+    return a * splat(-1.0, a)
+
+
+@triton.jit
+def product(a, b):
+    """a·b, which nobody joins with an addition that follows."""
+    return tl.fma(a, b, splat(0.0, b))
+
+
+@triton.jit
 def max_of(a, b):
     """b where either is NaN, as in C++."""
     return tl.where(a > b, a, b)

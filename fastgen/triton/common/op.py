@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import torch
 import triton
+import triton.language as tl
 
 from ... import _dispatch
 from . import driver, elementwise
@@ -58,10 +59,27 @@ def operand(x, like, channels_last):
     return x.contiguous()
 
 
-def same(x, like, channels_last):
-    """The same for a tensor of the shape of `like`."""
-    torch._check(x.shape == like.shape, lambda: f"expected shape {tuple(like.shape)}, got {tuple(x.shape)}")
+def same(x, like, channels_last, factor=1):
+    """The same for a tensor of the shape of `like`, or of `factor` times its channels."""
+    shape = like.shape if factor == 1 else (like.shape[0], factor * like.shape[1], *like.shape[2:])
+    torch._check(x.shape == shape, lambda: f"expected shape {tuple(shape)}, got {tuple(x.shape)}")
     return operand(x, like, channels_last)
+
+
+def each_sample(name, x, like, dtype):
+    """Refuses what is not (B,) numbers of the type of the arithmetic."""
+    if x.dim() != 1 or x.dtype != dtype or x.device != like.device or not x.is_contiguous():
+        raise RuntimeError(f"{name}: expected a contiguous {dtype} tensor of shape (B,) on {like.device}")
+    torch._check(x.shape[0] == like.shape[0], lambda: f"{name}: expected {like.shape[0]} elements, got {x.shape[0]}")
+
+
+def arithmetic_of(x):
+    return tl.float64 if x.dtype == torch.float64 else tl.float32
+
+
+def passes_floats_as_float32():
+    """Whether a float reaches a kernel with 24 bits whatever its annotation: from Inductor's launches, and in the interpreter."""
+    return INTERPRETED or _dispatch.traced()
 
 
 class Rows(NamedTuple):
@@ -143,13 +161,9 @@ def tiling(batch, tensors, seeded, merge, keep=False):
         layout = driver.TILED if batch.spatial % 4 == 0 else driver.GATHERED
     elif merge and not seeded and not keep:
         size, event = 1, size * event
-    vector = 8 if any(x.itemsize == 2 for x in tensors) else 4
-    total = vector * THREADS
-    if isinstance(size, torch.SymInt) or isinstance(event, torch.SymInt) or size * event >= MANY_ELEMENTS:
-        total = MANY
-    if INTERPRETED:
-        total *= INTERPRETED_FACTOR
+    vector, total = vector_of(tensors), flat_tile(size * event, tensors)
     if layout is driver.TILED:
+        total = max(total, 4 * vector * THREADS)  # a vector for each thread at each of the four positions
         across = _power_of_two(channels, 1, total // 4)
         down = total // 4 // across
         tiles, blocks = size, triton.cdiv(channels, across) * triton.cdiv(batch.spatial // 4, down)
@@ -162,6 +176,17 @@ def tiling(batch, tensors, seeded, merge, keep=False):
         *(size, event, channels, triton.cdiv(size, samples), triton.cdiv(event, elements)),
         *(samples, elements, vector, layout.value, wide),
     )
+
+
+def vector_of(tensors, least=4):
+    """How many neighbours are a thread's: 128 bits of the narrowest operand, but `least` at least."""
+    return max(least, 16 // min(x.itemsize for x in tensors))
+
+
+def flat_tile(count, tensors):
+    """Elements of a tile for kernels that take `count` elements in the order of memory."""
+    total = MANY if isinstance(count, torch.SymInt) or count >= MANY_ELEMENTS else vector_of(tensors) * THREADS
+    return total * INTERPRETED_FACTOR if INTERPRETED else total
 
 
 # The interpreter takes as long for a large tile as for a small one.

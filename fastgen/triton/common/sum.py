@@ -6,29 +6,102 @@ which somebody has to have zeroed, or wait for them as the CUDA kernel does, whi
 How many programs there are depends on the sizes alone, so the result does not depend on the GPU.
 """
 
+from typing import NamedTuple
+
+import torch
 import triton
 import triton.language as tl
 
+from . import op
 from .host_device import stored
 
 MOST_SUMS = 1024  # programs that share a sum at most: about as many as a large GPU runs at a time
+# So many are added in the type of the arithmetic: what one thread has of a tile where a warp has 64 threads, and half of it where
+# it has 32. Widening and adding in float64 takes one instruction each, of which a GPU for games does two a cycle.
+FEW = tl.constexpr(8)
+TILE = op.MANY * op.INTERPRETED_FACTOR if op.INTERPRETED else op.MANY
+# Tiles that one program adds alone: a second launch takes as long.
+ALONE = 4
+
+
+def programs_of(count):
+    """How many programs add `count` values, one at least: then that one writes the result, and there is no second launch."""
+    return torch.sym_min(MOST_SUMS, torch.sym_max(1, triton.cdiv(count, TILE) - ALONE + 1))
+
+
+def is_one(programs):
+    """Not asked of a symbolic number, which would put a guard on it."""
+    return not isinstance(programs, torch.SymInt) and programs == 1
+
+
+def scratch(outputs, programs, like):
+    """Room for `outputs` sums of each of the programs, given as one number for each launch. Symbolic ones count as the most there
+    may be: a size that may be 1 gets a guard."""
+    chunks = sum(MOST_SUMS if isinstance(n, torch.SymInt) else n for n in programs)
+    return torch.empty((outputs * chunks,), dtype=torch.float64, device=like.device)
 
 
 @triton.jit
 def few(values, V: tl.constexpr):
-    """Sums of V neighbours in each row, as float64. They are a thread's own, so nothing moves between threads."""
+    """The sums of FEW values each of a tile, as float64: of one thread's where V neighbours are that, so nothing moves between
+    threads."""
+    E: tl.constexpr = values.shape[0]
+    return tl.sum(tl.sum(values.reshape(FEW // V, E // FEW, V), 2), 0).to(tl.float64)
+
+
+@triton.jit
+def few_of_rows(values, V: tl.constexpr):
+    """The same with V values in place of FEW, in each row."""
     S: tl.constexpr = values.shape[0]
     E: tl.constexpr = values.shape[1]
     return tl.sum(values.reshape(S, E // V, V), 2).to(tl.float64)
 
 
 @triton.jit
+def sum_of_chunks(sums, chunks, output, outputs, S: tl.constexpr, C: tl.constexpr):
+    """Σ sums[o·chunks …] of each of S outputs o (a column), C chunks at a time."""
+    total = tl.zeros((S, C), tl.float64)
+    for first in range(0, chunks, C):
+        chunk = first + tl.arange(0, C)[None, :]
+        inside = (output < outputs) & (chunk < chunks)
+        total += tl.load(sums + output.to(tl.int64) * chunks + chunk, mask=inside, other=0.0)
+    return tl.sum(total, 1)
+
+
+@triton.jit
 def sum_kernel(result, sums, outputs, chunks, divisor, S: tl.constexpr, C: tl.constexpr):
-    """result[o] = Σ sums[o·chunks …] / divisor for S outputs of at most C chunks each."""
-    output = tl.program_id(0) * S + tl.arange(0, S)[:, None]
-    chunk = tl.arange(0, C)[None, :]
-    inside = (output < outputs) & (chunk < chunks)
-    total = tl.sum(tl.load(sums + output.to(tl.int64) * chunks + chunk, mask=inside, other=0.0), 1)
+    """result[o] = Σ sums[o·chunks …] / divisor, for S outputs o in each program."""
+    total = sum_of_chunks(sums, chunks, tl.program_id(0) * S + tl.arange(0, S)[:, None], outputs, S, C)
     total = total / tl.full((1,), divisor, tl.int64).to(tl.float64)
     output = tl.program_id(0) * S + tl.arange(0, S)
     tl.store(result + output, stored(total, result), mask=output < outputs)
+
+
+class Sums(NamedTuple):
+    """Where the programs leave their sums, `chunks` for each of the outputs: the result itself where one is all there is."""
+
+    to: torch.Tensor
+    programs: int
+    chunks: int
+
+
+def sums_for(result, tiles, blocks):
+    """For `tiles` programs, or groups of programs, that each share `blocks` blocks."""
+    chunks = torch.sym_min(blocks, torch.sym_max(MOST_SUMS // torch.sym_max(tiles, 1), 1))
+    if isinstance(chunks, int) and chunks <= 1:
+        return Sums(result, tiles, 1)
+    return Sums(torch.empty((result.numel(), chunks), dtype=torch.float64, device=result.device), tiles * chunks, chunks)
+
+
+def finish(result, sums, divisor):
+    """The second launch: result = the sum over the chunks / divisor."""
+    chunks = MOST_SUMS
+    while not isinstance(sums.chunks, torch.SymInt) and chunks // 2 >= sums.chunks:
+        chunks //= 2
+    outputs = MOST_SUMS // chunks
+    op.launch(
+        op.wrap_triton(sum_kernel),
+        *(triton.cdiv(result.numel(), outputs), result, result, sums.to, result.numel(), sums.chunks, divisor),
+        S=outputs,
+        C=chunks,
+    )

@@ -1,0 +1,304 @@
+"""What Triton makes of every kernel of fastgen.triton, for GPUs of NVIDIA and AMD; this machine needs neither.
+
+An op is called on tensors of the CPU up to its launches, whose arguments are kept. Triton's own JIT then compiles each kernel for
+them, told by a driver that the GPU is the one wanted; so what is compiled is what would run. `machine_code` puts the figures
+beside those of the CUDA kernels, tests/test_triton_code.py has the contract.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import multiprocessing
+import os
+import re
+import struct
+import sys
+import tempfile
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+from unittest import mock
+
+import torch
+
+from . import amdgcn, machine_code, sass
+from .machine_code import Kernel, MainPath, Resources
+
+TARGETS = ("80", "90", "100", "120", "gfx942")
+NAMES = {torch.float16: "f16", torch.bfloat16: "bf16", torch.float32: "f32", torch.float64: "f64"}
+HOT, COLD, ALL = (torch.float32, torch.bfloat16), (torch.float16, torch.float64), tuple(NAMES)
+
+
+# ---- what is called --------------------------------------------------------------------------------------------------
+
+SHAPE = (16, 64, 64, 64)  # enough elements for the largest tiles; nothing is read, so no memory is touched
+SEEDS = torch.empty(SHAPE[0], dtype=torch.int64)
+
+
+def x(dtype, shape=SHAPE):
+    return torch.empty(shape, dtype=dtype)
+
+
+def last(dtype, shape=SHAPE):
+    """The same, channels-last."""
+    return torch.empty((shape[0], *shape[2:], shape[1]), dtype=dtype).movedim(-1, 1)
+
+
+def at(x, columns):
+    """A table for `x`, and which rows of it."""
+    table = torch.empty(1000, columns, dtype=torch.float64 if x.dtype == torch.float64 else torch.float32)
+    return {"rows": table, "t": torch.empty(x.shape[0], dtype=torch.int64), "index": 0}
+
+
+def noised(x, **more):
+    return {"x": x, **at(x, 2), **more}
+
+
+class Call(NamedTuple):
+    """A call of fastgen.triton.FUNCTIONS[op] for each dtype."""
+
+    op: str  # or its backward, …
+    label: str
+    arguments: Callable[[torch.dtype], dict[str, Any]]
+    cuda: str = ""  # label of the CUDA kernel that does the same; {0} stands for the dtype
+    hot: bool = (
+        True  # whether its kernels over tiles must make wide accesses and, if element-wise, exchange nothing between threads
+    )
+    dtypes: tuple[torch.dtype, ...] = HOT
+
+
+# One for each way in which a kernel is compiled differently.
+CALLS = (
+    Call("q_sample", "no noise", lambda d: noised(x(d)), "Vectors<QSample<float, {0}, {0}, {0}>, no noise>"),
+    Call("q_sample", "noise", lambda d: noised(x(d), noise=x(d)), "Vectors<QSample<float, {0}, {0}, {0}>, noise>"),
+    Call("q_sample", "seed", lambda d: noised(x(d), seed=5), "Vectors<QSample<float, {0}, {0}, {0}>, seed>"),
+    Call("q_sample", "seed, channels-last", lambda d: noised(last(d), seed=5), "Tiles<QSample<float, {0}, {0}, {0}>, seed>", False),
+    Call("q_sample", "seed tensor", lambda d: noised(x(d), seeds=SEEDS[:1])),
+    Call("q_sample", "seeds, one t", lambda d: noised(x(d), t=None, seeds=SEEDS)),
+    Call("q_sample", "noise, one t", lambda d: noised(x(d), t=None, noise=x(d))),
+    Call("q_sample", "noise of f32", lambda d: noised(x(d), noise=x(torch.float32)), "", False, COLD),
+    Call("q_sample", "seed", lambda d: noised(x(d), seed=5), "", False, COLD),
+    Call("q_sample", "seed, few elements", lambda d: noised(x(d, (16, 64, 8, 8)), seed=5), "", False),
+    Call("q_sample", "seed, odd event", lambda d: noised(x(d, (16, 3, 5, 7)), seed=5), "", False, ALL),
+    Call("q_sample", "seed, event of 2", lambda d: noised(x(d, (16, 2)), seed=5), "", False),
+    Call("q_sample", "seed, 3 channels last", lambda d: noised(last(d, (16, 3, 8, 8)), seed=5), "", False, ALL),
+    Call("q_sample", "seed, channels-last, odd event", lambda d: noised(last(d, (16, 3, 5, 7)), seed=5), "", False, ALL),
+    Call("q_sample", "seed, past int32", lambda d: noised(x(d, (2, 2**30)), seed=5), "", False),
+)  # fmt: skip
+
+
+# ---- compiling -------------------------------------------------------------------------------------------------------
+
+
+class Job(NamedTuple):
+    """A call for a dtype and target; `fusion` None: as the op launches it."""
+
+    call: int  # of CALLS
+    dtype: torch.dtype
+    target: str
+    fusion: bool | None = None
+
+    @property
+    def label(self) -> str:
+        return f"{CALLS[self.call].label}, {NAMES[self.dtype]}"
+
+
+def jobs(targets, fusion=None, op=None) -> list[Job]:
+    calls = [(k, dtype) for k, call in enumerate(CALLS) for dtype in call.dtypes if op in (None, call.op)]
+    return [Job(call, dtype, target, fusion) for call, dtype in calls for target in targets]
+
+
+class Launch(NamedTuple):
+    kernel: Any
+    grid: tuple
+    arguments: tuple
+    options: dict[str, Any]  # those of the kernel that are constants, and those of the compiler
+
+
+@functools.cache
+def launches(call: int, dtype: torch.dtype) -> list[Launch]:
+    from triton.runtime.jit import JITFunction
+
+    import fastgen.triton
+
+    found = []
+
+    def run(kernel, *arguments, grid, warmup, **options):
+        found.append(Launch(kernel, grid, arguments, options))
+
+    op, _, arguments, *_ = CALLS[call]
+    with mock.patch.object(JITFunction, "run", run):
+        fastgen.triton.FUNCTIONS[op][0](**arguments(dtype))
+    return found
+
+
+class Driver(NamedTuple):
+    """All that the JIT asks of one before it launches."""
+
+    target: Any
+
+    def get_current_target(self):
+        return self.target
+
+    def get_current_device(self):
+        return self.target  # the key of the JIT's cache
+
+    def get_current_stream(self, device):
+        return 0
+
+
+def gpu(target: str):
+    from triton.backends.compiler import GPUTarget
+
+    return GPUTarget("hip", target, 64) if target.startswith("gfx") else GPUTarget("cuda", int(target), 32)
+
+
+def compiled(launch: Launch, target: str, fusion: bool | None = None):
+    """Triton's compiled kernel, from Triton's cache where nothing has changed since."""
+    from triton.runtime import driver
+
+    options = launch.options if fusion is None else launch.options | {"enable_fp_fusion": fusion}
+    with mock.patch.object(driver, "_active", Driver(gpu(target))):
+        return launch.kernel.warmup(*launch.arguments, grid=launch.grid, **options)
+
+
+# ---- reading ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class TritonKernel(Kernel):
+    cuda: str  # label of the CUDA kernel that does the same, "" if none is named
+    fast: bool  # whether its machine code must be
+    adds: bool  # not element-wise
+    code: str  # digest of the instructions, as bits
+    fused: bool | None  # what the op says of floating-point fusion; None: nothing
+    conversions: int  # of layouts: exchanges between threads
+
+    @property
+    def label(self) -> str:
+        return self.name
+
+
+def elements(launch: Launch, target: str) -> float | None:
+    """Of a thread; None where the kernel's tiles are not those of the driver."""
+    from fastgen.triton.common.driver import TILED
+
+    options = launch.options
+    if "S" not in options or "E" not in options:
+        return None
+    parts = 4 if options.get("LAYOUT") == TILED.value else 1
+    return parts * options["S"] * options["E"] / (options["num_warps"] * gpu(target).warp_size)
+
+
+@dataclass
+class Code:
+    """Of one kernel. `path` is what a thread runs of `text`, `body` the loop over tiles in it, if there is one."""
+
+    resources: Resources
+    counts: Callable[[list], dict[str, int]]
+    text: list
+    path: list
+    body: list
+    understood: bool = True
+    other_loops: int = 0
+
+
+def nvidia(cubin: bytes) -> Code:
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        usage = machine_code.run(machine_code.disassembler("cuobjdump"), "-res-usage", file.name).stdout
+        (function,) = sass.parse(machine_code.run(machine_code.disassembler(), "-c", file.name).stdout).values()
+    used = {name: int(number) for name, number in re.findall(r"\b(REG|STACK|SHARED|LOCAL):(\d+)", usage)}
+    text = function.instructions
+    spills = [sum(i.stem == stem for i in text) for stem in ("STL", "LDL")]
+    resources = Resources(used["REG"], used["STACK"] + used["LOCAL"], *spills, used["SHARED"])
+    if (path := sass.main_path(function)) is None:
+        return Code(resources, sass.counts, text, text, [])
+    understood = len(path.instructions) == len(text) or not path.impossible  # in straight code, undefined bits are left unused
+    return Code(resources, sass.counts, text, path.instructions, path.body, understood, path.other_loops)
+
+
+def amd(assembly: str, name: str) -> Code:
+    lines, used = amdgcn.body(assembly, name), amdgcn.metadata(assembly)
+    names = ("vgpr_count", "private_segment_fixed_size", "vgpr_spill_count", "sgpr_spill_count", "group_segment_fixed_size")
+    text = amdgcn.instructions(lines)
+    return Code(Resources(*(used[name] for name in names)), amdgcn.counts, text, text, amdgcn.loop(lines))
+
+
+def digest(made) -> str:
+    """Of the instructions in the ELF file of a compiled kernel, without what is said about them in its other sections."""
+    elf = made.asm["cubin" if "cubin" in made.asm else "hsaco"]
+    (table,), (size, count, names) = struct.unpack_from("<Q", elf, 0x28), struct.unpack_from("<3H", elf, 0x3A)
+    sections = [struct.unpack_from("<IIQQQQ", elf, table + size * k) for k in range(count)]  # name, …, offset, size
+    text = [s for s in sections if elf[sections[names][4] + s[0] :].startswith(b".text")]
+    return hashlib.sha256(b"".join(elf[s[4] : s[4] + s[5]] for s in text)).hexdigest()
+
+
+def main_path(code: Code, n: float | None) -> MainPath:
+    """Per element: of the loop over tiles where there is one, else of the whole path."""
+    each = code.body or code.path
+    found = code.counts(each)
+    per_element = {"instructions": len(each) / n} | {key: found[key] / n for key in found} if n else {}
+    impossible = [] if code.understood else [[]]
+    return MainPath(n, len(code.path), len(code.body), code.other_loops, impossible, code.counts(code.path), per_element)
+
+
+def read(job: Job) -> list[TritonKernel]:
+    """What is known of every kernel that a call launches."""
+    call, found = CALLS[job.call], []
+    for launch in launches(job.call, job.dtype):
+        made = compiled(launch, job.target, job.fusion)
+        name, n, layouts = made.metadata.name, elements(launch, job.target), made.asm["ttgir"]
+        op = launch.kernel.__module__.rpartition(".")[2] if n else call.op  # a backward's is the op
+        code = nvidia(made.asm["cubin"]) if "cubin" in made.asm else amd(made.asm["amdgcn"], name)
+        found.append(
+            TritonKernel(
+                *(op, job.target, f"Triton {name}, {job.label}", code.resources),
+                *(len(code.text), code.counts(code.text), main_path(code, n)),
+                cuda=call.cuda.format(NAMES[job.dtype]) if n else "",
+                fast=call.hot and n is not None,
+                adds="tt.reduce" in layouts,
+                code=digest(made),
+                fused=launch.options.get("enable_fp_fusion"),
+                conversions=layouts.count("ttg.convert_layout"),
+            )
+        )
+    return found
+
+
+def digests(job: Job) -> list[str]:
+    return [digest(compiled(launch, job.target, job.fusion)) for launch in launches(job.call, job.dtype)]
+
+
+def kernel_names() -> tuple[set[str], set[str]]:
+    """Of all kernels of the ops, and of those that CALLS launch."""
+    from triton.runtime.jit import JITFunction
+
+    import fastgen.triton  # noqa: F401
+
+    modules = [module for name, module in sys.modules.items() if name.startswith("fastgen.triton.")]
+    names = {
+        name for module in modules for name, x in vars(module).items() if isinstance(x, JITFunction) and name.endswith("_kernel")
+    }
+    return names, {launch.kernel.__name__ for job in jobs(("90",)) for launch in launches(job.call, job.dtype)}
+
+
+# ---- processes -------------------------------------------------------------------------------------------------------
+
+
+def _start():
+    os.environ.pop("TRITON_INTERPRET", None)  # under which there would be nothing to compile
+    torch.set_num_threads(1)
+
+
+def pool() -> ProcessPoolExecutor:
+    """Processes that know nothing of this one's Triton."""
+    return ProcessPoolExecutor(len(os.sched_getaffinity(0)), multiprocessing.get_context("spawn"), _start)
+
+
+def read_all(targets) -> list[TritonKernel]:
+    with pool() as processes:
+        return [kernel for kernels in processes.map(read, jobs(targets)) for kernel in kernels]

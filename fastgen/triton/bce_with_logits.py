@@ -1,0 +1,228 @@
+"""Binary cross entropy on logits: the formulas of csrc/bce_with_logits/bce_with_logits.h, their kernels and the ops."""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .. import _checks, _dispatch
+from ..bce_with_logits import REDUCTIONS, refuse, result_dtype
+from .common import op
+from .common.driver import flat_elements
+from .common.host_device import negative, splat, stored
+from .common.real_math import exp_negative, log1p_unit
+from .common.sum import MOST_SUMS, TILE, few, is_one, programs_of, scratch, sum_kernel
+
+# What there is of an operand, the WEIGHT, POS_WEIGHT and GRADIENT of the kernels: nothing, which counts as 1; one element for all
+# logits; or one for each.
+ABSENT = tl.constexpr(0)
+SINGLE = tl.constexpr(1)
+FULL = tl.constexpr(2)
+
+
+@triton.jit
+def times(weight, value, WEIGHT: tl.constexpr):
+    if WEIGHT == ABSENT:
+        return value
+    else:
+        return weight * value
+
+
+@triton.jit
+def bce_loss(x, y, weight, pos_weight, WEIGHT: tl.constexpr, POS_WEIGHT: tl.constexpr):
+    """w·(p·y·softplus(−x) + (1 − y)·softplus(x)). Where its coefficient is 0, |x| is taken for 0."""
+    zero = splat(0.0, x)
+    size = tl.abs(x)
+    positive_part = times(weight, times(pos_weight, y, POS_WEIGHT), WEIGHT)
+    negative_part = times(weight, splat(1.0, x) - y, WEIGHT)
+    tail = log1p_unit(exp_negative(negative(size)))
+    left = x < zero
+    coefficient = tl.where(left, positive_part, negative_part)
+    size = tl.where(coefficient == zero, zero, size)
+    if POS_WEIGHT == ABSENT:
+        return tl.fma(size, coefficient, times(weight, tail, WEIGHT))
+    else:
+        of_positive = tl.where(left, size, zero) + tail
+        return tl.fma(positive_part, of_positive, negative_part * (tl.where(left, zero, size) + tail))
+
+
+@triton.jit
+def bce_gradient(x, y, weight, pos_weight, WEIGHT: tl.constexpr, POS_WEIGHT: tl.constexpr):
+    """d loss / d x = w·((1 − y)·σ(x) − p·y·σ(−x)), the larger σ being 1/(1 + e) and the smaller e/(1 + e) with e = e^−|x|."""
+    one = splat(1.0, x)
+    e = exp_negative(negative(tl.abs(x)))
+    positive_part = times(pos_weight, y, POS_WEIGHT)
+    right = x >= splat(0.0, x)
+    left_slope = negative(positive_part * tl.where(right, e, one))
+    return times(weight, tl.fma(one - y, tl.where(right, one, e), left_slope) / (one + e), WEIGHT)
+
+
+@triton.jit
+def bce_operand(operand, begin, element, inside, R: tl.constexpr, HOW: tl.constexpr):
+    if HOW == FULL:
+        return tl.load(operand + begin + element, mask=inside).to(R)
+    elif HOW == SINGLE:
+        return tl.load(operand).to(R)
+    else:
+        return tl.full((), 1.0, R)
+
+
+@triton.jit
+def bce_kernel(
+    out,
+    x,
+    y,
+    weight,
+    pos_weight,
+    gradient,
+    count,
+    WEIGHT: tl.constexpr,
+    POS_WEIGHT: tl.constexpr,
+    GRADIENT: tl.constexpr,
+    BACKWARD: tl.constexpr,
+    MEAN: tl.constexpr,
+    DOUBLE: tl.constexpr,
+    E: tl.constexpr,
+):
+    """Each loss, or the gradient times its derivative."""
+    R: tl.constexpr = tl.float64 if DOUBLE else tl.float32
+    begin, element, inside = flat_elements(tl.program_id(0), count, E)
+    w = bce_operand(weight, begin, element, inside, R, WEIGHT)
+    p = bce_operand(pos_weight, begin, element, inside, R, POS_WEIGHT)
+    logit = tl.load(x + begin + element, mask=inside).to(R)
+    target = tl.load(y + begin + element, mask=inside).to(R)
+    if BACKWARD:
+        g = bce_operand(gradient, begin, element, inside, R, GRADIENT)
+        if MEAN:
+            g *= (tl.full((), 1.0, tl.float64) / tl.full((), count, tl.int64).to(tl.float64)).to(R)
+        value = g * bce_gradient(logit, target, w, p, WEIGHT, POS_WEIGHT)
+    else:
+        value = bce_loss(logit, target, w, p, WEIGHT, POS_WEIGHT)
+    tl.store(out + begin + element, stored(value, out), mask=inside)
+
+
+@triton.jit
+def bce_sum_kernel(
+    sums,
+    x,
+    y,
+    weight,
+    pos_weight,
+    count,
+    tiles,
+    WEIGHT: tl.constexpr,
+    POS_WEIGHT: tl.constexpr,
+    MEAN: tl.constexpr,
+    DOUBLE: tl.constexpr,
+    E: tl.constexpr,
+    V: tl.constexpr,
+):
+    """A program's sum of losses; MEAN: divided by their number, where it is the only program."""
+    R: tl.constexpr = tl.float64 if DOUBLE else tl.float32
+    total = few(tl.zeros((E,), R), V)
+    for tile in range(tl.program_id(0), tiles, tl.num_programs(0)):
+        begin, element, inside = flat_elements(tile, count, E)
+        w = bce_operand(weight, begin, element, inside, R, WEIGHT)
+        p = bce_operand(pos_weight, begin, element, inside, R, POS_WEIGHT)
+        logit = tl.load(x + begin + element, mask=inside).to(R)
+        target = tl.load(y + begin + element, mask=inside).to(R)
+        loss = bce_loss(logit, target, w, p, WEIGHT, POS_WEIGHT)
+        total += few(tl.where(inside, loss, splat(0.0, loss)), V)
+    result = tl.sum(total, 0)
+    if MEAN:
+        result = result / tl.full((), count, tl.int64).to(tl.float64)
+    tl.store(sums + tl.program_id(0), stored(result, sums))
+
+
+def _repeats_one(x):
+    """One element for all logits, also where it was expanded to their shape, as autograd does with the gradient of a sum."""
+    if x.dim() == 0:
+        return True
+    return x.numel() > 1 and all(size == 1 or stride == 0 for size, stride in zip(x.shape, x.stride(), strict=True))
+
+
+class _Operands:
+    """The tensors as the kernels take them, in the memory order of `input`. What is absent points to the logits."""
+
+    def __init__(self, input, target, weight, pos_weight, reduction):
+        refuse(input, target, weight, pos_weight)
+        if not 0 <= reduction < len(REDUCTIONS):
+            raise RuntimeError(f"reduction: expected 0 (none), 1 (mean) or 2 (sum), got {reduction}")
+        self.channels_last = op.batch_of(input).channels_last if input.dim() >= 3 else False
+        self.input = op.operand(input, input, self.channels_last)
+        self.target = op.same(target, input, self.channels_last)
+        self.count = input.numel()
+        self.double = _checks.compute_dtype(_checks.result_dtype(input, target)) == torch.float64
+        self.weight, self.weight_how = self.read(weight)
+        self.pos_weight, self.pos_weight_how = self.read(pos_weight)
+
+    def read(self, x):
+        if x is None:
+            return self.input, ABSENT.value
+        if _repeats_one(x):
+            return x, SINGLE.value
+        return op.same(x, self.input, self.channels_last), FULL.value
+
+    @property
+    def tensors(self):
+        return self.input, self.target, self.weight, self.pos_weight
+
+    @property
+    def parameters(self):
+        return {"WEIGHT": self.weight_how, "POS_WEIGHT": self.pos_weight_how, "DOUBLE": self.double}
+
+    def each(self, out, gradient, gradient_how, backward, mean):
+        """The one launch for what has a value for each logit."""
+        tile = op.flat_tile(self.count, (out, *self.tensors, gradient))
+        op.launch(
+            op.wrap_triton(bce_kernel),
+            *(triton.cdiv(self.count, tile), out, out, *self.tensors, gradient, self.count),
+            GRADIENT=gradient_how,
+            BACKWARD=backward,
+            MEAN=mean,
+            E=tile,
+            **self.parameters,
+        )
+        return out
+
+
+def _forward(input, target, weight, pos_weight, reduction, wide):
+    a = _Operands(input, target, weight, pos_weight, reduction)
+    dtype = result_dtype(target, wide)
+    if reduction == 0:
+        return a.each(_dispatch.empty_like(input, dtype), a.input, ABSENT.value, False, False)
+    out = torch.empty((), dtype=dtype, device=input.device)
+    programs = programs_of(a.count)
+    alone, mean = is_one(programs), reduction == 1
+    sums = out if alone else scratch(1, [programs], input)
+    op.launch(
+        op.wrap_triton(bce_sum_kernel),
+        *(programs, input, sums, *a.tensors, a.count, triton.cdiv(a.count, TILE)),
+        MEAN=mean and alone,
+        E=TILE,
+        V=op.vector_of(a.tensors, 1),
+        **a.parameters,
+    )
+    if not alone:
+        divisor = a.count if mean else 1
+        op.launch(op.wrap_triton(sum_kernel), 1, input, out, sums, 1, programs, divisor, S=1, C=MOST_SUMS)
+    return out
+
+
+def bce_with_logits(input: Tensor, target: Tensor, weight: Tensor | None, pos_weight: Tensor | None, reduction: int) -> Tensor:
+    return _forward(input, target, weight, pos_weight, reduction, False)
+
+
+def bce_with_logits_wide(input: Tensor, target: Tensor, weight: Tensor | None, pos_weight: Tensor | None, reduction: int) -> Tensor:
+    return _forward(input, target, weight, pos_weight, reduction, True)
+
+
+def bce_with_logits_backward(
+    gradient: Tensor, input: Tensor, target: Tensor, weight: Tensor | None, pos_weight: Tensor | None, reduction: int
+) -> Tensor:
+    a = _Operands(input, target, weight, pos_weight, reduction)
+    refuse(input, target, gradient, None)
+    gradient, how = a.read(gradient)
+    if reduction != 0 and how != SINGLE.value:
+        raise RuntimeError("gradient: expected one element for a mean or a sum")
+    return a.each(_dispatch.empty_like(input), gradient, how, True, reduction == 1)

@@ -1,0 +1,214 @@
+"""The reverse step of DDPM, and with another table of DDIM: the formula of csrc/ddpm_step/ddpm_step.h, its kernel and the ops.
+
+x0 = clip(P·x + Q·m),   y = U·x0 + V·x + S·z;   without clipping y = A·x + B·m + S·z
+
+With a learned variance the deviation is S·exp(L·v + M), v being the second half of the network's channels and S 0 or 1.
+"""
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .. import _checks, _dispatch
+from .common import op
+from .common.driver import TILED, elements_of, part_of, samples_of, tile_normals
+from .common.elementwise import GIVEN_NOISE, NO_NOISE, SEEDED_NOISE, column, table_row, timestep_of
+from .common.host_device import stored
+from .common.real_math import exp
+from .q_sample import with_noise
+
+# CLIP in the kernel
+NO_CLIP = tl.constexpr(0)
+CLAMP = tl.constexpr(1)
+THRESHOLD = tl.constexpr(2)
+
+
+@triton.jit
+def clamp(x, bound):
+    """NaN passes, as through torch.clamp."""
+    x = tl.where(x < -bound, -bound, x)
+    return tl.where(x > bound, bound, x)
+
+
+@triton.jit
+def ddpm_mean(a, x, b, m):
+    """Where x0 is not clipped: A·x + B·m."""
+    return tl.fma(a + tl.zeros_like(x), x, b * m)
+
+
+@triton.jit(do_not_specialize=["index", "seed", "count", "batch"])
+def ddpm_step_kernel(
+    out,
+    x0_out,
+    x,
+    m,
+    noise,
+    rows,
+    t,
+    seeds,
+    threshold,
+    clip: tl.float64,
+    index: tl.int64,
+    seed: tl.int64,
+    count,
+    batch,
+    event,
+    channels,
+    blocks,
+    HAS_T: tl.constexpr,
+    NOISE: tl.constexpr,
+    SEEDS: tl.constexpr,
+    CLIP: tl.constexpr,
+    EXACT_CLIP: tl.constexpr,
+    LEARNED: tl.constexpr,
+    X0: tl.constexpr,
+    S: tl.constexpr,
+    E: tl.constexpr,
+    V: tl.constexpr,
+    LAYOUT: tl.constexpr,
+    WIDE: tl.constexpr,
+):
+    R: tl.constexpr = rows.dtype.element_ty
+    FACTOR: tl.constexpr = 2 if LEARNED else 1
+    tile = tl.program_id(0) // blocks
+    block = tl.program_id(0) - tile * blocks
+    b = samples_of(tile, S, LAYOUT)
+    live = b < batch
+    step = timestep_of(t, index, b, live, HAS_T)
+    row, known = table_row(rows, step, count, 9)
+    if CLIP == THRESHOLD:
+        bound = tl.load(threshold + b, mask=live, other=1.0)
+        inverse = 1.0 / bound
+    elif CLIP == CLAMP:
+        # a float comes as float32; a float64 step gets it as a constant of the kernel
+        bound = tl.full((1, 1), clip if EXACT_CLIP is None else EXACT_CLIP, R)
+    if NOISE != NO_NOISE:
+        sigma = column(row, known, 6)
+    if NOISE == SEEDED_NOISE:
+        z0, z1, z2, z3 = tile_normals(block, b, live, step, seeds, seed, event, channels, R, SEEDS, S, E, V, LAYOUT, WIDE)
+    first = b.to(tl.int64) * event
+    for r in tl.static_range(4 if LAYOUT == TILED else 1):
+        j, inside = elements_of(block, r, event, channels, 1, S, E, LAYOUT, WIDE)
+        inside = inside & live
+        x_value = tl.load(x + first + j, mask=inside).to(R)
+        at = first + j
+        if LEARNED:
+            j_m, _ = elements_of(block, r, event, channels, FACTOR, S, E, LAYOUT, WIDE)
+            at = FACTOR * first + j_m
+        m_value = tl.load(m + at, mask=inside).to(R)
+        if CLIP != NO_CLIP or X0:
+            x0 = tl.fma(column(row, known, 0) + tl.zeros_like(x_value), x_value, column(row, known, 1) * m_value)
+        if CLIP != NO_CLIP:
+            x0 = clamp(x0, bound)
+            if CLIP == THRESHOLD:
+                x0 = x0 * inverse
+            y = tl.fma(column(row, known, 2) + tl.zeros_like(x0), x0, column(row, known, 3) * x_value)
+        else:
+            y = ddpm_mean(column(row, known, 4), x_value, column(row, known, 5), m_value)
+        if NOISE != NO_NOISE:
+            if NOISE == GIVEN_NOISE:
+                z = tl.load(noise + first + j, mask=inside).to(R)
+            else:
+                z = part_of(r, z0, z1, z2, z3)
+            if LEARNED:
+                # v is a whole number of channels after m: one sample's elements, or where channels lie innermost, one position's
+                v = tl.load(m + at + (event if LAYOUT == 0 else channels), mask=inside).to(R)
+                z = z * exp(tl.fma(column(row, known, 7) + tl.zeros_like(v), v, column(row, known, 8) + tl.zeros_like(v)))
+            y = with_noise(y, sigma, z)
+        tl.store(out + first + j, stored(y, out), mask=inside)
+        if X0:
+            tl.store(x0_out + first + j, stored(x0, x0_out), mask=inside)
+
+
+def _run(x, model_output, rows, t, index, noise, seeds, seed, clip, threshold, learned, out, x0_out):
+    batch, factor = op.batch_of(x), 2 if learned else 1
+    x = op.operand(x, x, batch.channels_last)
+    m = op.same(model_output, x, batch.channels_last, factor)
+    rows = op.rows_of(rows, t, index, 9, x)
+    z = op.noise_of(noise, seeds, seed, x)
+    noise = x if noise is None else op.same(noise, x, batch.channels_last)
+    kind = NO_CLIP if clip is None and threshold is None else CLAMP if threshold is None else THRESHOLD
+    if threshold is not None:
+        op.each_sample("threshold", threshold, x, rows.table.dtype)
+    merge = not rows.has_t and threshold is None
+    cut = op.tiling(batch, (x, m, noise, out), z.kind == SEEDED_NOISE.value, merge, learned)
+    exact = clip if op.passes_floats_as_float32() and rows.table.itemsize == 8 else None
+
+    def launch(out, x0_out):
+        op.launch(
+            op.wrap_triton(ddpm_step_kernel),
+            *(cut.tiles * cut.blocks, x, out, x0_out, x, m, noise, rows.table, rows.t, z.seeds),
+            *(x if threshold is None else threshold, 0.0 if clip is None or exact is not None else clip),
+            *(rows.index, z.seed, rows.count, cut.batch, cut.event, cut.channels, cut.blocks),
+            HAS_T=rows.has_t,
+            NOISE=z.kind,
+            SEEDS=z.seeds_kind,
+            CLIP=kind.value,
+            EXACT_CLIP=exact,
+            LEARNED=learned,
+            X0=x0_out is not out,
+            **cut.parameters,
+        )
+
+    if x0_out is None:
+        op.into(out, batch, lambda out: launch(out, out))
+    else:
+        op.into(out, batch, lambda out: op.into(x0_out, batch, lambda x0_out: launch(out, x0_out)))
+
+
+def _empty(x, model_output):
+    return _dispatch.empty_like(x, _checks.result_dtype(x, model_output))
+
+
+def ddpm_step(
+    x_t: Tensor,
+    model_output: Tensor,
+    rows: Tensor,
+    t: Tensor | None,
+    index: int,
+    noise: Tensor | None = None,
+    seeds: Tensor | None = None,
+    seed: int | None = None,
+    clip: float | None = None,
+    threshold: Tensor | None = None,
+    learned: bool = False,
+) -> Tensor:
+    out = _empty(x_t, model_output)
+    _run(x_t, model_output, rows, t, index, noise, seeds, seed, clip, threshold, learned, out, None)
+    return out
+
+
+def ddpm_step_x0(
+    x_t: Tensor,
+    model_output: Tensor,
+    rows: Tensor,
+    t: Tensor | None,
+    index: int,
+    noise: Tensor | None = None,
+    seeds: Tensor | None = None,
+    seed: int | None = None,
+    clip: float | None = None,
+    threshold: Tensor | None = None,
+    learned: bool = False,
+) -> tuple[Tensor, Tensor]:
+    out, x0 = _empty(x_t, model_output), _empty(x_t, model_output)
+    _run(x_t, model_output, rows, t, index, noise, seeds, seed, clip, threshold, learned, out, x0)
+    return out, x0
+
+
+def ddpm_step_out(
+    x_t: Tensor,
+    model_output: Tensor,
+    rows: Tensor,
+    t: Tensor | None,
+    index: int,
+    noise: Tensor | None,
+    seeds: Tensor | None,
+    seed: int | None,
+    clip: float | None,
+    threshold: Tensor | None,
+    learned: bool,
+    x0: Tensor | None,
+    out: Tensor,
+) -> None:
+    _run(x_t, model_output, rows, t, index, noise, seeds, seed, clip, threshold, learned, out, x0)

@@ -1,0 +1,75 @@
+"""q(x_{t−1} | x_t, x_0): the formula of csrc/q_posterior/q_posterior.h, its kernel and the op."""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .. import _checks, _dispatch
+from .common import op
+from .common.driver import elements_of, samples_of
+from .common.elementwise import column, table_row, timestep_of
+from .common.host_device import stored
+
+
+@triton.jit
+def q_posterior_mean(u, x0, v, x):
+    return tl.fma(u + tl.zeros_like(x0), x0, v * x)
+
+
+@triton.jit(do_not_specialize=["index", "count", "batch"])
+def q_posterior_kernel(
+    mean,
+    variance,
+    log_variance,
+    x0,
+    x,
+    rows,
+    t,
+    index: tl.int64,
+    count,
+    batch,
+    event,
+    blocks,
+    HAS_T: tl.constexpr,
+    S: tl.constexpr,
+    E: tl.constexpr,
+    V: tl.constexpr,
+    LAYOUT: tl.constexpr,
+    WIDE: tl.constexpr,
+):
+    R: tl.constexpr = rows.dtype.element_ty
+    tile = tl.program_id(0) // blocks
+    block = tl.program_id(0) - tile * blocks
+    b = samples_of(tile, S, LAYOUT)
+    live = b < batch
+    row, known = table_row(rows, timestep_of(t, index, b, live, HAS_T), count, 4)
+    of_sample = live & (block == 0)
+    # + zeros: where all samples share a row, it is one number
+    tl.store(variance + b, column(row, known, 2) + tl.zeros((S, 1), R), mask=of_sample)
+    tl.store(log_variance + b, column(row, known, 3) + tl.zeros((S, 1), R), mask=of_sample)
+    j, inside = elements_of(block, 0, event, 1, 1, S, E, LAYOUT, WIDE)
+    inside = inside & live
+    at = b.to(tl.int64) * event + j
+    x0 = tl.load(x0 + at, mask=inside).to(R)
+    y = q_posterior_mean(column(row, known, 0), x0, column(row, known, 1), tl.load(x + at, mask=inside).to(R))
+    tl.store(mean + at, stored(y, mean), mask=inside)
+
+
+def q_posterior(x0: Tensor, x_t: Tensor, rows: Tensor, t: Tensor | None, index: int) -> tuple[Tensor, Tensor, Tensor]:
+    batch = op.batch_of(x0)
+    mean = _dispatch.empty_like(x0, _checks.result_dtype(x0, x_t))
+    x0, x_t = op.operand(x0, x0, batch.channels_last), op.same(x_t, x0, batch.channels_last)
+    rows = op.rows_of(rows, t, index, 4, x0)
+    variance = torch.empty((batch.size, *[1] * (x0.dim() - 1)), dtype=rows.table.dtype, device=x0.device)
+    log_variance = torch.empty_like(variance)
+    cut = op.tiling(batch, (x0, x_t), seeded=False, merge=False)
+    blocks = cut.blocks if batch.event else 1  # a sample without elements has a variance too
+    op.launch(
+        op.wrap_triton(q_posterior_kernel),
+        *(cut.tiles * blocks, x0, mean, variance, log_variance, x0, x_t, rows.table, rows.t, rows.index, rows.count),
+        *(cut.batch, cut.event, blocks),
+        HAS_T=rows.has_t,
+        **cut.parameters,
+    )
+    return mean, variance, log_variance
