@@ -9,7 +9,7 @@ ifeq ($(shell command -v nvidia-smi),)
 export FASTGEN_CUDA ?= 0
 endif
 
-.PHONY: demo test build cuda wheel wheel-matrix bench machine-code gpu lint format clean
+.PHONY: demo test build cuda wheel wheel-matrix triton-matrix bench machine-code gpu lint format clean
 
 demo: build
 	$(RUN) examples/demo.py
@@ -49,6 +49,10 @@ wheel: $(VENV)/installed-wheel
 # That wheel under every torch from 2.10 on; writes the table into README.md.
 wheel-matrix: wheel
 	$(RUN) tools/wheel_matrix.py dist/*.whl
+
+# The Triton backend under every supported pair of torch and Triton; writes the table into README.md.
+triton-matrix: build
+	$(RUN) tools/triton_matrix.py
 
 $(VENV)/installed-wheel: requirements/wheel.txt $(VENV)/installed
 	$(PIP) install -r requirements/wheel.txt

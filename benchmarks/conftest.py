@@ -6,7 +6,7 @@ import pytest
 
 from . import common, peers
 
-ROWS = pytest.StashKey[list]()
+ROWS, NOTES = pytest.StashKey[list](), pytest.StashKey[list]()
 
 
 def pytest_addoption(parser):
@@ -17,7 +17,7 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
-    config.stash[ROWS] = []
+    config.stash[ROWS], config.stash[NOTES] = [], []
 
 
 def pytest_report_header(config):
@@ -31,6 +31,12 @@ def pytest_generate_tests(metafunc):
         cases = metafunc.module.cases(common.grid(tiny, large))
         pairs = [pytest.param(case, peer, id=f"{case}-{peer}") for case in cases for peer in case.peers]
         metafunc.parametrize(("case", "peer"), pairs)
+
+
+@pytest.fixture
+def note(pytestconfig):
+    """Says a line beside pytest-benchmark's table."""
+    return pytestconfig.stash[NOTES].append
 
 
 @pytest.fixture
@@ -84,6 +90,8 @@ def _timed(benchmark, calls, tiny):
 
 def pytest_terminal_summary(terminalreporter, config):
     """What pytest-benchmark's table lacks: bytes per second, and the share of the limit."""
+    for line in config.stash[NOTES]:
+        terminalreporter.write_line(line)
     rows = config.stash[ROWS]
     if not rows:
         return

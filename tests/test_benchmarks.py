@@ -106,6 +106,10 @@ def test_pytest_benchmarks(tmp_path):
     output = run("-m", "pytest", "benchmarks", *arguments)
     assert "bytes that must be moved, per second" in output
     benchmarks = json.loads((tmp_path / "b.json").read_text())["benchmarks"]
+    (imported,) = [benchmark for benchmark in benchmarks if benchmark["group"] == "import"]
+    assert imported["extra_info"]["torch s"] > 0 and 0 < imported["extra_info"]["fastgen's share"] < 1
+    assert "then import fastgen" in output
+    benchmarks.remove(imported)
     groups = {}
     for benchmark in benchmarks:
         info = benchmark["extra_info"]

@@ -118,13 +118,15 @@ ctypes.CDLL({stub!r}, mode=os.RTLD_GLOBAL)
 """
 
 
+def cuda_driver(tmp_path, version):
+    source = f"int cuDriverGetVersion(int *version) {{ *version = {version}; return 0; }}"
+    shared_library(tmp_path / "driver/libcuda.so.1", source, "-Wl,-soname,libcuda.so.1")
+    return {"LD_LIBRARY_PATH": str(tmp_path / "driver")}
+
+
 def import_with_cuda(tmp_path, driver=None, devices=1, before="", **keywords):
     """The same beside a driver that serves this CUDA version, and can do nothing else: not even be initialised."""
-    environment = {}
-    if driver is not None:
-        source = f"int cuDriverGetVersion(int *version) {{ *version = {driver}; return 0; }}"
-        shared_library(tmp_path / "driver/libcuda.so.1", source, "-Wl,-soname,libcuda.so.1")
-        environment["LD_LIBRARY_PATH"] = str(tmp_path / "driver")
+    environment = {} if driver is None else cuda_driver(tmp_path, driver)
     return import_copy(tmp_path, CUDA_TORCH.format(stub=str(STUB), devices=devices) + before, environment=environment, **keywords)
 
 
@@ -209,3 +211,50 @@ def test_a_gpu_that_the_library_was_not_compiled_for(monkeypatch):
             backend.select_for(device)
     finally:
         backend._capability_problem.cache_clear()
+
+
+# ---- what an import leaves alone ------------------------------------------------------------------------------------
+
+HEAVY = {"triton", "matplotlib", "sklearn", "scipy", "sympy", "PIL", "tqdm", "torch._dynamo", "torch._inductor"}
+WATCH = """
+import sys, torch
+def refuse(*arguments):
+    raise AssertionError("CUDA is being initialised")
+torch.cuda._lazy_init = torch.cuda.init = refuse
+torch._C._cuda_init = refuse
+torchs_own = set(sys.modules)
+"""
+
+
+def modules_after(use, tmp_path, environment=None, before=""):
+    """Those of HEAVY that an import of fastgen and this use of it bring, in an interpreter that can initialise no CUDA."""
+    path = os.pathsep.join([str(PACKAGE.parent), *(entry for entry in sys.path if entry)])
+    environment = {**os.environ, "PYTHONPATH": path, "FASTGEN_BACKEND": "", "TRITON_INTERPRET": "", **(environment or {})}
+    end = f"print(*sorted({HEAVY!r} & set(sys.modules) - torchs_own))\nassert not torch.cuda.is_initialized()"
+    command = [sys.executable, "-c", "\n".join([WATCH, before, "import fastgen", use, end])]
+    run = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout + run.stderr
+    return run.stdout.split()
+
+
+BACKENDS_USED = """
+fastgen.backend_info(), fastgen.available_backends("cpu")
+for name in set(fastgen.available_backends("cpu")) & {"cpp", "eager"}:
+    with fastgen.use_backend(name):
+        x, schedule = torch.ones(2, 3, requires_grad=True), fastgen.Schedule.linear(10)
+        y = fastgen.ddpm_step(fastgen.q_sample(x, 5, schedule, seed=1), x, 5, schedule, seed=1)
+        fastgen.bce_with_logits(y, fastgen.randn((2, 3), seed=1).sigmoid()).backward()
+"""
+
+
+@pytest.mark.parametrize("use", ["", BACKENDS_USED], ids=["imported", "used"])
+@pytest.mark.parametrize("interpret", ["", "1"])
+def test_nothing_heavy_is_imported(tmp_path, use, interpret):
+    """Nor where Triton's interpreter makes that backend available: only its use imports Triton."""
+    assert modules_after(use, tmp_path, {"TRITON_INTERPRET": interpret}) == []
+
+
+@needs_cuda_library
+@pytest.mark.parametrize("use", ["", BACKENDS_USED], ids=["imported", "used"])
+def test_cuda_is_not_initialised_where_there_is_a_device(tmp_path, use):
+    assert modules_after(use, tmp_path, cuda_driver(tmp_path, 13000), CUDA_TORCH.format(stub=str(STUB), devices=1)) == []

@@ -1,5 +1,6 @@
-"""What `make wheel` and `make wheel-matrix` stand on, in seconds; the whole of it is in the Makefile."""
+"""What `make wheel`, `make wheel-matrix` and `make triton-matrix` stand on, in seconds; the whole is in the Makefile."""
 
+import importlib
 import re
 import subprocess
 import sys
@@ -34,38 +35,54 @@ def test_only_system_and_torch_libraries_are_needed(library):
 
 
 @pytest.fixture
-def matrix():
+def tool(monkeypatch):
+    """Imports a module of tools/."""
     if not (ROOT / "tools").exists():
         pytest.skip("needs the source tree")
-    sys.path.insert(0, str(ROOT / "tools"))
-    try:
-        import wheel_matrix
-    finally:
-        sys.path.remove(str(ROOT / "tools"))
-    return wheel_matrix
+    monkeypatch.syspath_prepend(ROOT / "tools")
+    return importlib.import_module
 
 
 PYPI = "torch (2.12.0)\nAvailable versions: 2.12.0, 2.11.1, 2.11.1+cpu, 2.11.0, 2.10.0, 2.9.1, 2.9.0, 2.8.0, 2.12.0rc1\n"
 
 
-def test_matrix_takes_the_newest_release_of_each_minor_version(matrix, monkeypatch):
+@pytest.fixture
+def pip_lists(tool, monkeypatch):
     done = subprocess.CompletedProcess([], 0, stdout=PYPI)
-    monkeypatch.setattr(matrix.subprocess, "run", lambda *_, **__: done)
-    wanted, without = matrix.rows({"3.11": "python3.11", "3.12": "python3.12"})
+    monkeypatch.setattr(tool("environments").subprocess, "run", lambda *_, **__: done)
+
+
+def test_matrix_takes_the_newest_release_of_each_minor_version(tool, pip_lists):
+    wanted, without = tool("wheel_matrix").rows({"3.11": "python3.11", "3.12": "python3.12"})
     assert [torch for torch, _ in wanted] == ["2.9.1", "2.10.0", "2.11.1", "2.11.1+cpu", "2.12.0"]
     assert {python for _, python in wanted} == {"3.11", "3.12"} and without == ["2.10", "2.12"]
 
 
-def test_matrix_row_of_a_version_that_cannot_be_installed(matrix, monkeypatch, tmp_path):
+def test_triton_matrix_has_a_row_for_every_pair(tool, pip_lists):
+    """A CPU build where there is one; a version that is not to be had is no reason to leave its row out."""
+    matrix = tool("triton_matrix")
+    rows = matrix.rows({"3.11": "python3.11"})
+    assert [torch for _, torch, _, _ in rows] == ["2.10.0", "2.11.1+cpu", "2.12.0", None, None, None]
+    assert rows[-1] == ((2, 15), None, "3.9.*", "")
+    missing = matrix.absent((2, 15), "3.9.*")
+    assert "| 2.15 |  |  | 3.9.* | not installed: pip has no such torch | – | – |" in matrix.written([missing])
+    assert tool("environments").failed([missing], matrix.CHECKS)
+
+
+def test_matrix_row_of_a_version_that_cannot_be_installed(tool, monkeypatch, tmp_path):
     """It says why, and does not stop the others."""
-    monkeypatch.setattr(matrix, "MATRIX", tmp_path)
-    monkeypatch.setattr(matrix, "free", lambda: 1 << 30)
-    answers = matrix.check("2.99.0", "3.11", sys.executable, Path("fastgen.whl"))
-    written = matrix.table([answers], ["2.98"], Path("fastgen.whl"))
+    monkeypatch.setattr(tool("environments"), "MATRIX", tmp_path)
+    monkeypatch.setattr(tool("environments"), "free", lambda: 1 << 30)
+    answers = tool("wheel_matrix").check("2.99.0", "3.11", sys.executable, Path("fastgen.whl"))
+    written = tool("wheel_matrix").written([answers], ["2.98"], Path("fastgen.whl"))
     assert "| 2.99.0 |  | 3.11 | not installed: 1 GB free on the disk | – | – | – | – |" in written
     assert "no CPU build of 2.98" in written
+    answers = tool("triton_matrix").check("2.99.0", "9.9.*", "3.11", sys.executable)
+    assert answers["imported"] == "not installed: 1 GB free on the disk" and answers["triton"] == "9.9.*"
 
 
-def test_readme_has_the_place_of_the_table(matrix):
+@pytest.mark.parametrize("name", ["wheel-matrix", "triton-matrix"])
+def test_readme_has_the_place_of_the_table(tool, name):
     readme = (ROOT / "README.md").read_text()
-    assert readme.count(matrix.BEGIN) == readme.count(matrix.END) == 1 and readme.index(matrix.BEGIN) < readme.index(matrix.END)
+    begin, end = tool("environments").markers(name)
+    assert readme.count(begin) == readme.count(end) == 1 and readme.index(begin) < readme.index(end)

@@ -1,8 +1,10 @@
 """Triton's interpreter, mended where it would be wrong or slow (as of 3.6 … 3.9).
 
 It cuts the lower bits off where float32 becomes bfloat16, which no test of one rounding would pass: here that rounds to the
-nearest, and NaN stays NaN, as on a GPU. And it takes `triton.language` apart and puts it together again at each call of a function
-by a kernel, which is half of a launch's time: here at each launch.
+nearest, and NaN stays NaN, as on a GPU. A condition that is one number becomes integers where it is spread over a tile, which 3.9
+refuses as a mask: here it stays a condition. A number that bounds a loop is an array of one element, which 3.6 cannot make an int
+of beside NumPy 2.4. And it takes `triton.language` apart and puts it together again at each call of a function by a kernel, which
+is half of a launch's time: here at each launch.
 """
 
 import numpy as np
@@ -11,7 +13,8 @@ import triton.language as tl
 from triton.runtime import interpreter
 from triton.runtime.interpreter import GridExecutor, InterpreterBuilder, TensorHandle
 
-_cast_impl, _patch_lang, _call = InterpreterBuilder.cast_impl, interpreter._patch_lang, GridExecutor.__call__
+_cast_impl, _create_splat = InterpreterBuilder.cast_impl, InterpreterBuilder.create_splat
+_patch_lang, _patch_lang_tensor, _call = interpreter._patch_lang, interpreter._patch_lang_tensor, GridExecutor.__call__
 _launching = {}  # what a launch has patched for functions that see tl, tl.core or both
 
 
@@ -23,6 +26,16 @@ def _cast(self, source, target_type):
         rounded = torch.from_numpy(np.ascontiguousarray(source.data)).to(torch.bfloat16)
         return TensorHandle(rounded.view(torch.int16).numpy().view(np.uint16).reshape(source.data.shape), target)
     return _cast_impl(self, source, target_type)
+
+
+def _splat(self, shape, source):
+    made = _create_splat(self, shape, source)
+    return TensorHandle(made.data.astype(source.data.dtype, copy=False), made.dtype)
+
+
+def _patch_tensor(tensor, scope):
+    _patch_lang_tensor(tensor, scope)
+    scope.set_attr(tensor, "__index__", lambda self: self.handle.data.item())
 
 
 class _Nothing:
@@ -48,6 +61,6 @@ def _launch(self, *arguments, **keywords):
 
 
 def mend():
-    InterpreterBuilder.cast_impl = _cast
-    interpreter._patch_lang = _patch_once
+    InterpreterBuilder.cast_impl, InterpreterBuilder.create_splat = _cast, _splat
+    interpreter._patch_lang, interpreter._patch_lang_tensor = _patch_once, _patch_tensor
     GridExecutor.__call__ = _launch

@@ -2,28 +2,21 @@
 
     python -I tools/check_wheel.py          # -I: neither the working directory nor PYTHONPATH can shadow what is installed
 
-The tests' own calls and samples are used (tests/test_compile.py, tests/test_dispatch.py), hence pytest and numpy are needed. One
-check that fails does not stop the others; the exit status tells whether one did. Where torch is too old for the libraries, it is
-checked that every function works without them.
+The tests' own calls and samples are used (tests/test_compile.py, tests/test_dispatch.py), hence pytest and numpy are needed. Where
+torch is too old for the libraries, it is checked that every function works without them.
 """
 
 import ctypes
-import json
 import os
 import sys
-import traceback
 from pathlib import Path
 
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "tests"))
+sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tools")]
 
-
-def environment():
-    """Which torch and Python these are."""
-    cuda = f"CUDA {torch.version.cuda}" if torch.version.cuda else "CPU"
-    return f"{torch.__version__}, {cuda}, Python {sys.version_info.major}.{sys.version_info.minor}"
+from report import report  # noqa: E402
 
 
 def imported():
@@ -110,24 +103,5 @@ def compiles():
     return "yes"
 
 
-def main():
-    failed = False
-    for name, check in {
-        "environment": environment,
-        "imported": imported,
-        "symbols": symbols,
-        "ops": ops,
-        "opcheck": opcheck,
-        "compile": compiles,
-    }.items():
-        try:
-            answer = check()
-        except Exception as error:
-            traceback.print_exc()
-            answer, failed = f"no: {type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}", True
-        print(json.dumps({name: answer}, ensure_ascii=False), flush=True)
-    sys.exit(failed)
-
-
 if __name__ == "__main__":
-    main()
+    report({"imported": imported, "symbols": symbols, "ops": ops, "opcheck": opcheck, "compile": compiles})
