@@ -56,25 +56,59 @@ def noised(x, **more):
     return {"x": x, **at(x, 2), **more}
 
 
+def stepped(x, m=None, **more):
+    return {"x_t": x, "model_output": x if m is None else m, **at(x, 9), **more}
+
+
+def wide(dtype):
+    """A network's output with a learned variance."""
+    return x(dtype, (SHAPE[0], 2 * SHAPE[1], *SHAPE[2:]))
+
+
+def number(dtype, *shape):
+    """Of the type of the arithmetic on `dtype`."""
+    return torch.empty(shape, dtype=torch.float64 if dtype == torch.float64 else torch.float32)
+
+
+def lossy(m, x0=None, **more):
+    options = {"noise": None, "seeds": None, "seed": None, "offset": 0, "weights": None}
+    return {"model_output": m, "x0": m if x0 is None else x0, **at(m, 3), **options, **EPSILON_MSE_MEAN, **more}
+
+
+EPSILON_MSE_MEAN = {"prediction": 0, "loss": 0, "delta": 1.0, "reduction": 1}
+V_HUBER_EACH = {"prediction": 2, "loss": 2, "reduction": 0}
+
+
+def crossed(x, weight=None, pos_weight=None, reduction=1, **more):
+    return {"input": x, "target": x, "weight": weight, "pos_weight": pos_weight, "reduction": reduction, **more}
+
+
+def fooled(x, monitors=False, smoothing=0.0):
+    options = {"real": 1, "kind": 0, "smoothing": smoothing, "reduction": 1}
+    return {"logits": [x, x], **options, "monitors": monitors, "gradients": False}
+
+
+def fooled_back(x, smoothing=0.0):
+    return {"gradient": number(x.dtype), "logits": [x], "real": 1, "kind": 0, "smoothing": smoothing, "reduction": 1}
+
+
 class Call(NamedTuple):
     """A call of fastgen.triton.FUNCTIONS[op] for each dtype."""
 
     op: str  # or its backward, …
     label: str
     arguments: Callable[[torch.dtype], dict[str, Any]]
-    cuda: str = ""  # label of the CUDA kernel that does the same; {0} stands for the dtype
-    hot: bool = (
-        True  # whether its kernels over tiles must make wide accesses and, if element-wise, exchange nothing between threads
-    )
+    cuda: str = ""  # label of the CUDA kernel that does the same; {0} stands for the dtype, {two} and {three} for more of it
+    hot: bool = True  # whether its kernels must make wide accesses and, unless they add up, exchange nothing between threads
     dtypes: tuple[torch.dtype, ...] = HOT
 
 
 # One for each way in which a kernel is compiled differently.
 CALLS = (
-    Call("q_sample", "no noise", lambda d: noised(x(d)), "Vectors<QSample<float, {0}, {0}, {0}>, no noise>"),
-    Call("q_sample", "noise", lambda d: noised(x(d), noise=x(d)), "Vectors<QSample<float, {0}, {0}, {0}>, noise>"),
-    Call("q_sample", "seed", lambda d: noised(x(d), seed=5), "Vectors<QSample<float, {0}, {0}, {0}>, seed>"),
-    Call("q_sample", "seed, channels-last", lambda d: noised(last(d), seed=5), "Tiles<QSample<float, {0}, {0}, {0}>, seed>", False),
+    Call("q_sample", "no noise", lambda d: noised(x(d)), "Vectors<QSample<{three}>, no noise>"),
+    Call("q_sample", "noise", lambda d: noised(x(d), noise=x(d)), "Vectors<QSample<{three}>, noise>"),
+    Call("q_sample", "seed", lambda d: noised(x(d), seed=5), "Vectors<QSample<{three}>, seed>"),
+    Call("q_sample", "seed, channels-last", lambda d: noised(last(d), seed=5), "Tiles<QSample<{three}>, seed>", False),
     Call("q_sample", "seed tensor", lambda d: noised(x(d), seeds=SEEDS[:1])),
     Call("q_sample", "seeds, one t", lambda d: noised(x(d), t=None, seeds=SEEDS)),
     Call("q_sample", "noise, one t", lambda d: noised(x(d), t=None, noise=x(d))),
@@ -85,7 +119,41 @@ CALLS = (
     Call("q_sample", "seed, event of 2", lambda d: noised(x(d, (16, 2)), seed=5), "", False),
     Call("q_sample", "seed, 3 channels last", lambda d: noised(last(d, (16, 3, 8, 8)), seed=5), "", False, ALL),
     Call("q_sample", "seed, channels-last, odd event", lambda d: noised(last(d, (16, 3, 5, 7)), seed=5), "", False, ALL),
-    Call("q_sample", "seed, past int32", lambda d: noised(x(d, (2, 2**30)), seed=5), "", False),
+    Call("q_sample", "seed, past int32", lambda d: noised(x(d, (2, 2**30)), seed=5), "", False, HOT[:1]),
+    Call("randn", "seed", lambda d: {"out": x(d), "seeds": None, "seed": 5, "offset": 0}, "Vectors<Randn<{three}>, seed>"),
+    Call("randn", "seeds", lambda d: {"out": x(d), "seeds": SEEDS, "seed": None, "offset": 0}, "", False, COLD),
+    Call("q_posterior", "means", lambda d: {"x0": x(d), "x_t": x(d), **at(x(d), 4)}, "Vectors<QPosterior<{three}>, no noise>"),
+    Call("q_posterior", "means", lambda d: {"x0": x(d), "x_t": x(HOT[0]), **at(x(d), 4)}, "", False, COLD),
+    Call("ddpm_step", "no noise", lambda d: stepped(x(d)), "Vectors<DdpmStepPlain<{three}>, no noise>"),
+    Call("ddpm_step", "noise", lambda d: stepped(x(d), noise=x(d)), "Vectors<DdpmStepPlain<{three}>, noise>"),
+    Call("ddpm_step", "seed", lambda d: stepped(x(d), seed=5), "Vectors<DdpmStepPlain<{three}>, seed>"),
+    Call("ddpm_step", "seed, channels-last", lambda d: stepped(last(d), seed=5), "Tiles<DdpmStepPlain<{three}>, seed>", False),
+    Call("ddpm_step", "seed, state of f32", lambda d: stepped(x(HOT[0]), x(d), seed=5),
+        "Vectors<DdpmStepPlain<float, f32, {0}, f32>, seed>", False, HOT[1:]),
+    Call("ddpm_step", "seed, threshold", lambda d: stepped(x(d), seed=5, threshold=number(d, SHAPE[0]))),
+    Call("ddpm_step", "seed, clip, learned", lambda d: stepped(x(d), wide(d), seed=5, clip=1.0, learned=True), "", False, ALL),
+    Call("ddpm_step_x0", "seed, clip", lambda d: stepped(x(d), seed=5, clip=1.0), "Vectors<DdpmStep<{three}>, seed>"),
+    Call("ddpm_step_x0", "noise, clip", lambda d: stepped(x(d), noise=x(d), clip=1.0), "Vectors<DdpmStep<{three}>, noise>"),
+    Call("diffusion_loss", "seed", lambda d: lossy(x(d), seed=5),
+        "sum_kernel<Added<Vectors<DiffusionLossItems<{two}, false>, seed>>>"),
+    Call("diffusion_loss", "noise", lambda d: lossy(x(d), noise=x(d)),
+        "sum_kernel<Added<Vectors<DiffusionLossItems<{two}, false>, noise>>>"),
+    Call("diffusion_loss", "seed, channels-last", lambda d: lossy(last(d), seed=5),
+        "sum_kernel<Added<Tiles<DiffusionLossItems<{two}, false>, seed>>>", False, HOT[1:]),
+    Call("diffusion_loss", "v, seed, huber, weights, each",
+        lambda d: lossy(x(d), seed=5, weights=number(d, SHAPE[0]), **V_HUBER_EACH), "", False, ALL),
+    Call("diffusion_loss_backward", "seed", lambda d: lossy(x(d), seed=5, gradient=number(d)),
+        "Vectors<DiffusionLossItems<{two}, true>, seed>"),
+    Call("diffusion_loss_backward_x0", "v, seed, huber, each",
+        lambda d: lossy(x(d), seed=5, gradient=number(d, SHAPE[0]), **V_HUBER_EACH)),
+    Call("bce_with_logits", "mean", lambda d: crossed(x(d)), "sum_kernel<BceVectorSum<BceTypes<{0}, {0}>>>"),
+    Call("bce_with_logits", "mean, weights", lambda d: crossed(x(d), x(d), number(d)), "", False, ALL),
+    Call("bce_with_logits", "none", lambda d: crossed(x(d), reduction=0), "BceVectors<BceTypes<{0}, {0}>, false>"),
+    Call("bce_with_logits_backward", "mean", lambda d: crossed(x(d), gradient=number(d)), "BceVectors<BceTypes<{0}, {0}>, true>"),
+    Call("gan_loss", "mean", lambda d: fooled(x(d)), "sum_kernel<GanVectorSums<{0}, false>>"),
+    Call("gan_loss", "mean, smoothed, monitors", lambda d: fooled(x(d), True, 0.1),
+        "sum_kernel<GanVectorSums<{0}, true>>", False, ALL[1:]),
+    Call("gan_loss_backward", "mean", lambda d: fooled_back(x(d)), "GanVectors<{0}>"),
 )  # fmt: skip
 
 
@@ -186,10 +254,10 @@ def elements(launch: Launch, target: str) -> float | None:
     from fastgen.triton.common.driver import TILED
 
     options = launch.options
-    if "S" not in options or "E" not in options:
+    if "E" not in options:
         return None
     parts = 4 if options.get("LAYOUT") == TILED.value else 1
-    return parts * options["S"] * options["E"] / (options["num_warps"] * gpu(target).warp_size)
+    return parts * options.get("S", 1) * options["E"] / (options["num_warps"] * gpu(target).warp_size)
 
 
 @dataclass
@@ -251,6 +319,8 @@ def read(job: Job) -> list[TritonKernel]:
     call, found = CALLS[job.call], []
     for launch in launches(job.call, job.dtype):
         made = compiled(launch, job.target, job.fusion)
+        dtype = NAMES[job.dtype]
+        two, three = (", ".join(["float", *[dtype] * count]) for count in (2, 3))
         name, n, layouts = made.metadata.name, elements(launch, job.target), made.asm["ttgir"]
         op = launch.kernel.__module__.rpartition(".")[2] if n else call.op  # a backward's is the op
         code = nvidia(made.asm["cubin"]) if "cubin" in made.asm else amd(made.asm["amdgcn"], name)
@@ -258,7 +328,7 @@ def read(job: Job) -> list[TritonKernel]:
             TritonKernel(
                 *(op, job.target, f"Triton {name}, {job.label}", code.resources),
                 *(len(code.text), code.counts(code.text), main_path(code, n)),
-                cuda=call.cuda.format(NAMES[job.dtype]) if n else "",
+                cuda=call.cuda.format(dtype, two=two, three=three) if n else "",
                 fast=call.hot and n is not None,
                 adds="tt.reduce" in layouts,
                 code=digest(made),
