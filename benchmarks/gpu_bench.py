@@ -38,7 +38,8 @@ SIZES = (1_000, 10_000, 100_000, 1_000_000, 10_000_000, 64_000_000, 200_000_000)
 SMALL_EVENT, EVENT = (4, 8, 8), (3, 64, 64)  # up to 10⁵ elements, and from 10⁶
 LARGE = 60_000_000  # elements from which the bytes per second are judged
 ALONE = 20_000_000  # elements up to which the kernel is timed alone too
-PEERS = ("copy", "fastgen", "eager", "torch.compile")
+PEERS = ("copy", "fastgen", "triton", "eager", "torch.compile")
+TRITON = 1_000_000  # elements from which the Triton backend is timed too: it compiles a kernel for almost every row
 SAMPLE = 2e-3  # seconds that one sample takes, about
 ROUNDS = 11
 
@@ -230,6 +231,11 @@ def in_turns(named: dict, device: str, ahead: bool, tiny: bool) -> dict:
     return samples
 
 
+def on_triton(call):
+    with fastgen.use_backend("triton"):
+        return call()
+
+
 def measured(case, names, scratch, tiny: bool, backend: str = "inductor") -> dict:
     """One row: every peer's time per call, rate, and ratio to fastgen; a peer that fails is noted and left out."""
     peers.sets.cache_clear()
@@ -239,8 +245,12 @@ def measured(case, names, scratch, tiny: bool, backend: str = "inductor") -> dic
         return row | {"skipped": f"needs more than the {common.free_bytes(case.device) / 2**30:.1f} GiB of free memory"}
     named = {}
     for name in names:
+        if name == "triton" and (case.elements < TRITON or name not in fastgen.available_backends(case.device)):
+            continue
         try:
-            if name == "torch.compile":
+            if name == "triton":
+                calls = [functools.partial(on_triton, call) for call in peers.prepare(case, ["fastgen"])["fastgen"]]
+            elif name == "torch.compile":
                 sets = peers.sets(case)
                 program = [compiled(case, arguments, backend) for arguments in sets][0]
                 calls = [case.bind(program, *arguments) for arguments in sets]
@@ -377,6 +387,12 @@ def lines(result, most: int = 12) -> list[str]:
         best = max(copies, key=lambda row: row["peers"]["copy"]["bytes_per_second"])
         speed = best["peers"]["copy"]["bytes_per_second"] / 1e9
         text.append(f"the device copies {speed:.0f} GB/s (read and written), at {best['bytes'] / 2**20:.0f} MiB moved")
+    slower = [(row["peers"]["triton"]["ratio"]["median"], row) for row in rows if "triton" in row["peers"]]
+    if slower:
+        ratio, row = max(slower, key=lambda pair: pair[0])
+        middle = sorted(pair[0] for pair in slower)[len(slower) // 2]
+        worst = f"{row['what']}, {size_name(row['elements'])} {row['dtype']}"
+        text.append(f"triton ÷ fastgen: {middle:.3g} in the middle of {len(slower)} rows, {ratio:.3g} at most ({worst})")
     found = judged(result)
     missed = [f"  {met:5}  {words}" for met, words in found if met != "yes"]
     text.append(f"targets: {len(found) - len(missed)} of {len(found)} met" + (":" if missed else ""))

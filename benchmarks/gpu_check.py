@@ -22,6 +22,7 @@ import sys
 import time
 import traceback
 import xml.etree.ElementTree as xml
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 # neither torch nor fastgen: the library may not be built yet, and this process must outlive whatever happens to a GPU
@@ -32,6 +33,9 @@ STAGES = ("build", "tests", "sanitizer", "bench")
 # shares of the time that is left; what a stage does not use goes to the later ones
 WEIGHTS = {"build": 5.0, "tests": 3.0, "sanitizer": 1.5, "bench": 4.0}
 HUGE = "past_32_bits"  # in the names of the tests that want the device's memory for themselves
+TRITON_SAMPLE = (
+    4  # on a GPU, one in so many of the Triton backend's tests is run: most of them compile a kernel, which takes a second
+)
 INTERRUPT = 12.0  # seconds from the request to stop to the kill
 
 PROBE = """
@@ -188,7 +192,8 @@ class Check:
     # -- tests --
 
     def tests(self, seconds):
-        """First the tests of huge tensors, alone on the device; then all others, side by side where xdist is installed."""
+        """First the tests of huge tensors, alone on the device; then all others, side by side where xdist is installed; then some
+        of the Triton backend's, which compile a kernel each."""
         if importlib.util.find_spec("pytest") is None:
             raise Skip("pytest is not installed")
         start = time.monotonic()
@@ -196,10 +201,36 @@ class Check:
         workers = min(8, (os.cpu_count() or 1) // 2)
         parallel = importlib.util.find_spec("xdist") is not None and workers > 1
         side_by_side = ("-p", "xdist", "-n", str(workers)) if parallel else ()
-        others = self.pytest("tests", seconds - (time.monotonic() - start), "tests", "-k", f"not {HUGE}", *side_by_side)
+        left = seconds - (time.monotonic() - start)
+        chosen = ("tests", "-k", f"not {HUGE}", "--not-backend", "triton")
+        others = self.pytest("tests", (0.6 if self.found.get("triton") else 1.0) * left, *chosen, *side_by_side)
         if not parallel:
             others["words"] += "; one after another, since pytest-xdist is not installed"
-        return joined({name: part | {"words": f"{name}: {part['words']}"} for name, part in (("huge", huge), ("others", others))})
+        parts = {"huge": huge, "others": others}
+        if self.found.get("triton"):
+            parts["triton"] = self.triton_tests(seconds - (time.monotonic() - start), workers)
+        return joined({name: part | {"words": f"{name}: {part['words']}"} for name, part in parts.items()})
+
+    def triton_tests(self, seconds, workers):
+        """One test in TRITON_SAMPLE, in so many processes."""
+        shares = max(workers, 1)
+
+        def share(k):
+            options = ("--backend", "triton", "--share", f"{k}/{TRITON_SAMPLE * shares}")
+            return self.pytest(f"tests_triton_{k}", seconds, "tests", "-k", f"not {HUGE}", *options)
+
+        with ThreadPoolExecutor(shares) as threads:
+            found = list(threads.map(share, range(shares)))
+        failed = [part for part in found if part["outcome"] == "failed"]
+        counts = {word: sum(part["counts"][word] for part in found) for word in found[0]["counts"]}
+        skips = {}
+        for reason, count in (item for part in found for item in part["skips"].items()):
+            skips[reason] = skips.get(reason, 0) + count
+        words = ", ".join(f"{count} {word}" for word, count in counts.items() if count) or "no test ran"
+        words += f" of one test in {TRITON_SAMPLE}" + "".join(f"; {part['words']}" for part in failed[:1])
+        result = {"outcome": "failed" if failed else "passed", "words": words, "counts": counts, "skips": skips}
+        result["failures"] = [failure for part in found for failure in part["failures"]][:200]
+        return result | ({"output": failed[0]["output"]} if failed else {})
 
     def pytest(self, name, seconds, *arguments):
         report = self.logs / f"{name}.xml"

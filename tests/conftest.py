@@ -27,6 +27,7 @@ TIMESTEPS = {"first": 0, "middle": 17, "last": 39, "mixed": [39, 0, 17]}  # of `
 def pytest_addoption(parser):
     parser.addoption("--device", choices=("cpu", "cuda"), help="only the tests that run on this device (default: all)")
     parser.addoption("--backend", choices=BACKENDS, action="append", help="only the tests that ask for one of these backends")
+    parser.addoption("--not-backend", choices=BACKENDS, action="append", help="none of the tests that ask for this backend")
     parser.addoption("--share", default="0/1", metavar="K/N", help="only every N-th test from the K-th on")
 
 
@@ -36,10 +37,11 @@ def pytest_configure(config):
 
 def pytest_collection_modifyitems(config, items):
     """With --device, leaves out what another device runs; a test that has no say in its device runs on the CPU."""
-    device, backends = config.getoption("--device"), config.getoption("--backend")
+    device, backends, others = (config.getoption(name) for name in ("--device", "--backend", "--not-backend"))
     share, shares = map(int, config.getoption("--share").split("/"))
-    wanted = [item for item in items if device in (None, _device_of(item)) and (not backends or _backend_of(item) in backends)]
-    wanted = wanted[share::shares]
+    wanted = [item for item in items if device in (None, _device_of(item))]
+    wanted = [item for item in wanted if not backends or _backend_of(item) in backends]
+    wanted = [item for item in wanted if not others or _backend_of(item) not in others][share::shares]
     if left_out := set(items) - set(wanted):
         items[:] = wanted
         config.hook.pytest_deselected(items=left_out)
