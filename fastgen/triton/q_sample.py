@@ -79,8 +79,8 @@ def _run(x, rows, t, index, noise, seeds, seed, offset, out):
     batch = op.batch_of(x)
     x = op.operand(x, x, batch.channels_last)
     rows = op.rows_of(rows, t, index, 2, x)
-    z = op.noise_of(noise, seeds, seed, x)
-    noise = x if noise is None else op.same(noise, x, batch.channels_last)
+    z = op.noise_of(noise, seeds, seed, x, rows.table)
+    noise = rows.table if noise is None else op.same(noise, x, batch.channels_last)
     cut = op.tiling(batch, (x, noise), z.kind == SEEDED_NOISE.value, not rows.has_t)
 
     def launch(out):

@@ -53,19 +53,21 @@ def elements_of(
 ):
     """Where in its sample's memory each element of part r of the tile lies, and whether there is such an element. FACTOR: how
     many times the channels the operand has; WIDE: whether a sample has more elements than int32 counts."""
+    # a branch for each layout: what comes after a return is compiled as well
     if WIDE:
         block = block.to(tl.int64)
     if LAYOUT == TILED:
         quad, channel = quads_of(block, channels, S, E)
         position = 4 * quad + r
         return position * (channels * FACTOR) + channel, (position * channels < event) & (channel < channels)
-    j = block * E + tl.arange(0, E)[None, :]
-    inside = j < event
-    if LAYOUT == GATHERED:
+    elif LAYOUT == GATHERED:
+        j = block * E + tl.arange(0, E)[None, :]
         spatial = event // channels
         channel = j // spatial
-        return (j - channel * spatial) * (channels * FACTOR) + channel, inside
-    return j, inside
+        return (j - channel * spatial) * (channels * FACTOR) + channel, j < event
+    else:
+        j = block * E + tl.arange(0, E)[None, :]
+        return j, j < event
 
 
 @triton.jit
@@ -102,16 +104,17 @@ def tile_normals(
     if LAYOUT == TILED:
         quad, channel = quads_of(block, channels, S, E)
         return contract_normals(channel * (event // channels // 4) + quad, sample, offset, seed, R)
-    if V == 8:
+    elif V == 8:
         group = block * (E // 4) + 2 * tl.arange(0, E // 8)[None, :]
         z0, z1, z2, z3 = contract_normals(group, sample, offset, seed, R)
         z4, z5, z6, z7 = contract_normals(group + 1, sample, offset, seed, R)
         z = tl.join(four(z0, z1, z2, z3), four(z4, z5, z6, z7)).permute(0, 1, 4, 2, 3).reshape(S, E)
+        return z, z, z, z
     else:
         group = block * (E // 4) + tl.arange(0, E // 4)[None, :]
         z0, z1, z2, z3 = contract_normals(group, sample, offset, seed, R)
         z = four(z0, z1, z2, z3).reshape(S, E)
-    return z, z, z, z
+        return z, z, z, z
 
 
 @triton.jit
