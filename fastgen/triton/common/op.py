@@ -118,9 +118,8 @@ def noise_of(noise, seeds, seed, x, unused=None):
     elif seed is not None:
         kind = elementwise.SEEDED_NOISE
         if _dispatch.traced() and seed < -(2**31):
-            # Inductor hands a kernel any number that is not above int32 as one of int32, but not so its C++
-            seeds = torch.full((1,), seed, dtype=torch.int64, device="cpu").to(x.device)
-            return Noise(kind.value, elementwise.SEED_IN_MEMORY.value, seeds, 0)
+            # Inductor hands over any number that is not above int32 as one of int32; the complement is above
+            return Noise(kind.value, elementwise.SEED_IS_COMPLEMENT.value, unused, -1 - seed)
     return Noise(kind.value, seeds_kind.value, unused, 0 if seed is None else seed)
 
 
