@@ -47,6 +47,8 @@ def randn(shape, *, seed, offset=0, dtype=None, device=None):
 
 def _device(device):
     """With its index, "cuda:<current>" for "cuda", as tensors have it."""
+    if device is None and torch.compiler.is_compiling():
+        return torch.empty(0).device  # dynamo knows no torch.get_default_device
     try:
         device = torch.get_default_device() if device is None else torch.device(device)
     except TypeError:

@@ -31,11 +31,20 @@ def philox4x32(counter, key):
     c0, c1, c2, c3 = counter
     k0, k1 = key
     for _ in range(10):
-        # the product of two 32-bit words wraps to the right 64 bits in int64; the mask undoes the arithmetic shift
-        p0, p1 = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
-        c0, c1, c2, c3 = (p1 >> 32 & _MASK) ^ c1 ^ k0, p1 & _MASK, (p0 >> 32 & _MASK) ^ c3 ^ k1, p0 & _MASK
+        (high0, low0), (high1, low1) = _product(c0, _MULTIPLIERS[0]), _product(c2, _MULTIPLIERS[1])
+        c0, c1, c2, c3 = high1 ^ c1 ^ k0, low1, high0 ^ c3 ^ k1, low0
         k0, k1 = k0 + _WEYL[0] & _MASK, k1 + _WEYL[1] & _MASK
     return c0, c1, c2, c3
+
+
+def _product(c, m):
+    """High and low word of c·m, with m odd."""
+    if torch.compiler.is_compiling():
+        # what leaves int64 is undefined in the C++ that Inductor writes, and was miscompiled; this is c·m − (m div 2)·2³²
+        p = (c - 2**31) * m + 2**31
+        return (p >> 32) + (m >> 1), p & _MASK
+    p = c * m  # wraps to the right 64 bits; the mask undoes the arithmetic shift
+    return p >> 32 & _MASK, p & _MASK
 
 
 def normals(shape, seeds, seed, offset, device, dtype):

@@ -1,11 +1,14 @@
 """Every op under torch.compile(fullgraph=True), forward and backward, without growing numbers of recompilations."""
 
+import io
+
 import pytest
 import torch
 from conftest import DEVICES, assert_close, assert_same, channels_last, normal
 from torch._dynamo.testing import CompileCounterWithBackend
 
 import fastgen
+from fastgen import rng
 
 SHAPE = (3, 4, 5)
 
@@ -247,6 +250,23 @@ def test_bad_arguments_are_refused_while_tracing(device, schedule):
             fast(x)
 
 
+def test_noise_of_the_eager_backend_with_inductor():
+    """In the C++ that Inductor writes, a product of signed integers that wraps is undefined, and was miscompiled."""
+
+    def high(words, keys):
+        return rng._product(words & 0xFFFFFFFF ^ keys & 0xFFFFFFFF, 0xD2511F53)[0]
+
+    words, keys = torch.arange(2), torch.tensor([[5], [-1], [2**40]])
+    assert_same(compiled(high, "inductor")[0](words, keys), high(words, keys))
+
+
+def test_noise_on_the_default_device(schedule, backend, device):
+    fast, _ = compiled(lambda x: x + fastgen.randn(SHAPE, seed=3))
+    with device:
+        x = normal(SHAPE, 0, device=device)
+        assert_same(fast(x), x + fastgen.randn(SHAPE, seed=3))
+
+
 def test_timesteps_outside_the_schedule(device, schedule):
     """A compiled program looks at the values of t only inside the op: it raises, or that sample is NaN; never other memory."""
     fast, _ = compiled(lambda x, t: fastgen.q_sample(x, t, schedule, seed=1))
@@ -257,3 +277,45 @@ def test_timesteps_outside_the_schedule(device, schedule):
             fast(x, t)
     else:
         assert fast(x, t).isnan().flatten(1).all(1).tolist() == [False, True, True]
+
+
+# ---- torch.export ---------------------------------------------------------------------------------------------------
+
+
+class Sampler(torch.nn.Module):
+    """A network and one step with it; the schedule's table becomes a constant of the program."""
+
+    def __init__(self, step, schedule):
+        super().__init__()
+        self.network, self.step, self.schedule = torch.nn.Conv2d(3, 3, 3, padding=1), step, schedule
+
+    def forward(self, x, t, seeds):
+        return self.step(x, self.network(x), t, self.schedule, seeds)
+
+
+STEPS = {
+    "q_sample": lambda x, m, t, schedule, seeds: fastgen.q_sample(m, t, schedule, seed=seeds),
+    "ddpm_step": lambda x, m, t, schedule, seeds: fastgen.ddpm_step(x, m, t, schedule, clip=1.0, seed=seeds),
+}
+
+
+@pytest.mark.parametrize("strict", [True, False], ids=["strict", "not_strict"])
+@pytest.mark.parametrize("step", STEPS.values(), ids=STEPS)
+def test_export_of_a_step(device, schedule, backend, step, strict):
+    """Of any batch size, saved and loaded; the ops are in the program as such."""
+    sampler = Sampler(step, schedule).to(device).requires_grad_(False)
+
+    def inputs(batch):
+        t = torch.arange(batch, device=device)
+        return normal((batch, 3, 4, 4), batch, device=device), 39 - t, 7 * t - 3
+
+    batch = torch.export.Dim("batch", min=2)
+    exported = torch.export.export(sampler, inputs(3), dynamic_shapes=[{0: batch}] * 3, strict=strict)
+    file = io.BytesIO()
+    torch.export.save(exported, file)
+    file.seek(0)
+    loaded = torch.export.load(file)
+    called = {str(node.target).split(".")[0] for node in loaded.graph.nodes if node.op == "call_function"}
+    assert {"cpp": "fastgen", "triton": "fastgen_triton", "eager": "aten"}[backend] in called
+    for size in (3, 5):
+        assert_same(loaded.module()(*inputs(size)), sampler(*inputs(size)))

@@ -14,6 +14,7 @@ import reference
 import torch
 from conftest import DTYPES, array, assert_close, assert_same, channels_last
 from every_call import CALLS, INTO, SCHEDULE, fits, inputs, results
+from torch._dynamo.utils import counters
 
 import fastgen
 
@@ -248,6 +249,26 @@ def test_seed_advanced_in_the_graph_gives_fresh_noise(op, per_sample):
         assert_same(y, op(i.x, t, seed=start + k))
         seen.append(y.clone())
     assert not any(torch.equal(a, b) for a, b in itertools.combinations(seen, 2))
+
+
+@pytest.mark.parametrize("op", NOISY.values(), ids=NOISY)
+@pytest.mark.parametrize("per_sample", [False, True], ids=["one_seed", "seeds"])
+def test_reduce_overhead_reads_seeds_and_timesteps_anew(op, per_sample):
+    """Both are advanced in place, on the device, between the replays of CUDA-graph trees."""
+    torch._dynamo.reset()
+    counters.clear()
+    i = inputs(DEVICE, SHAPE)
+    seed, t = (i.seeds if per_sample else i.seed).clone(), torch.full((3,), 20, device=DEVICE)
+    compiled = torch.compile(lambda x, t, seed: op(x.sin(), t, seed=seed), mode="reduce-overhead", fullgraph=True)
+    seen = []
+    for _ in range(6):
+        torch.compiler.cudagraph_mark_step_begin()
+        seen.append(compiled(i.x, t, seed).clone())
+        assert_close(seen[-1], op(i.x.sin(), t, seed=seed))
+        seed.add_(1)
+        t.sub_(1)
+    assert not any(torch.equal(a, b) for a, b in itertools.combinations(seen, 2))
+    assert not counters["inductor"]["cudagraph_skips"]
 
 
 def test_sampling_loop_as_one_graph():

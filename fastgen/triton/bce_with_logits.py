@@ -10,6 +10,7 @@ from ..bce_with_logits import REDUCTIONS, refuse, result_dtype
 from .common import op
 from .common.driver import flat_elements
 from .common.host_device import negative, splat, stored
+from .common.op import wrap_triton
 from .common.real_math import exp_negative, log1p_unit
 from .common.sum import MOST_SUMS, TILE, few, is_one, programs_of, scratch, sum_kernel
 
@@ -175,7 +176,7 @@ class _Operands:
         """The one launch for what has a value for each logit."""
         tile = op.flat_tile(self.count, (out, *self.tensors, gradient))
         op.launch(
-            op.wrap_triton(bce_kernel),
+            wrap_triton(bce_kernel),
             *(triton.cdiv(self.count, tile), out, out, *self.tensors, gradient, self.count),
             GRADIENT=gradient_how,
             BACKWARD=backward,
@@ -196,7 +197,7 @@ def _forward(input, target, weight, pos_weight, reduction, wide):
     alone, mean = is_one(programs), reduction == 1
     sums = out if alone else scratch(1, [programs], input)
     op.launch(
-        op.wrap_triton(bce_sum_kernel),
+        wrap_triton(bce_sum_kernel),
         *(programs, input, sums, *a.tensors, a.count, triton.cdiv(a.count, TILE)),
         MEAN=mean and alone,
         E=TILE,
@@ -205,7 +206,7 @@ def _forward(input, target, weight, pos_weight, reduction, wide):
     )
     if not alone:
         divisor = a.count if mean else 1
-        op.launch(op.wrap_triton(sum_kernel), 1, input, out, sums, 1, programs, divisor, S=1, C=MOST_SUMS)
+        op.launch(wrap_triton(sum_kernel), 1, input, out, sums, 1, programs, divisor, S=1, C=MOST_SUMS)
     return out
 
 

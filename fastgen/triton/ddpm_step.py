@@ -14,6 +14,7 @@ from .common import op
 from .common.driver import TILED, elements_of, part_of, samples_of, tile_normals
 from .common.elementwise import GIVEN_NOISE, NO_NOISE, SEEDED_NOISE, column, table_row, timestep_of
 from .common.host_device import stored
+from .common.op import wrap_triton
 from .common.real_math import exp
 from .q_sample import with_noise
 
@@ -125,8 +126,8 @@ def _run(x, model_output, rows, t, index, noise, seeds, seed, clip, threshold, l
     x = op.operand(x, x, batch.channels_last)
     m = op.same(model_output, x, batch.channels_last, factor)
     rows = op.rows_of(rows, t, index, 9, x)
-    z = op.noise_of(noise, seeds, seed, x)
-    noise = x if noise is None else op.same(noise, x, batch.channels_last)
+    z = op.noise_of(noise, seeds, seed, x, rows.table)
+    noise = rows.table if noise is None else op.same(noise, x, batch.channels_last)
     kind = NO_CLIP if clip is None and threshold is None else CLAMP if threshold is None else THRESHOLD
     if threshold is not None:
         op.each_sample("threshold", threshold, x, rows.table.dtype)
@@ -136,9 +137,9 @@ def _run(x, model_output, rows, t, index, noise, seeds, seed, clip, threshold, l
 
     def launch(out, x0_out):
         op.launch(
-            op.wrap_triton(ddpm_step_kernel),
-            *(cut.tiles * cut.blocks, x, out, x0_out, x, m, noise, rows.table, rows.t, z.seeds),
-            *(x if threshold is None else threshold, 0.0 if clip is None or exact is not None else clip),
+            wrap_triton(ddpm_step_kernel),
+            *(cut.tiles * cut.blocks, x, out, rows.table if x0_out is None else x0_out, x, m, noise, rows.table, rows.t, z.seeds),
+            *(rows.table if threshold is None else threshold, 0.0 if clip is None or exact is not None else clip),
             *(rows.index, z.seed, rows.count, cut.batch, cut.event, cut.channels, cut.blocks),
             HAS_T=rows.has_t,
             NOISE=z.kind,
@@ -146,12 +147,12 @@ def _run(x, model_output, rows, t, index, noise, seeds, seed, clip, threshold, l
             CLIP=kind.value,
             EXACT_CLIP=exact,
             LEARNED=learned,
-            X0=x0_out is not out,
+            X0=x0_out is not None,
             **cut.parameters,
         )
 
     if x0_out is None:
-        op.into(out, batch, lambda out: launch(out, out))
+        op.into(out, batch, lambda out: launch(out, None))
     else:
         op.into(out, batch, lambda out: op.into(x0_out, batch, lambda x0_out: launch(out, x0_out)))
 

@@ -11,6 +11,7 @@ from .common import op
 from .common.driver import TILED, elements_of, part_of, samples_of, tile_normals
 from .common.elementwise import GIVEN_NOISE, NO_NOISE, SEEDED_NOISE, column, table_row, timestep_of, wide
 from .common.host_device import max_of, min_of, product, splat, stored
+from .common.op import wrap_triton
 from .common.sum import few_of_rows, finish, sums_for
 
 EPSILON, SAMPLE = PREDICTIONS.index("epsilon"), PREDICTIONS.index("sample")
@@ -243,21 +244,21 @@ class _Call:
     ):
         batch = op.batch_of(model_output)
         m = self.m = op.operand(model_output, model_output, batch.channels_last)
-        x0 = m if prediction == EPSILON else op.same(x0, m, batch.channels_last)
         rows = op.rows_of(rows, t, index, 3, m)
-        z = op.noise_of(None, None, None, m) if prediction == SAMPLE else op.noise_of(noise, seeds, seed, m)
+        x0 = rows.table if prediction == EPSILON else op.same(x0, m, batch.channels_last)
+        z = op.noise_of(*((None,) * 3 if prediction == SAMPLE else (noise, seeds, seed)), m, rows.table)
         if prediction != SAMPLE and z.kind == NO_NOISE.value:
             raise RuntimeError("noise, seed: expected one of them")
-        noise = op.same(noise, m, batch.channels_last) if z.kind == GIVEN_NOISE.value else m
+        noise = op.same(noise, m, batch.channels_last) if z.kind == GIVEN_NOISE.value else rows.table
         if weights is not None:
             op.each_sample("weights", weights, m, rows.table.dtype)
         exact = op.passes_floats_as_float32() and rows.table.itemsize == 8
         merge = not rows.has_t and weights is None and reduction != 0
         self.batch = batch
         self.cut = op.tiling(batch, (m, x0, noise, *outputs), z.kind == SEEDED_NOISE.value, merge)
-        self.dtype = rows.table.dtype
+        self.table, self.dtype = rows.table, rows.table.dtype
         self.divisor = (batch.event, batch.size * batch.event, 1)[reduction]
-        self.pointers = (m, x0, noise, rows.table, rows.t, z.seeds, m if weights is None else weights)
+        self.pointers = (m, x0, noise, rows.table, rows.t, z.seeds, rows.table if weights is None else weights)
         self.numbers = (0.0 if exact else delta, rows.index, z.seed, offset, rows.count)
         self.flags = {
             "EXACT_DELTA": delta if exact else None,
@@ -294,7 +295,7 @@ def diffusion_loss(
     result = torch.empty(x0.shape[:1] if each else (), dtype=call.dtype, device=x0.device)
     sums = sums_for(result, cut.tiles if each else 1, cut.blocks if each else cut.tiles * cut.blocks)
     op.launch(
-        op.wrap_triton(diffusion_loss_kernel),
+        wrap_triton(diffusion_loss_kernel),
         *(sums.programs, call.m, sums.to, *call.pointers, *call.numbers, cut.batch, cut.event, cut.channels),
         *(cut.tiles, cut.blocks, sums.chunks, call.divisor if sums.to is result else 1),
         **call.flags,
@@ -333,8 +334,8 @@ def _backward(
     elif gradient.dim() != 0 or gradient.dtype != call.dtype or gradient.device != model_output.device:
         raise RuntimeError(f"gradient: expected one number, {call.dtype} on {model_output.device}")
     op.launch(
-        op.wrap_triton(diffusion_loss_backward_kernel),
-        *(cut.tiles * cut.blocks, call.m, to_m, to_m if to_x0 is None else to_x0, gradient, *call.pointers, *call.numbers),
+        wrap_triton(diffusion_loss_backward_kernel),
+        *(cut.tiles * cut.blocks, call.m, to_m, call.table if to_x0 is None else to_x0, gradient, *call.pointers, *call.numbers),
         *(cut.batch, cut.event, cut.channels, cut.blocks, call.divisor),
         TO_X0=to_x0 is not None,
         **call.flags,

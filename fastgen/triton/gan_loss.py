@@ -13,6 +13,7 @@ from ..gan_loss import KINDS, MINIMAX, dense, empty_like, refuse, result_dtype, 
 from .common import op
 from .common.driver import flat_elements
 from .common.host_device import max_of, negative, splat, stored
+from .common.op import wrap_triton
 from .common.real_math import exp_negative, log1p_unit
 from .common.sum import MOST_SUMS, TILE, few, is_one, programs_of, scratch, sum_kernel, sum_of_chunks
 
@@ -203,7 +204,7 @@ def _gradients(gradient, logits, real, kind, smoothing, reduction):
         out = empty_like(x)
         tile = op.flat_tile(x.numel(), (x,))
         op.launch(
-            op.wrap_triton(gan_gradient_kernel),
+            wrap_triton(gan_gradient_kernel),
             *(triton.cdiv(x.numel(), tile), x, out, x, x if gradient is None else gradient, x.numel()),
             HAS_UPSTREAM=gradient is not None,
             E=tile,
@@ -230,7 +231,7 @@ def gan_loss(
     for k, x in enumerate(logits):
         x = x if dense(x) else x.contiguous()
         op.launch(
-            op.wrap_triton(gan_sums_kernel),
+            wrap_triton(gan_sums_kernel),
             *(programs[k], x, losses, parts if monitors else x, x, x.numel(), triton.cdiv(x.numel(), TILE)),
             *(real if k < real else fake, first, chunks),
             REAL=k < real,
@@ -242,9 +243,9 @@ def gan_loss(
         )
         first = first + programs[k]
     if not alone and monitors:
-        op.launch(op.wrap_triton(gan_finish_kernel), 1 + MONITORS, loss, loss, monitored, losses, parts, chunks, C=MOST_SUMS)
+        op.launch(wrap_triton(gan_finish_kernel), 1 + MONITORS, loss, loss, monitored, losses, parts, chunks, C=MOST_SUMS)
     elif not alone:
-        op.launch(op.wrap_triton(sum_kernel), 1, loss, loss, losses, 1, chunks, 1, S=1, C=MOST_SUMS)
+        op.launch(wrap_triton(sum_kernel), 1, loss, loss, losses, 1, chunks, 1, S=1, C=MOST_SUMS)
     made = [loss, monitored] if monitors else [loss]
     return made + _gradients(None, logits, real, kind, smoothing, reduction) if gradients else made
 

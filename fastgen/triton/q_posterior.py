@@ -10,6 +10,7 @@ from .common import op
 from .common.driver import elements_of, samples_of
 from .common.elementwise import column, table_row, timestep_of
 from .common.host_device import stored
+from .common.op import wrap_triton
 
 
 @triton.jit
@@ -66,7 +67,7 @@ def q_posterior(x0: Tensor, x_t: Tensor, rows: Tensor, t: Tensor | None, index: 
     cut = op.tiling(batch, (x0, x_t), seeded=False, merge=False)
     blocks = cut.blocks if batch.event else 1  # a sample without elements has a variance too
     op.launch(
-        op.wrap_triton(q_posterior_kernel),
+        wrap_triton(q_posterior_kernel),
         *(cut.tiles * blocks, x0, mean, variance, log_variance, x0, x_t, rows.table, rows.t, rows.index, rows.count),
         *(cut.batch, cut.event, blocks),
         HAS_T=rows.has_t,

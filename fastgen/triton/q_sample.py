@@ -9,6 +9,7 @@ from .common import op
 from .common.driver import TILED, elements_of, part_of, samples_of, tile_normals
 from .common.elementwise import GIVEN_NOISE, SEEDED_NOISE, column, table_row, timestep_of, wide
 from .common.host_device import stored
+from .common.op import wrap_triton
 
 
 @triton.jit
@@ -78,13 +79,13 @@ def _run(x, rows, t, index, noise, seeds, seed, offset, out):
     batch = op.batch_of(x)
     x = op.operand(x, x, batch.channels_last)
     rows = op.rows_of(rows, t, index, 2, x)
-    z = op.noise_of(noise, seeds, seed, x)
-    noise = x if noise is None else op.same(noise, x, batch.channels_last)
+    z = op.noise_of(noise, seeds, seed, x, rows.table)
+    noise = rows.table if noise is None else op.same(noise, x, batch.channels_last)
     cut = op.tiling(batch, (x, noise), z.kind == SEEDED_NOISE.value, not rows.has_t)
 
     def launch(out):
         op.launch(
-            op.wrap_triton(q_sample_kernel),
+            wrap_triton(q_sample_kernel),
             *(cut.tiles * cut.blocks, x, out, x, noise, rows.table, rows.t, z.seeds, rows.index, z.seed, offset),
             *(rows.count, cut.batch, cut.event, cut.channels, cut.blocks),
             HAS_T=rows.has_t,

@@ -8,6 +8,7 @@ from .common import op
 from .common.driver import elements_of, samples_of, tile_normals
 from .common.elementwise import wide
 from .common.host_device import stored
+from .common.op import wrap_triton
 
 
 @triton.jit(do_not_specialize=["seed", "offset", "batch"])
@@ -43,7 +44,7 @@ def randn(out: Tensor, seeds: Tensor | None, seed: int | None, offset: int) -> N
         raise RuntimeError("expected a contiguous out, and a seed")
     cut = op.tiling(batch, (out,), seeded=True, merge=False)
     op.launch(
-        op.wrap_triton(randn_kernel),
+        wrap_triton(randn_kernel),
         *(cut.tiles * cut.blocks, out, out, z.seeds, z.seed, offset, cut.batch, cut.event, cut.blocks),
         R=op.arithmetic_of(out),
         SEEDS=z.seeds_kind,

@@ -55,6 +55,7 @@ def elements_of(
 ):
     """Where in its sample's memory each element of part r of the tile lies, and whether there is such an element. FACTOR: how
     many times the channels the operand has; WIDE: whether a sample has more elements than int32 counts."""
+    # a branch for each layout: what comes after a return is compiled as well
     if WIDE:
         block = block.to(tl.int64)
     if LAYOUT == TILED:

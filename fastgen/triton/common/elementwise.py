@@ -11,6 +11,7 @@ SEEDED_NOISE = tl.constexpr(2)
 SEED_IS_NUMBER = tl.constexpr(0)
 SEED_IN_MEMORY = tl.constexpr(1)
 SEED_OF_EACH_SAMPLE = tl.constexpr(2)
+SEED_IS_COMPLEMENT = tl.constexpr(3)
 
 
 @triton.jit
@@ -45,5 +46,7 @@ def seed_of(seeds, seed, b, live, SEEDS: tl.constexpr):
         return tl.load(seeds + b, mask=live, other=0)
     elif SEEDS == SEED_IN_MEMORY:
         return tl.load(seeds + tl.zeros((1, 1), tl.int32))
+    elif SEEDS == SEED_IS_COMPLEMENT:
+        return ~wide(seed)
     else:
         return wide(seed)

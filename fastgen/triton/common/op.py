@@ -103,7 +103,7 @@ def rows_of(rows, t, index, columns, x):
 
 
 class Noise(NamedTuple):
-    """NOISE and SEEDS of the kernels and what they need. `seeds` points anywhere where there are none."""
+    """NOISE and SEEDS of the kernels and what they need. `seeds` points at `unused` where there are none."""
 
     kind: int
     seeds_kind: int
@@ -111,7 +111,10 @@ class Noise(NamedTuple):
     seed: int
 
 
-def noise_of(noise, seeds, seed, x):
+def noise_of(noise, seeds, seed, x, unused=None):
+    """`unused`: a tensor that is in memory anyway. Inductor makes a copy of its own of each argument that is still to be computed,
+    so not `x` once more."""
+    unused = x if unused is None else unused
     kind, seeds_kind = elementwise.NO_NOISE, elementwise.SEED_IS_NUMBER
     if noise is not None:
         kind, seed = elementwise.GIVEN_NOISE, 0
@@ -132,7 +135,10 @@ def noise_of(noise, seeds, seed, x):
             return Noise(kind.value, seeds_kind.value, seeds.contiguous(), 0)
     elif seed is not None:
         kind = elementwise.SEEDED_NOISE
-    return Noise(kind.value, seeds_kind.value, x, 0 if seed is None else seed)
+        if _dispatch.traced() and seed < -(2**31):
+            # Inductor hands over any number that is not above int32 as one of int32; the complement is above
+            return Noise(kind.value, elementwise.SEED_IS_COMPLEMENT.value, unused, -1 - seed)
+    return Noise(kind.value, seeds_kind.value, unused, 0 if seed is None else seed)
 
 
 class Tiling(NamedTuple):

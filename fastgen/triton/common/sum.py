@@ -14,6 +14,7 @@ import triton.language as tl
 
 from . import op
 from .host_device import stored
+from .op import wrap_triton
 
 MOST_SUMS = 1024  # programs that share a sum at most: about as many as a large GPU runs at a time
 # So many are added in the type of the arithmetic: what one thread has of a tile where a warp has 64 threads, and half of it where
@@ -100,7 +101,7 @@ def finish(result, sums, divisor):
         chunks //= 2
     outputs = MOST_SUMS // chunks
     op.launch(
-        op.wrap_triton(sum_kernel),
+        wrap_triton(sum_kernel),
         *(triton.cdiv(result.numel(), outputs), result, result, sums.to, result.numel(), sums.chunks, divisor),
         S=outputs,
         C=chunks,
