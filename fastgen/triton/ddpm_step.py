@@ -13,7 +13,7 @@ from .. import _checks, _dispatch
 from .common import op
 from .common.driver import TILED, elements_of, part_of, samples_of, tile_normals
 from .common.elementwise import GIVEN_NOISE, NO_NOISE, SEEDED_NOISE, column, table_row, timestep_of
-from .common.host_device import stored
+from .common.host_device import negative, stored
 from .common.op import wrap_triton
 from .common.real_math import exp
 from .q_sample import with_noise
@@ -27,14 +27,14 @@ THRESHOLD = tl.constexpr(2)
 @triton.jit
 def clamp(x, bound):
     """NaN passes, as through torch.clamp."""
-    x = tl.where(x < -bound, -bound, x)
+    x = tl.where(x < negative(bound), negative(bound), x)
     return tl.where(x > bound, bound, x)
 
 
 @triton.jit
 def ddpm_mean(a, x, b, m):
     """Where x0 is not clipped: A·x + B·m."""
-    return tl.fma(a + tl.zeros_like(x), x, b * m)
+    return tl.fma(a, x, b * m)
 
 
 @triton.jit(do_not_specialize=["index", "seed", "count", "batch"])
@@ -98,12 +98,12 @@ def ddpm_step_kernel(
             at = FACTOR * first + j_m
         m_value = tl.load(m + at, mask=inside).to(R)
         if CLIP != NO_CLIP or X0:
-            x0 = tl.fma(column(row, known, 0) + tl.zeros_like(x_value), x_value, column(row, known, 1) * m_value)
+            x0 = tl.fma(column(row, known, 0), x_value, column(row, known, 1) * m_value)
         if CLIP != NO_CLIP:
             x0 = clamp(x0, bound)
             if CLIP == THRESHOLD:
                 x0 = x0 * inverse
-            y = tl.fma(column(row, known, 2) + tl.zeros_like(x0), x0, column(row, known, 3) * x_value)
+            y = tl.fma(column(row, known, 2), x0, column(row, known, 3) * x_value)
         else:
             y = ddpm_mean(column(row, known, 4), x_value, column(row, known, 5), m_value)
         if NOISE != NO_NOISE:
@@ -114,7 +114,7 @@ def ddpm_step_kernel(
             if LEARNED:
                 # v is a whole number of channels after m: one sample's elements, or where channels lie innermost, one position's
                 v = tl.load(m + at + (event if LAYOUT == 0 else channels), mask=inside).to(R)
-                z = z * exp(tl.fma(column(row, known, 7) + tl.zeros_like(v), v, column(row, known, 8) + tl.zeros_like(v)))
+                z = z * exp(tl.fma(column(row, known, 7), v, column(row, known, 8)))
             y = with_noise(y, sigma, z)
         tl.store(out + first + j, stored(y, out), mask=inside)
         if X0:

@@ -10,7 +10,7 @@ from ..schedule import PREDICTIONS
 from .common import op
 from .common.driver import TILED, elements_of, part_of, samples_of, tile_normals
 from .common.elementwise import GIVEN_NOISE, NO_NOISE, SEEDED_NOISE, column, table_row, timestep_of, wide
-from .common.host_device import max_of, min_of, product, splat, stored
+from .common.host_device import max_of, min_of, negative, product, splat, stored
 from .common.op import wrap_triton
 from .common.sum import few_of_rows, finish, sums_for
 
@@ -25,7 +25,7 @@ HUBER = tl.constexpr(2)
 @triton.jit
 def less(m, factor, target):
     """m − factor·target. Where the factor is 0 the target is not looked at, were it infinite or NaN."""
-    return tl.where(factor == 0.0, m, tl.fma(-factor + tl.zeros_like(target), target, m))
+    return tl.where(factor == 0.0, m, tl.fma(negative(factor), target, m))
 
 
 @triton.jit
@@ -49,8 +49,7 @@ def residual(
     R: tl.constexpr = x0_factor.dtype
     value = tl.load(m + at, mask=inside).to(R)
     if X0:
-        x0_value = tl.load(x0 + at, mask=inside).to(R)
-        value = tl.fma(-x0_factor + tl.zeros_like(x0_value), x0_value, value)
+        value = tl.fma(negative(x0_factor), tl.load(x0 + at, mask=inside).to(R), value)
     if NOISE == GIVEN_NOISE:
         value = less(value, noise_factor, tl.load(noise + at, mask=inside).to(R))
     elif NOISE == SEEDED_NOISE:
@@ -66,8 +65,7 @@ def loss_of(r, delta, LOSS: tl.constexpr):
         return tl.abs(r)
     else:
         size = tl.abs(r)
-        half = splat(0.5, r)
-        return tl.where(size <= delta, half * r * r, delta * tl.fma(-half + tl.zeros_like(r), delta + tl.zeros_like(r), size))
+        return tl.where(size <= delta, splat(0.5, r) * r * r, delta * tl.fma(splat(-0.5, r), delta, size))
 
 
 @triton.jit
@@ -76,7 +74,7 @@ def loss_slope(r, delta, LOSS: tl.constexpr):
     if LOSS == MSE:
         return r + r
     elif LOSS == HUBER:
-        return max_of(-delta, min_of(delta, r))
+        return max_of(negative(delta), min_of(delta, r))
     else:
         return tl.where(r > 0.0, 1.0, tl.where(r < 0.0, -1.0, r))
 
@@ -163,7 +161,7 @@ def diffusion_loss_kernel(
             at = b.to(tl.int64) * event + j
             factors = column(row, known, 0), column(row, known, 1)
             left = residual(m, x0, noise, at, inside, r, z0, z1, z2, z3, factors[0], factors[1], X0, NOISE)
-            loss = product(weight + tl.zeros_like(left), loss_of(left, delta_of(delta, EXACT_DELTA, R), LOSS))
+            loss = product(weight, loss_of(left, delta_of(delta, EXACT_DELTA, R), LOSS))
             values += tl.where(inside, loss, 0.0)
         sums += few_of_rows(values, W)
     by = tl.full((1,), divisor, tl.int64).to(tl.float64)
@@ -233,7 +231,7 @@ def diffusion_loss_backward_kernel(
         slope = weight * loss_slope(left, delta_of(delta, EXACT_DELTA, R), LOSS)
         tl.store(to_m + at, stored(slope, to_m), mask=inside)
         if TO_X0:
-            tl.store(to_x0 + at, stored(-factors[0] * slope, to_x0), mask=inside)
+            tl.store(to_x0 + at, stored(negative(factors[0]) * slope, to_x0), mask=inside)
 
 
 class _Call:

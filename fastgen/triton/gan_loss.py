@@ -12,7 +12,7 @@ from torch import Tensor
 from ..gan_loss import KINDS, MINIMAX, dense, empty_like, refuse, result_dtype, target_of
 from .common import op
 from .common.driver import flat_elements
-from .common.host_device import max_of, negative, splat, stored
+from .common.host_device import max_of, negative, product, splat, stored
 from .common.op import wrap_triton
 from .common.real_math import exp_negative, log1p_unit
 from .common.sum import MOST_SUMS, TILE, few, is_one, programs_of, scratch, sum_kernel, sum_of_chunks
@@ -55,7 +55,8 @@ def gan_gradient(x, e, positive_part, negative_part):
 def gan_probability(x, e):
     """σ(x)."""
     one = splat(1.0, e)
-    return tl.where(x >= splat(0.0, x), one, e) / (one + e)
+    # not as a quotient, whose last multiplication would be joined with the sum that follows
+    return product(tl.where(x >= splat(0.0, x), one, e), one / (one + e))
 
 
 @triton.jit

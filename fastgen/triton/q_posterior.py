@@ -15,7 +15,7 @@ from .common.op import wrap_triton
 
 @triton.jit
 def q_posterior_mean(u, x0, v, x):
-    return tl.fma(u + tl.zeros_like(x0), x0, v * x)
+    return tl.fma(u, x0, v * x)
 
 
 @triton.jit(do_not_specialize=["index", "count", "batch"])
@@ -46,9 +46,9 @@ def q_posterior_kernel(
     live = b < batch
     row, known = table_row(rows, timestep_of(t, index, b, live, HAS_T), count, 4)
     of_sample = live & (block == 0)
-    # + zeros: where all samples share a row, it is one number
-    tl.store(variance + b, column(row, known, 2) + tl.zeros((S, 1), R), mask=of_sample)
-    tl.store(log_variance + b, column(row, known, 3) + tl.zeros((S, 1), R), mask=of_sample)
+    # where all samples share a row, it is one number
+    tl.store(variance + b, tl.broadcast_to(column(row, known, 2), (S, 1)), mask=of_sample)
+    tl.store(log_variance + b, tl.broadcast_to(column(row, known, 3), (S, 1)), mask=of_sample)
     j, inside = elements_of(block, 0, event, 1, 1, S, E, LAYOUT, WIDE)
     inside = inside & live
     at = b.to(tl.int64) * event + j

@@ -19,7 +19,7 @@ def q_sample_formula(scale, x):
 
 @triton.jit
 def add_noise(y, sigma, z):
-    return tl.fma(sigma + tl.zeros_like(z), z, y)
+    return tl.fma(sigma, z, y)
 
 
 @triton.jit

@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from .host_device import bits, from_bits, max_of, min_of, splat, to_real
+from .host_device import bits, from_bits, max_of, min_of, product, splat, to_real
 
 LN2 = tl.constexpr(0.693147180559945309417232121458)
 LOG1P_REDUCED = tl.constexpr(
@@ -101,15 +101,16 @@ def log1p_unit(e):
 
 @triton.jit
 def scale(a, n):
-    """a·2ⁿ, rounded once where the result is subnormal. In two factors, so that neither leaves the normal range."""
+    """a·2ⁿ, rounded once where the result is subnormal. In two factors, so that neither leaves the normal range; and as a
+    `product`, since the formulas add 1 to it."""
     if a.dtype == tl.float64:
         whole = n.to(tl.int64)
         half = whole >> 1
-        return a * from_bits((half + 1023) << 52) * from_bits((whole - half + 1023) << 52)
+        return product(a * from_bits((half + 1023) << 52), from_bits((whole - half + 1023) << 52))
     else:
         whole = n.to(tl.int32)
         half = whole >> 1
-        return a * from_bits((half + 127) << 23) * from_bits((whole - half + 127) << 23)
+        return product(a * from_bits((half + 127) << 23), from_bits((whole - half + 127) << 23))
 
 
 @triton.jit
