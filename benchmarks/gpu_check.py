@@ -216,7 +216,7 @@ class Check:
         shares = max(workers, 1)
 
         def share(k):
-            options = ("--backend", "triton", "--share", f"{k}/{TRITON_SAMPLE * shares}")
+            options = ("--backend", "triton", "--share", f"{k * TRITON_SAMPLE}/{TRITON_SAMPLE * shares}")
             return self.pytest(f"tests_triton_{k}", seconds, "tests", "-k", f"not {HUGE}", *options)
 
         with ThreadPoolExecutor(shares) as threads:

@@ -206,10 +206,33 @@ def test_suite_runs_side_by_side_where_it_can(gpu_check, check, monkeypatch, xdi
     monkeypatch.setattr(check, "pytest", lambda name, seconds, *words: ran.append((name, seconds, words)) or passed(seconds))
     monkeypatch.setattr(gpu_check.importlib.util, "find_spec", lambda name: None if name == "xdist" and not xdist else True)
     monkeypatch.setattr(gpu_check.os, "cpu_count", lambda: 16)
+    check.found = check.found | {"triton": None}
     result = check.tests(100)
     assert result["outcome"] == "passed" and list(result["parts"]) == ["huge", "others"]
     assert [name for name, *_ in ran] == ["tests_huge", "tests"] and ran[0][1] <= 40 and ran[1][1] > 90
     assert (ran[1][2][-2:] == ("-n", "8")) == xdist and ("pytest-xdist is not" in result["words"]) != xdist
+
+
+def test_triton_backend_has_processes_of_its_own(gpu_check, check, monkeypatch):
+    """Each with another share of one test in so many; together they are one part."""
+    ran, counts = [], {"passed": 2, "failed": 0, "errors": 0, "skipped": 1}
+
+    def pytest_of(name, seconds, *words):
+        ran.append((name, words))
+        failed = {"outcome": "failed", "output": "why", "failures": [{"test": "bad", "message": "no"}]} if name[-2:] == "_3" else {}
+        return passed(seconds) | {"counts": counts, "skips": {"too small": 1}, "failures": []} | failed
+
+    monkeypatch.setattr(check, "pytest", pytest_of)
+    monkeypatch.setattr(gpu_check.os, "cpu_count", lambda: 8)
+    check.found = check.found | {"triton": "3.6.0"}
+    result = check.tests(100)
+    assert result["outcome"] == "failed" and list(result["parts"]) == ["huge", "others", "triton"]
+    assert "--not-backend" in ran[1][1]
+    shares = [words[words.index("--share") + 1] for name, words in ran if name.startswith("tests_triton")]
+    assert sorted(shares) == ["0/16", "12/16", "4/16", "8/16"]
+    part = result["parts"]["triton"]
+    assert part["counts"] == {"passed": 8, "failed": 0, "errors": 0, "skipped": 4} and part["skips"] == {"too small": 4}
+    assert part["failures"] == [{"test": "bad", "message": "no"}] and part["output"] == "why"
 
 
 def test_device_option_chooses_the_tests():
@@ -354,8 +377,9 @@ def made_up(gpu_bench, ratio):
 def test_tables_say_which_targets_are_missed(gpu_bench):
     good, bad = (gpu_bench.lines(made_up(gpu_bench, ratio)) for ratio in (6.0, 0.5))
     assert "targets: 100 of 100 met" in " ".join(good).replace(str(len(gpu_bench.judged(made_up(gpu_bench, 6.0)))), "100")
-    assert not any("!" in line for line in good) and len(good) < 80
-    assert any("0.5!" in line for line in bad) and len(bad) < 95
+    assert not any("!" in line for line in good) and len(good) < 81
+    assert sum(line.startswith("triton ÷ fastgen: 0.5 in the middle") for line in bad) == 1
+    assert any("0.5!" in line for line in bad) and len(bad) < 96
     assert any(line.startswith("targets: 0 of") for line in bad) and any("more" in line for line in bad[-2:])
 
 
