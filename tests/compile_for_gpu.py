@@ -2,6 +2,7 @@
 own compiler on each of fastgen's kernels in it. For a process of its own, since much of torch is replaced by stand-ins."""
 
 import contextlib
+import functools
 import importlib.util
 import json
 import re
@@ -176,7 +177,43 @@ def cases():
     yield "channels last", run(lambda x, t, seed: fastgen.q_sample(x, t, SCHEDULE, seed=seed), [(last, t, seeds)])
 
 
+def every_op():
+    """Each op once, on its own: forward by its public function, backward by the op that autograd calls."""
+    x, t, seeds = inputs(5)
+    with MODE:
+        m, wide, one, each = x.clone(), torch.cat([x, x], 1), x.sum(), x.sum((1, 2, 3))
+    loss = functools.partial(fastgen.diffusion_loss, schedule=SCHEDULE)
+    ops = torch.ops.fastgen_triton
+    rows = SCHEDULE.diffusion_loss_table("v_prediction", None, x.device, x.dtype).rows
+    back = (rows, t, 0, None, seeds, None, 0, None, 2, 0, 1.0, 1)
+    calls = {
+        "q_step": lambda x, m, t, s: fastgen.q_step(x, t, SCHEDULE, noise=m),
+        "q_posterior": lambda x, m, t, s: fastgen.q_posterior(x, m, t, SCHEDULE),
+        "ddpm_step": lambda x, m, t, s: fastgen.ddpm_step(x, m, t, SCHEDULE, seed=s, clip=1.0),
+        "ddpm_step of float64": lambda x, m, t, s: fastgen.ddpm_step(x.double(), m, t, SCHEDULE, clip=0.1, noise=m),
+        "ddpm_step with a learned variance": lambda x, m, t, s: fastgen.ddpm_step(
+            x, wide.sin(), t, SCHEDULE, variance="learned_range", threshold=each.abs(), seed=s, return_x0=True
+        ),
+        "ddpm_step to out": lambda x, m, t, s: fastgen.ddpm_step(x, m, t, SCHEDULE, seed=s, out=torch.empty_like(x)),
+        "ddim_step": lambda x, m, t, s: fastgen.ddim_step(x, m, 7, SCHEDULE),
+        "randn": lambda x, m, t, s: fastgen.randn((5, 7), seed=s, device=x.device),
+        "diffusion_loss": lambda x, m, t, s: loss(m, x, t, seed=s, prediction="v_prediction", weighting="min_snr"),
+        "diffusion_loss of each sample": lambda x, m, t, s: loss(m, x, t, seed=s, loss="huber", weighting=each, reduction="none"),
+        "diffusion_loss_backward": lambda x, m, t, s: ops.diffusion_loss_backward(one, m, x, *back),
+        "diffusion_loss_backward_x0": lambda x, m, t, s: ops.diffusion_loss_backward_x0(one, m, x, *back),
+        "bce_with_logits": lambda x, m, t, s: fastgen.bce_with_logits(x, m.sigmoid(), pos_weight=m.mean()),
+        "bce_with_logits of each": lambda x, m, t, s: fastgen.bce_with_logits(x, m.sigmoid(), m.abs(), "none"),
+        "bce_with_logits_backward": lambda x, m, t, s: ops.bce_with_logits_backward(one, x, m, None, None, 1),
+        "gan_loss": lambda x, m, t, s: fastgen.discriminator_loss([x, m.sin()], m, label_smoothing=0.1),
+        "gan_loss with monitors": lambda x, m, t, s: tuple(fastgen.discriminator_loss(x, m, monitors=True)[1]),
+        "gan_loss_backward": lambda x, m, t, s: ops.gan_loss_backward(one, [x, m], 1, 0, 0.0, 1),
+    }
+    for name, call in calls.items():
+        made = run(call, [(x, m, t, seeds)])
+        yield name, {"graphs": made["graphs"], "kernels": [[kernel["name"] for kernel in found] for found in made["kernels"]]}
+
+
 if __name__ == "__main__":
     pretend()
     found = {name: [kernel.__name__ for kernel in get_triton_kernels_for_op(f"fastgen_triton::{name}")] for name in OPS}
-    print(json.dumps({"found": found, **dict(cases())}))
+    print(json.dumps({"found": found, **dict(cases()), "ops": dict(every_op())}))

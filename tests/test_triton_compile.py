@@ -44,6 +44,17 @@ def test_inductor_sees_the_kernel(made, case):
         assert ".visible .entry q_sample_kernel(" in kernel["ptx"]
 
 
+def test_inductor_sees_the_kernels_of_every_op(made):
+    """They were compiled to machine code, or there would be no names."""
+    assert len(made["ops"]) >= 18
+    for name, found in made["ops"].items():
+        (graph,), (kernels,) = found["graphs"], found["kernels"]
+        assert not any("fastgen" in call for call in graph), name
+        op = "q_sample" if name == "q_step" else name.split()[0].replace("ddim", "ddpm").replace("backward_x0", "backward")
+        expected = op.removesuffix("_with_logits_backward").removesuffix("_with_logits").removesuffix("_loss_backward")
+        assert kernels and any(kernel.startswith(expected[:4]) for kernel in kernels), (name, kernels)
+
+
 def test_torch_finds_the_kernels_of_each_op(made):
     """Its caches take the kernels' source for a part of the key only if it does."""
     assert made["found"] and all(made["found"].values()), made["found"]

@@ -68,17 +68,11 @@ def gan_right(u):
 
 
 @triton.jit
-def reciprocal_of(count):
-    """1/count in float64, for an integer."""
-    return tl.full((), 1.0, tl.float64) / tl.full((), count, tl.int64).to(tl.float64)
-
-
-@triton.jit
-def gan_factor(count, MEAN: tl.constexpr, MINUS: tl.constexpr):
+def gan_factor(count, R: tl.constexpr, MEAN: tl.constexpr, MINUS: tl.constexpr):
     """What the sum over a tensor's logits counts for in the loss: ±1, or ±1/count."""
-    factor = tl.full((), -1.0 if MINUS else 1.0, tl.float64)
+    factor = tl.full((), -1.0 if MINUS else 1.0, R)
     if MEAN:
-        factor = factor * reciprocal_of(count)
+        factor = factor / tl.full((), count, tl.int64).to(R)
     return factor
 
 
@@ -127,7 +121,7 @@ def gan_sums_kernel(
             right += few_terms(gan_right(u), inside, V)
             log_term += few_terms(softplus(negative(u), e), inside, V)
     place = first + tl.program_id(0)
-    tl.store(losses + place, stored(gan_factor(count, MEAN, MINUS) * tl.sum(loss, 0), losses))
+    tl.store(losses + place, stored(gan_factor(count, tl.float64, MEAN, MINUS) * tl.sum(loss, 0), losses))
     if WITH_MONITORS:
         # of nothing, ∞·0: NaN, as the mean of nothing is
         mean = tl.full((), 1.0, tl.float64) / (
@@ -171,11 +165,11 @@ def gan_gradient_kernel(
     E: tl.constexpr,
 ):
     R: tl.constexpr = tl.float64 if DOUBLE else tl.float32
-    scale = gan_factor(count, MEAN, MINUS)
+    scale = gan_factor(count, R, MEAN, MINUS)  # not in float64, whose division takes 100 instructions
     if HAS_UPSTREAM:
-        scale = scale * tl.load(upstream).to(tl.float64)
-    positive_part = (scale * splat(TARGET, scale)).to(R)
-    negative_part = (scale * splat(1.0 - TARGET, scale)).to(R)
+        scale = scale * tl.load(upstream).to(R)
+    positive_part = scale * splat(TARGET, scale)
+    negative_part = scale * splat(1.0 - TARGET, scale)
     begin, element, inside = flat_elements(tl.program_id(0), count, E)
     logit = tl.load(x + begin + element, mask=inside).to(R)
     gradient = gan_gradient(logit, gan_logit(logit), positive_part, negative_part)
