@@ -106,6 +106,11 @@ def one_thread():
     torch.set_num_threads(threads)
 
 
+def interpreted(device):
+    """Whether ops on this device run in Triton's interpreter, of whose launches each takes milliseconds: then fewer will do."""
+    return torch.device(device).type == "cpu" and fastgen.backend(device) == "triton"
+
+
 def normal(shape, seed, dtype=torch.float32, device="cpu"):
     """Test data: normal numbers that have nothing to do with fastgen's."""
     return torch.tensor(np.random.default_rng(seed).standard_normal(shape)).to(device, dtype)
