@@ -14,8 +14,10 @@ endif
 demo: build
 	$(RUN) examples/demo.py
 
+# The second: the Triton backend, in Triton's interpreter.
 test: build
-	$(RUN) -m pytest
+	$(RUN) -m pytest -n 2
+	TRITON_INTERPRET=1 $(RUN) -m pytest -n 2 --backend triton
 	$(RUN) tests/device_on_host.py
 
 build: $(VENV)/installed

@@ -33,6 +33,7 @@ def pytest_addoption(parser):
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "cuda: makes sense on an NVIDIA GPU only")
+    config.addinivalue_line("markers", "backend(name): is about this backend")
 
 
 def pytest_collection_modifyitems(config, items):
@@ -59,6 +60,8 @@ def _device_of(item):
 
 
 def _backend_of(item):
+    if marker := item.get_closest_marker("backend"):
+        return marker.args[0]
     place = _parameters(item).get("place")
     return place[1] if place else None
 

@@ -16,6 +16,7 @@ if not {"triton", "cpp"} <= set(fastgen.available_backends()):
 import fastgen.triton
 
 
+@pytest.mark.backend("triton")
 @pytest.mark.parametrize("op", fastgen.triton.FUNCTIONS)
 def test_agrees_with_the_compiled_op(op):
     samples = [(arguments, keywords) for name, arguments, keywords in op_samples() if name == op]
