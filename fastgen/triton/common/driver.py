@@ -34,11 +34,12 @@ def samples_of(tile, S: tl.constexpr, LAYOUT: tl.constexpr):
 
 
 @triton.jit
-def quads_of(block, channels, S: tl.constexpr, E: tl.constexpr):
-    """The groups of four positions (a column) and the channels (a row) of a TILED tile."""
+def quads_of(block, channels, S: tl.constexpr, E: tl.constexpr, STEP: tl.constexpr):
+    """The groups of four positions (a column) and every STEP-th of the channels (a row) of a TILED tile."""
     across = tl.cdiv(channels, E)
     down = block // across
-    return down * S + tl.arange(0, S)[:, None], (block - down * across) * E + tl.arange(0, E)[None, :]
+    channel = (block - down * across) * E + STEP * tl.arange(0, E // STEP)
+    return down * S + tl.arange(0, S)[:, None], channel[None, :]
 
 
 @triton.jit
@@ -59,7 +60,7 @@ def elements_of(
     if WIDE:
         block = block.to(tl.int64)
     if LAYOUT == TILED:
-        quad, channel = quads_of(block, channels, S, E)
+        quad, channel = quads_of(block, channels, S, E, 1)
         position = 4 * quad + r
         return position * (channels * FACTOR) + channel, (position * channels < event) & (channel < channels)
     elif LAYOUT == GATHERED:
@@ -88,6 +89,17 @@ def four(z0, z1, z2, z3):
 
 
 @triton.jit
+def side_by_side(z0, z1, z2, z3, S: tl.constexpr, E: tl.constexpr):
+    """Rows of E: z0, z1, z2, z3 of the first of each, of the second, …"""
+    return four(z0, z1, z2, z3).reshape(S, E)
+
+
+@triton.jit
+def eight_side_by_side(z0, z1, z2, z3, z4, z5, z6, z7, S: tl.constexpr, E: tl.constexpr):
+    return tl.join(four(z0, z1, z2, z3), four(z4, z5, z6, z7)).permute(0, 1, 4, 2, 3).reshape(S, E)
+
+
+@triton.jit
 def tile_normals(
     block,
     b,
@@ -113,18 +125,39 @@ def tile_normals(
     if WIDE:
         block = block.to(tl.int64)
     if LAYOUT == TILED:
-        quad, channel = quads_of(block, channels, S, E)
-        return contract_normals(channel * (event // channels // 4) + quad, sample, offset, seed, R)
+        # V channels are a thread's: their calls are made one after another, or the normals would have to change threads
+        quad, channel = quads_of(block, channels, S, E, V)
+        quads = event // channels // 4
+        group = channel * quads + quad
+        n0 = contract_normals(group, sample, offset, seed, R)
+        n1 = contract_normals(group + quads, sample, offset, seed, R)
+        n2 = contract_normals(group + 2 * quads, sample, offset, seed, R)
+        n3 = contract_normals(group + 3 * quads, sample, offset, seed, R)
+        if V == 8:
+            n4 = contract_normals(group + 4 * quads, sample, offset, seed, R)
+            n5 = contract_normals(group + 5 * quads, sample, offset, seed, R)
+            n6 = contract_normals(group + 6 * quads, sample, offset, seed, R)
+            n7 = contract_normals(group + 7 * quads, sample, offset, seed, R)
+            z0 = eight_side_by_side(n0[0], n1[0], n2[0], n3[0], n4[0], n5[0], n6[0], n7[0], S, E)
+            z1 = eight_side_by_side(n0[1], n1[1], n2[1], n3[1], n4[1], n5[1], n6[1], n7[1], S, E)
+            z2 = eight_side_by_side(n0[2], n1[2], n2[2], n3[2], n4[2], n5[2], n6[2], n7[2], S, E)
+            z3 = eight_side_by_side(n0[3], n1[3], n2[3], n3[3], n4[3], n5[3], n6[3], n7[3], S, E)
+        else:
+            z0 = side_by_side(n0[0], n1[0], n2[0], n3[0], S, E)
+            z1 = side_by_side(n0[1], n1[1], n2[1], n3[1], S, E)
+            z2 = side_by_side(n0[2], n1[2], n2[2], n3[2], S, E)
+            z3 = side_by_side(n0[3], n1[3], n2[3], n3[3], S, E)
+        return z0, z1, z2, z3
     elif V == 8:
         group = block * (E // 4) + 2 * tl.arange(0, E // 8)[None, :]
         z0, z1, z2, z3 = contract_normals(group, sample, offset, seed, R)
         z4, z5, z6, z7 = contract_normals(group + 1, sample, offset, seed, R)
-        z = tl.join(four(z0, z1, z2, z3), four(z4, z5, z6, z7)).permute(0, 1, 4, 2, 3).reshape(S, E)
+        z = eight_side_by_side(z0, z1, z2, z3, z4, z5, z6, z7, S, E)
         return z, z, z, z
     else:
         group = block * (E // 4) + tl.arange(0, E // 4)[None, :]
         z0, z1, z2, z3 = contract_normals(group, sample, offset, seed, R)
-        z = four(z0, z1, z2, z3).reshape(S, E)
+        z = side_by_side(z0, z1, z2, z3, S, E)
         return z, z, z, z
 
 

@@ -170,7 +170,7 @@ def tiling(batch, tensors, seeded, merge, keep=False):
     vector, total = vector_of(tensors), flat_tile(size * event, tensors)
     if layout is driver.TILED:
         total = max(total, 4 * vector * THREADS)  # a vector for each thread at each of the four positions
-        across = _power_of_two(channels, 1, total // 4)
+        across = _power_of_two(channels, vector, total // 4)
         down = total // 4 // across
         tiles, blocks = size, triton.cdiv(channels, across) * triton.cdiv(batch.spatial // 4, down)
         wide = 2 * event >= 2**31 - 4 * total
