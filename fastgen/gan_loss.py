@@ -50,10 +50,10 @@ def discriminator_loss(real_logits, fake_logits, *, label_smoothing=0.0, reducti
     1.391); for "none" the pair (losses of real_logits, losses of fake_logits), each as its logits, several in a list, made by
     plain PyTorch. The mean of nothing is NaN. At a discriminator that is always right, however sure, the loss is 0, and where it
     is infinitely wrong infinite; NaN in a logit reaches the loss and its monitors, the accuracy too.
-    One launch for up to 32 tensors, one more for every 32 others. Logits that lie in memory without gaps are read in place,
-    whatever their order. Terms are added in float32 within 1024 of them and in float64 beyond, over fixed blocks: the same
-    bits on every run, for any number of threads. Twice differentiable; forward-mode derivatives and torch.func take the
-    decomposed path.
+    One launch for up to 32 tensors, one more for every 32 others (Triton: one for each, and one that adds them up). Logits that lie
+    in memory without gaps are read in place, whatever their order. Terms are added in float32 within 1024 of them and in float64
+    beyond, over fixed blocks: the same bits on every run, for any number of threads. Twice differentiable; forward-mode
+    derivatives and torch.func take the decomposed path.
 
     Raises TypeError for wrong types or dtypes, ValueError for devices, empty lists and options.
 
