@@ -176,6 +176,13 @@ def assert_close(actual, expected, scale=None):
     np.testing.assert_allclose(array(actual), expected, **tolerance(actual.dtype, scale), equal_nan=True)
 
 
+def assert_derivatives(device, function, inputs):
+    """The first and second ones of a float64 function, against finite differences."""
+    fast = interpreted(device)  # along a random direction, not along each axis
+    assert torch.autograd.gradcheck(function, inputs, fast_mode=fast)
+    assert torch.autograd.gradgradcheck(function, inputs, fast_mode=fast)
+
+
 def assert_same(actual, expected):
     """Bit for bit, NaN equal to NaN."""
     assert actual.dtype == expected.dtype and actual.shape == expected.shape

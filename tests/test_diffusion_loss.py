@@ -6,7 +6,20 @@ import numpy as np
 import pytest
 import reference
 import torch
-from conftest import DTYPES, LAYOUTS, SHAPES, TIMESTEPS, array, assert_close, assert_same, channels_last, normal, on, unaligned
+from conftest import (
+    DTYPES,
+    LAYOUTS,
+    SHAPES,
+    TIMESTEPS,
+    array,
+    assert_close,
+    assert_derivatives,
+    assert_same,
+    channels_last,
+    normal,
+    on,
+    unaligned,
+)
 from torch.nn import functional as F
 
 import fastgen
@@ -295,8 +308,7 @@ def test_gradcheck(device, schedule, prediction, loss, reduction, t):
         cases += [(lambda m, noise: f(m, x0, noise), leaves(m, noise))]
     cases += [(lambda m, w: f(m, x0, weights=w), leaves(m, w))]
     for function, inputs in cases:
-        assert torch.autograd.gradcheck(function, inputs)
-        assert torch.autograd.gradgradcheck(function, inputs)
+        assert_derivatives(device, function, inputs)
 
 
 @pytest.mark.parametrize("reduction", REDUCTIONS)
