@@ -58,7 +58,7 @@ def plan(name, schedule, x, y, option=None, other=None):
 
 def make_plan(name, schedule, x, y, dtype, table, option=None, other=None, learned=False):
     """The plan of arguments whose types, dtypes, device and options have been checked; under a transform, of the reference."""
-    tracing, backend = torch.compiler.is_compiling(), backend_for(x.device)
+    tracing, backend = traced(), backend_for(x.device)
     call = None if backend == "eager" else op(name, backend)
     careful = tracing or backend != "cpp"
     made = Plan(name, table.rows, table.rows.size(0), table.note, table.noisy, dtype, call, careful, learned, backend)

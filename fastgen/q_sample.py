@@ -108,7 +108,7 @@ def scaled(rows, column, x, t, index, backend):
     """rows[t][column] · x, one coefficient per sample, differentiable in x: `q_sample`'s kernel without noise."""
     # not rows[:, [column, column]]: on a GPU a list of indices is copied there, which synchronises
     both = rows[:, column : column + 1].expand(-1, 2).contiguous()
-    call = None if _dispatch.transformed() else _dispatch.op("q_sample", backend)
+    call = None if _dispatch.batched(x) else _dispatch.op("q_sample", backend)
     plan = _dispatch.Plan("q_sample", both, 0, "", False, x.dtype, call, False, backend=backend)
     return _run(plan, x, t, index, None, None, None, 0)
 

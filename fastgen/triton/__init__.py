@@ -1,8 +1,8 @@
 """The Triton backend: every op of the compiled libraries, by the same names and with the same arguments.
 
-Imported where the backend is first used, since it imports Triton. A program that torch.compile or torch.export traces calls
-`torch.ops.fastgen_triton.<op>`, each a `torch.library.triton_op`, so that Inductor sees the kernels; else the function that is
-the op is called directly, which saves some 30 µs.
+Imported where the backend is first used, since it imports Triton. What a tracer (torch.compile, make_fx, …) looks at
+calls `torch.ops.fastgen_triton.<op>`, each a `torch.library.triton_op`, so that Inductor sees the kernels; else the function that
+is the op is called directly, which saves some 30 µs.
 """
 
 from __future__ import annotations
@@ -53,4 +53,4 @@ _TRACED = {name: getattr(torch.ops.fastgen_triton, name).default for name in FUN
 
 
 def op(name):
-    return _TRACED[name] if torch.compiler.is_compiling() else FUNCTIONS[name][0]
+    return _TRACED[name] if _dispatch.traced() else FUNCTIONS[name][0]
