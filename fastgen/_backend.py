@@ -119,6 +119,8 @@ def _triton_problem(device_type: str) -> str:
     if "triton" not in sys.modules and importlib.util.find_spec("triton") is None:
         return "Triton is not installed"
     if device_type == "cpu":
+        if known := sys.modules.get("fastgen.triton.common.op"):  # Triton asked when the kernels were defined
+            return "" if known.INTERPRETED else "Triton's interpreter was not on when the kernels were imported"
         interpreted = os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "yes", "on", "y", "t")
         return "" if interpreted else "on the CPU Triton has an interpreter only, which TRITON_INTERPRET=1 turns on"
     count = torch.cuda.device_count() if device_type == "cuda" else torch.xpu.device_count()
@@ -214,7 +216,7 @@ def use_backend(name: str | None):
     if name is not None:
         if name not in BACKENDS:
             raise ValueError(f"name: expected one of {', '.join(map(repr, BACKENDS))} or 'auto', got {name!r}")
-        if _why_not(name, "cpu") and _why_not(name, "cuda"):
+        if all(_why_not(name, device) for device in _ORDER):
             _require(name, "cpu", "name")
     previous_traced = _traced_choice
     token = _choice.set(name)
@@ -231,7 +233,7 @@ def backend_info() -> str:
     lines = [f"fastgen on torch {torch.__version__}"]
     for device, reason in _UNAVAILABLE.items():
         lines.append(f"{device}: backend {_AUTOMATIC[device]!r} by default; compiled kernels: {reason or _LOADED[device]}")
-    for device in ("cuda", "cpu"):
+    for device in ("cuda", "xpu", "cpu"):
         lines.append(f"triton on {device}: {_why_not('triton', device) or 'available'}")
     return "\n".join(lines)
 

@@ -90,7 +90,8 @@ _is_batched = getattr(torch._C._functorch, "is_legacy_batchedtensor", lambda gra
 
 
 def traced():
-    """Whether a tracer looks on (torch.compile, make_fx, a fake mode), to which no value may be shown."""
+    """Whether a tracer or another dispatch mode looks on (torch.compile, make_fx, a fake mode; a counter of operations): it gets no
+    value to see, and ops, not the functions that they are made of."""
     return torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0
 
 

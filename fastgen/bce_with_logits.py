@@ -126,7 +126,7 @@ def _checked_weight(name, w, x, y):
         w = w.to(_compute_dtype(x, y))
     _checks.tensor(name, w)
     if w.device != x.device:
-        if not (w.dim() == 0 and w.is_cpu and x.is_cuda):  # which torch's operators take for a number
+        if not (w.dim() == 0 and w.is_cpu and not x.is_cpu):  # which torch's operators take for a number
             raise _checks.Mismatched(f"{name}: expected a tensor on {x.device} like input, got one on {w.device}")
         w = w.to(x.device, non_blocking=True)
     if w.dim() == 0 or w.shape == x.shape:

@@ -46,7 +46,7 @@ def randn(shape, *, seed, offset=0, dtype=None, device=None):
 
 
 def _device(device):
-    """With its index, "cuda:<current>" for "cuda", as tensors have it."""
+    """With its index, "cuda:<current>" for "cuda", as tensors have it; likewise on Intel's GPUs."""
     if device is None and torch.compiler.is_compiling():
         return torch.empty(0).device  # dynamo knows no torch.get_default_device
     try:
@@ -55,8 +55,8 @@ def _device(device):
         raise TypeError(f"device: expected a torch.device or its name, got {type(device).__name__}") from None
     except RuntimeError:
         raise ValueError(f"device: expected a device that torch knows, got {device!r}") from None
-    if device.type == "cuda" and device.index is None:
-        return torch.device("cuda", torch.cuda.current_device())
+    if device.type in ("cuda", "xpu") and device.index is None:
+        return torch.device(device.type, getattr(torch, device.type).current_device())
     return device
 
 

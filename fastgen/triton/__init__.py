@@ -1,4 +1,4 @@
-"""The Triton backend: every op of the compiled libraries, by the same names and with the same arguments.
+"""The Triton backend: the ops of the compiled libraries, by the same names and with the same arguments; but for the CPU's own.
 
 Imported where the backend is first used, since it imports Triton. What a tracer (torch.compile, make_fx, …) looks at
 calls `torch.ops.fastgen_triton.<op>`, each a `torch.library.triton_op`, so that Inductor sees the kernels; else the function that

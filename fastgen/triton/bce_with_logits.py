@@ -102,7 +102,7 @@ def bce_kernel(
     tl.store(out + begin + element, stored(value, out), mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tiles"])
 def bce_sum_kernel(
     sums,
     x,
@@ -161,7 +161,7 @@ class _Operands:
         if x is None:
             return self.input, ABSENT.value
         if _repeats_one(x):
-            return x, SINGLE.value
+            return op.plain(x), SINGLE.value
         return op.same(x, self.input, self.channels_last), FULL.value
 
     @property

@@ -73,7 +73,7 @@ def ddpm_step_kernel(
     FACTOR: tl.constexpr = 2 if LEARNED else 1
     tile = tl.program_id(0) // blocks
     block = tl.program_id(0) - tile * blocks
-    b = samples_of(tile, S, LAYOUT)
+    b = samples_of(tile, S, LAYOUT, WIDE)
     live = b < batch
     step = timestep_of(t, index, b, live, HAS_T)
     row, known = table_row(rows, step, count, 9)
@@ -125,7 +125,8 @@ def _run(x, model_output, rows, t, index, noise, seeds, seed, clip, threshold, l
     batch, factor = op.batch_of(x), 2 if learned else 1
     x = op.operand(x, x, batch.channels_last)
     m = op.same(model_output, x, batch.channels_last, factor)
-    rows = op.rows_of(rows, t, index, 9, x)
+    dtype = _checks.result_dtype(x, m)
+    rows = op.rows_of(rows, t, index, 9, x, _checks.compute_dtype(dtype))
     z = op.noise_of(noise, seeds, seed, x, rows.table)
     noise = rows.table if noise is None else op.same(noise, x, batch.channels_last)
     kind = NO_CLIP if clip is None and threshold is None else CLAMP if threshold is None else THRESHOLD
@@ -152,9 +153,9 @@ def _run(x, model_output, rows, t, index, noise, seeds, seed, clip, threshold, l
         )
 
     if x0_out is None:
-        op.into(out, batch, lambda out: launch(out, None))
+        op.into(out, x, dtype, batch, lambda out: launch(out, None))
     else:
-        op.into(out, batch, lambda out: op.into(x0_out, batch, lambda x0_out: launch(out, x0_out)))
+        op.into(out, x, dtype, batch, lambda out: op.into(x0_out, x, dtype, batch, lambda x0_out: launch(out, x0_out)))
 
 
 def _empty(x, model_output):

@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .. import _dispatch
+from .. import _checks, _dispatch
 from ..schedule import PREDICTIONS
 from .common import op
 from .common.driver import TILED, elements_of, part_of, samples_of, tile_normals
@@ -93,7 +93,7 @@ def weight_of(row, known, weights, b, live, WEIGHTED: tl.constexpr):
     return weight
 
 
-@triton.jit(do_not_specialize=["index", "seed", "offset", "count", "batch", "divisor"])
+@triton.jit(do_not_specialize=["index", "seed", "offset", "count", "batch", "tiles", "chunks", "divisor"])
 def diffusion_loss_kernel(
     result,
     m,
@@ -145,7 +145,7 @@ def diffusion_loss_kernel(
     for k in range(first, last, chunks):
         tile_k = k // blocks
         block = k - tile_k * blocks
-        b = samples_of(tile_k, S, LAYOUT)
+        b = samples_of(tile_k, S, LAYOUT, WIDE)
         live = b < batch
         row, known = table_row(rows, timestep_of(t, index, b, live, HAS_T), count, 3)
         weight = weight_of(row, known, weights, b, live, WEIGHTED)
@@ -167,8 +167,8 @@ def diffusion_loss_kernel(
     by = tl.full((1,), divisor, tl.int64).to(tl.float64)
     total = tl.sum(sums, 1)
     if EACH and LAYOUT != TILED:
-        b_own = tile * S + tl.arange(0, S)
-        tl.store(result + b_own.to(tl.int64) * chunks + chunk, stored(total / by, result), mask=b_own < batch)
+        b_own = tile.to(tl.int64) * S + tl.arange(0, S)
+        tl.store(result + b_own * chunks + chunk, stored(total / by, result), mask=b_own < batch)
     else:
         at_own = tl.program_id(0) + tl.zeros((1,), tl.int32)
         tl.store(result + at_own, stored((tl.sum(total, 0) + tl.zeros((1,), tl.float64)) / by, result))
@@ -214,7 +214,7 @@ def diffusion_loss_backward_kernel(
     R: tl.constexpr = rows.dtype.element_ty
     tile = tl.program_id(0) // blocks
     block = tl.program_id(0) - tile * blocks
-    b = samples_of(tile, S, LAYOUT)
+    b = samples_of(tile, S, LAYOUT, WIDE)
     live = b < batch
     row, known = table_row(rows, timestep_of(t, index, b, live, HAS_T), count, 3)
     upstream = tl.load(gradient + b, mask=live, other=0.0) if EACH else tl.load(gradient + tl.zeros((1, 1), tl.int32))
@@ -242,7 +242,9 @@ class _Call:
     ):
         batch = op.batch_of(model_output)
         m = self.m = op.operand(model_output, model_output, batch.channels_last)
-        rows = op.rows_of(rows, t, index, 3, m)
+        if x0.shape != m.shape or x0.device != m.device or not (0 <= loss <= 2 and 0 <= reduction <= 2 and 0 <= prediction <= 2):
+            raise RuntimeError("expected an x0 of the shape and device of model_output, and options within 0 … 2")
+        rows = op.rows_of(rows, t, index, 3, m, _checks.compute_dtype(_checks.result_dtype(m, x0)))
         x0 = rows.table if prediction == EPSILON else op.same(x0, m, batch.channels_last)
         z = op.noise_of(*((None,) * 3 if prediction == SAMPLE else (noise, seeds, seed)), m, rows.table)
         if prediction != SAMPLE and z.kind == NO_NOISE.value:
@@ -326,7 +328,7 @@ def _backward(
     options = (weights, prediction, loss, delta, reduction)
     call = _Call(outputs, model_output, x0, rows, t, index, noise, seeds, seed, offset, *options)
     cut, each = call.cut, reduction == 0
-    gradient = gradient.contiguous()
+    gradient = op.plain(gradient).contiguous()
     if each:
         op.each_sample("gradient", gradient, model_output, call.dtype)
     elif gradient.dim() != 0 or gradient.dtype != call.dtype or gradient.device != model_output.device:

@@ -81,7 +81,7 @@ def few_terms(values, inside, V: tl.constexpr):
     return few(tl.where(inside, values, splat(0.0, values)), V)
 
 
-@triton.jit(do_not_specialize=["tensors", "first"])
+@triton.jit(do_not_specialize=["tiles", "tensors", "first", "chunks"])
 def gan_sums_kernel(
     losses,
     monitored,
@@ -195,12 +195,12 @@ def _own(k, double, real, kind, smoothing, reduction):
 def _gradients(gradient, logits, real, kind, smoothing, reduction):
     made = []
     for k, x in enumerate(logits):
-        x = x if dense(x) else x.contiguous()
+        x = op.plain(x if dense(x) else x.contiguous())
         out = empty_like(x)
         tile = op.flat_tile(x.numel(), (x,))
         op.launch(
             wrap_triton(gan_gradient_kernel),
-            *(triton.cdiv(x.numel(), tile), x, out, x, x if gradient is None else gradient, x.numel()),
+            *(triton.cdiv(x.numel(), tile), x, out, x, x if gradient is None else op.plain(gradient), x.numel()),
             HAS_UPSTREAM=gradient is not None,
             E=tile,
             **_own(k, result_dtype(logits) == torch.float64, real, kind, smoothing, reduction),
@@ -224,7 +224,7 @@ def gan_loss(
     parts = monitored if alone or not monitors else scratch(MONITORS, programs, loss)
     first = 0
     for k, x in enumerate(logits):
-        x = x if dense(x) else x.contiguous()
+        x = op.plain(x if dense(x) else x.contiguous())
         op.launch(
             wrap_triton(gan_sums_kernel),
             *(programs[k], x, losses, parts if monitors else x, x, x.numel(), triton.cdiv(x.numel(), TILE)),

@@ -42,7 +42,7 @@ def q_posterior_kernel(
     R: tl.constexpr = rows.dtype.element_ty
     tile = tl.program_id(0) // blocks
     block = tl.program_id(0) - tile * blocks
-    b = samples_of(tile, S, LAYOUT)
+    b = samples_of(tile, S, LAYOUT, WIDE)
     live = b < batch
     row, known = table_row(rows, timestep_of(t, index, b, live, HAS_T), count, 4)
     of_sample = live & (block == 0)
@@ -61,7 +61,7 @@ def q_posterior(x0: Tensor, x_t: Tensor, rows: Tensor, t: Tensor | None, index: 
     batch = op.batch_of(x0)
     mean = _dispatch.empty_like(x0, _checks.result_dtype(x0, x_t))
     x0, x_t = op.operand(x0, x0, batch.channels_last), op.same(x_t, x0, batch.channels_last)
-    rows = op.rows_of(rows, t, index, 4, x0)
+    rows = op.rows_of(rows, t, index, 4, x0, _checks.compute_dtype(mean.dtype))
     variance = torch.empty((batch.size, *[1] * (x0.dim() - 1)), dtype=rows.table.dtype, device=x0.device)
     log_variance = torch.empty_like(variance)
     cut = op.tiling(batch, (x0, x_t), seeded=False, merge=False)

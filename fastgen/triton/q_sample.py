@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .. import _dispatch
+from .. import _checks, _dispatch
 from .common import op
 from .common.driver import TILED, elements_of, part_of, samples_of, tile_normals
 from .common.elementwise import GIVEN_NOISE, SEEDED_NOISE, column, table_row, timestep_of, wide
@@ -56,7 +56,7 @@ def q_sample_kernel(
     R: tl.constexpr = rows.dtype.element_ty
     tile = tl.program_id(0) // blocks
     block = tl.program_id(0) - tile * blocks
-    b = samples_of(tile, S, LAYOUT)
+    b = samples_of(tile, S, LAYOUT, WIDE)
     live = b < batch
     row, known = table_row(rows, timestep_of(t, index, b, live, HAS_T), count, 2)
     scale = column(row, known, 0)
@@ -78,7 +78,7 @@ def q_sample_kernel(
 def _run(x, rows, t, index, noise, seeds, seed, offset, out):
     batch = op.batch_of(x)
     x = op.operand(x, x, batch.channels_last)
-    rows = op.rows_of(rows, t, index, 2, x)
+    rows = op.rows_of(rows, t, index, 2, x, _checks.compute_dtype(x.dtype))
     z = op.noise_of(noise, seeds, seed, x, rows.table)
     noise = rows.table if noise is None else op.same(noise, x, batch.channels_last)
     cut = op.tiling(batch, (x, noise), z.kind == SEEDED_NOISE.value, not rows.has_t)
@@ -94,7 +94,7 @@ def _run(x, rows, t, index, noise, seeds, seed, offset, out):
             **cut.parameters,
         )
 
-    op.into(out, batch, launch)
+    op.into(out, x, x.dtype, batch, launch)
     return out
 
 

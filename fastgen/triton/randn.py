@@ -30,7 +30,7 @@ def randn_kernel(
 ):
     tile = tl.program_id(0) // blocks
     block = tl.program_id(0) - tile * blocks
-    b = samples_of(tile, S, LAYOUT)
+    b = samples_of(tile, S, LAYOUT, WIDE)
     live = b < batch
     z = tile_normals(block, b, live, wide(offset), seeds, seed, event, 1, R, SEEDS, S, E, V, LAYOUT, WIDE)
     j, inside = elements_of(block, 0, event, 1, 1, S, E, LAYOUT, WIDE)

@@ -25,8 +25,10 @@ GATHERED = tl.constexpr(2)
 
 
 @triton.jit
-def samples_of(tile, S: tl.constexpr, LAYOUT: tl.constexpr):
+def samples_of(tile, S: tl.constexpr, LAYOUT: tl.constexpr, WIDE: tl.constexpr):
     """The samples of a tile, as a column; a TILED one is of a single sample."""
+    if WIDE:
+        tile = tile.to(tl.int64)
     if LAYOUT == TILED:
         return tile + tl.zeros((1, 1), tl.int32)
     else:
@@ -55,7 +57,7 @@ def elements_of(
     WIDE: tl.constexpr,
 ):
     """Where in its sample's memory each element of part r of the tile lies, and whether there is such an element. FACTOR: how
-    many times the channels the operand has; WIDE: whether a sample has more elements than int32 counts."""
+    many times the channels the operand has; WIDE: whether a sample has more elements than int32 counts, or the batch samples."""
     # a branch for each layout: what comes after a return is compiled as well
     if WIDE:
         block = block.to(tl.int64)

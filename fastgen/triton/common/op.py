@@ -20,9 +20,9 @@ from . import driver, elementwise
 INTERPRETED = bool(triton.knobs.runtime.interpret)
 WARPS = 4
 # Elements of a tile: one vector for each of 128 threads, while all threads of a GPU together have no more to do than that; else
-# 16 elements for each, which halves the instructions that are the same for all of a thread's elements (a seeded bfloat16
-# q_sample on sm_90: 51 instructions per element with 8 of them, 45.5 with 16). Never more than an event's next power of two, nor
-# less than a vector; what is left of the tile spans several samples.
+# 16 elements for each (AMD's wide warps make that 256 threads, with half as many). That halves the instructions that are the same
+# for all of a thread's elements: a seeded bfloat16 q_sample on sm_90 takes 51 instructions per element with 8 of them, 45.5 with
+# 16. Never more than an event's next power of two, nor less than a vector; what is left of the tile spans several samples.
 THREADS = 32 * WARPS
 MANY = 16 * THREADS
 MANY_ELEMENTS = 1 << 20
@@ -50,10 +50,16 @@ def _is_channels_last(x):
     return x.dim() >= 3 and not x.is_contiguous() and x.permute(0, *range(2, x.dim()), 1).is_contiguous()
 
 
+def plain(x):
+    """`x` without the negative bit, which torch's dispatch takes off for ops; their functions are called without it."""
+    return x.resolve_neg() if x.is_neg() else x
+
+
 def operand(x, like, channels_last):
     """`x` in the layout of the batch, copied where it has another; refused where it does not fit, for memory safety."""
     if x.dim() != like.dim() or x.device != like.device:
         raise RuntimeError(f"expected a tensor of shape {tuple(like.shape)} on {like.device}, got {tuple(x.shape)} on {x.device}")
+    x = plain(x)
     if channels_last:
         return x if _is_channels_last(x) else x.movedim(1, -1).contiguous().movedim(-1, 1)
     return x.contiguous()
@@ -92,9 +98,11 @@ class Rows(NamedTuple):
     has_t: bool
 
 
-def rows_of(rows, t, index, columns, x):
-    if rows.shape[1:] != (columns,) or rows.device != x.device:
-        raise RuntimeError(f"rows: expected a (T, {columns}) table on {x.device}, got {tuple(rows.shape)} on {rows.device}")
+def rows_of(rows, t, index, columns, x, dtype):
+    if rows.shape[1:] != (columns,) or rows.device != x.device or rows.dtype != dtype:
+        raise RuntimeError(
+            f"rows: expected a (T, {columns}) {dtype} table on {x.device}, got {rows.dtype}, {tuple(rows.shape)} on {rows.device}"
+        )
     if t is not None:
         if t.dtype != torch.int64 or t.device != x.device:
             raise RuntimeError(f"t: expected an int64 tensor on {x.device}, got {t.dtype} on {t.device}")
@@ -173,11 +181,11 @@ def tiling(batch, tensors, seeded, merge, keep=False):
         across = _power_of_two(channels, vector, total // 4)
         down = total // 4 // across
         tiles, blocks = size, triton.cdiv(channels, across) * triton.cdiv(batch.spatial // 4, down)
-        wide = 2 * event >= 2**31 - 4 * total
+        wide = 2 * event >= 2**31 - 4 * total or size >= 2**31
         return Tiling(size, event, channels, tiles, blocks, down, across, vector, layout.value, wide)
     elements = _power_of_two(event, 4, total)
     samples, vector = total // elements, min(vector, elements)
-    wide = 2 * event >= 2**31 - total
+    wide = 2 * event >= 2**31 - total or size >= 2**31 - samples
     return Tiling(
         *(size, event, channels, triton.cdiv(size, samples), triton.cdiv(event, elements)),
         *(samples, elements, vector, layout.value, wide),
@@ -229,12 +237,16 @@ def _device_of(x):
     return torch.accelerator.device_index(x.device.index)
 
 
-def into(out, batch, launch_to):
-    """Calls `launch_to` with `out`, or with a tensor of the batch's layout that is then copied to it."""
+def into(out, x, dtype, batch, launch_to):
+    """Calls `launch_to` with `out`, or with a tensor of the batch's layout that is then copied to it. Refuses what is not like `x`
+    but for its dtype."""
+    if out.dim() != x.dim() or out.device != x.device or out.dtype != dtype:
+        raise RuntimeError(f"out: expected {dtype} on {x.device} of shape {tuple(x.shape)}, got {out.dtype}, {tuple(out.shape)}")
+    torch._check(out.shape == x.shape, lambda: f"out: expected shape {tuple(x.shape)}, got {tuple(out.shape)}")
     fits = _is_channels_last(out) if batch.channels_last else out.is_contiguous()
     if fits:
         launch_to(out)
     else:
-        own = operand(torch.empty_like(out), out, batch.channels_last)
+        own = _dispatch.empty_like(x, dtype)
         launch_to(own)
         out.copy_(own)

@@ -69,7 +69,7 @@ def sum_of_chunks(sums, chunks, output, outputs, S: tl.constexpr, C: tl.constexp
     return tl.sum(total, 1)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["outputs", "chunks", "divisor"])
 def sum_kernel(result, sums, outputs, chunks, divisor, S: tl.constexpr, C: tl.constexpr):
     """result[o] = Σ sums[o·chunks …] / divisor, for S outputs o in each program."""
     total = sum_of_chunks(sums, chunks, tl.program_id(0) * S + tl.arange(0, S)[:, None], outputs, S, C)
