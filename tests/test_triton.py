@@ -13,9 +13,9 @@ pytestmark = pytest.mark.backend("triton")
 if not any("triton" in fastgen.available_backends(device) for device in DEVICES):
     pytest.skip("needs a GPU or Triton's interpreter (TRITON_INTERPRET=1)", allow_module_level=True)
 
-from fastgen.triton.common import op
+import fastgen.triton  # noqa: E402
 
-OPS = torch.ops.fastgen_triton
+OPS, op = torch.ops.fastgen_triton, fastgen.triton.common.op
 
 
 @pytest.fixture(params=DEVICES)
@@ -51,15 +51,16 @@ def test_tiles_cover_everything(size, event, itemsize):
     cut = op.tiling(op.Batch(size, event, 1, event, False), (x,), True, False)
     assert cut.tiles * cut.S >= size and cut.blocks * cut.E >= event
     assert (cut.tiles - 1) * cut.S < max(size, 1) and (cut.blocks - 1) * cut.E < max(event, 1)
-    assert all(n & n - 1 == 0 for n in (cut.S, cut.E)) and cut.E >= 4 and cut.V == min(8 if itemsize == 2 else 4, cut.E)
-    assert cut.WIDE == (event >= 2**30 or size >= 2**31 - cut.S)
+    assert all(n & n - 1 == 0 for n in (cut.S, cut.E)) and cut.E >= 4
+    assert min(8 if itemsize == 2 else 4, cut.E) == cut.V
+    assert (event >= 2**30 or size >= 2**31 - cut.S) == cut.WIDE
 
 
 @pytest.mark.parametrize("shape", [(5, 3, 8, 8), (2, 64, 4, 4), (1, 20, 2, 2), (3, 7, 4, 1)])
 def test_tiles_of_channels_last_cover_everything(shape):
     batch = op.Batch(shape[0], math.prod(shape[1:]), shape[1], math.prod(shape[2:]), True)
     cut = op.tiling(batch, (torch.empty(0),), True, False)
-    assert cut.tiles == shape[0] and cut.LAYOUT == op.driver.TILED.value
+    assert cut.tiles == shape[0] and op.driver.TILED.value == cut.LAYOUT
     across = -(-shape[1] // cut.E)
     assert cut.blocks % across == 0 and cut.blocks // across * cut.S * 4 >= batch.spatial and across * cut.E >= shape[1]
 

@@ -30,7 +30,7 @@ def _cast(self, source, target_type):
 
 def _splat(self, shape, source):
     made = _create_splat(self, shape, source)
-    return TensorHandle(made.data.astype(source.data.dtype, copy=False), made.dtype)
+    return TensorHandle(made.data.astype(bool), made.dtype) if source.data.dtype == bool else made
 
 
 def _patch_tensor(tensor, scope):
