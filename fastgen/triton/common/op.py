@@ -224,9 +224,11 @@ def wrap_triton(kernel):
 
 def launch(kernel, programs, x, *arguments, **parameters):
     """The one launch of an op, on the device and current stream of `x`. Nothing is launched for no programs."""
+    if isinstance(programs, int) and programs == 0:
+        return
     if _dispatch.traced():  # whoever compiles the graph sets the device, and the options to their defaults
         kernel[(programs,)](*arguments, **parameters)
-    elif programs > 0:
+    else:
         with _device_of(x):
             kernel[(programs,)](*arguments, **parameters, num_warps=WARPS, enable_fp_fusion=False)
 

@@ -25,9 +25,14 @@ TILE = op.MANY * op.INTERPRETED_FACTOR if op.INTERPRETED else op.MANY
 ALONE = 4
 
 
+def sharing(tiles, most=MOST_SUMS):
+    """How many programs share `tiles` tiles, one at least: then that one writes the result, and there is no second launch."""
+    return torch.sym_min(most, torch.sym_max(1, tiles - ALONE + 1))
+
+
 def programs_of(count):
-    """How many programs add `count` values, one at least: then that one writes the result, and there is no second launch."""
-    return torch.sym_min(MOST_SUMS, torch.sym_max(1, triton.cdiv(count, TILE) - ALONE + 1))
+    """The same for `count` values in flat tiles."""
+    return sharing(triton.cdiv(count, TILE))
 
 
 def is_one(programs):
@@ -88,8 +93,8 @@ class Sums(NamedTuple):
 
 def sums_for(result, tiles, blocks):
     """For `tiles` programs, or groups of programs, that each share `blocks` blocks."""
-    chunks = torch.sym_min(blocks, torch.sym_max(MOST_SUMS // torch.sym_max(tiles, 1), 1))
-    if isinstance(chunks, int) and chunks <= 1:
+    chunks = sharing(blocks, torch.sym_max(1, MOST_SUMS // torch.sym_max(1, tiles)))
+    if is_one(chunks):
         return Sums(result, tiles, 1)
     return Sums(torch.empty((result.numel(), chunks), dtype=torch.float64, device=result.device), tiles * chunks, chunks)
 
