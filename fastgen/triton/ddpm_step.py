@@ -11,13 +11,16 @@ from torch import Tensor
 
 from .. import _checks, _dispatch
 from .common import op
-from .common.driver import TILED, elements_of, part_of, samples_of, tile_normals
+from .common.driver import FLAT, TILED, elements_of, part_of, samples_of, tile_normals
 from .common.elementwise import GIVEN_NOISE, NO_NOISE, SEEDED_NOISE, column, table_row, timestep_of
 from .common.host_device import negative, stored
 from .common.op import wrap_triton
 from .common.real_math import exp
 from .q_sample import with_noise
 
+# The table's columns, DdpmStepColumns in C++.
+kP, kQ, kU, kV, kA, kB, kS, kL, kM = (tl.constexpr(k) for k in range(9))
+COLUMNS = tl.constexpr(9)
 # CLIP in the kernel
 NO_CLIP = tl.constexpr(0)
 CLAMP = tl.constexpr(1)
@@ -76,15 +79,15 @@ def ddpm_step_kernel(
     b = samples_of(tile, S, LAYOUT, WIDE)
     live = b < batch
     step = timestep_of(t, index, b, live, HAS_T)
-    row, known = table_row(rows, step, count, 9)
+    row, known = table_row(rows, step, count, COLUMNS)
     if CLIP == THRESHOLD:
         bound = tl.load(threshold + b, mask=live, other=1.0)
         inverse = 1.0 / bound
     elif CLIP == CLAMP:
-        # a float comes as float32; a float64 step gets it as a constant of the kernel
+        # where floats come as float32, a float64 step gets it as a constant of the kernel
         bound = tl.full((1, 1), clip if EXACT_CLIP is None else EXACT_CLIP, R)
     if NOISE != NO_NOISE:
-        sigma = column(row, known, 6)
+        sigma = column(row, known, kS)
     if NOISE == SEEDED_NOISE:
         z0, z1, z2, z3 = tile_normals(block, b, live, step, seeds, seed, event, channels, R, SEEDS, S, E, V, LAYOUT, WIDE)
     first = b.to(tl.int64) * event
@@ -98,14 +101,14 @@ def ddpm_step_kernel(
             at = FACTOR * first + j_m
         m_value = tl.load(m + at, mask=inside).to(R)
         if CLIP != NO_CLIP or X0:
-            x0 = tl.fma(column(row, known, 0), x_value, column(row, known, 1) * m_value)
+            x0 = tl.fma(column(row, known, kP), x_value, column(row, known, kQ) * m_value)
         if CLIP != NO_CLIP:
             x0 = clamp(x0, bound)
             if CLIP == THRESHOLD:
                 x0 = x0 * inverse
-            y = tl.fma(column(row, known, 2), x0, column(row, known, 3) * x_value)
+            y = tl.fma(column(row, known, kU), x0, column(row, known, kV) * x_value)
         else:
-            y = ddpm_mean(column(row, known, 4), x_value, column(row, known, 5), m_value)
+            y = ddpm_mean(column(row, known, kA), x_value, column(row, known, kB), m_value)
         if NOISE != NO_NOISE:
             if NOISE == GIVEN_NOISE:
                 z = tl.load(noise + first + j, mask=inside).to(R)
@@ -113,8 +116,8 @@ def ddpm_step_kernel(
                 z = part_of(r, z0, z1, z2, z3)
             if LEARNED:
                 # v is a whole number of channels after m: one sample's elements, or where channels lie innermost, one position's
-                v = tl.load(m + at + (event if LAYOUT == 0 else channels), mask=inside).to(R)
-                z = z * exp(tl.fma(column(row, known, 7), v, column(row, known, 8)))
+                v = tl.load(m + at + (event if LAYOUT == FLAT else channels), mask=inside).to(R)
+                z = z * exp(tl.fma(column(row, known, kL), v, column(row, known, kM)))
             y = with_noise(y, sigma, z)
         tl.store(out + first + j, stored(y, out), mask=inside)
         if X0:
@@ -126,7 +129,7 @@ def _run(x, model_output, rows, t, index, noise, seeds, seed, clip, threshold, l
     x = op.operand(x, x, batch.channels_last)
     m = op.same(model_output, x, batch.channels_last, factor)
     dtype = _checks.result_dtype(x, m)
-    rows = op.rows_of(rows, t, index, 9, x, _checks.compute_dtype(dtype))
+    rows = op.rows_of(rows, t, index, COLUMNS.value, x, _checks.compute_dtype(dtype))
     z = op.noise_of(noise, seeds, seed, x, rows.table)
     noise = rows.table if noise is None else op.same(noise, x, batch.channels_last)
     kind = NO_CLIP if clip is None and threshold is None else CLAMP if threshold is None else THRESHOLD
