@@ -86,8 +86,21 @@ def ddpm_step_kernel(
     elif CLIP == CLAMP:
         # where floats come as float32, a float64 step gets it as a constant of the kernel
         bound = tl.full((1, 1), clip if EXACT_CLIP is None else EXACT_CLIP, R)
+    # what is needed of the row, before anything is stored: the compiler would read it again after
+    if CLIP != NO_CLIP or X0:
+        p = column(row, known, kP)
+        q = column(row, known, kQ)
+    if CLIP != NO_CLIP:
+        u = column(row, known, kU)
+        v_t = column(row, known, kV)
+    else:
+        u = column(row, known, kA)
+        v_t = column(row, known, kB)
     if NOISE != NO_NOISE:
         sigma = column(row, known, kS)
+        if LEARNED:
+            slope = column(row, known, kL)
+            intercept = column(row, known, kM)
     if NOISE == SEEDED_NOISE:
         z0, z1, z2, z3 = tile_normals(block, b, live, step, seeds, seed, event, channels, R, SEEDS, S, E, V, LAYOUT, WIDE)
     first = b.to(tl.int64) * event
@@ -101,14 +114,14 @@ def ddpm_step_kernel(
             at = FACTOR * first + j_m
         m_value = tl.load(m + at, mask=inside).to(R)
         if CLIP != NO_CLIP or X0:
-            x0 = tl.fma(column(row, known, kP), x_value, column(row, known, kQ) * m_value)
+            x0 = tl.fma(p, x_value, q * m_value)
         if CLIP != NO_CLIP:
             x0 = clamp(x0, bound)
             if CLIP == THRESHOLD:
                 x0 = x0 * inverse
-            y = tl.fma(column(row, known, kU), x0, column(row, known, kV) * x_value)
+            y = tl.fma(u, x0, v_t * x_value)
         else:
-            y = ddpm_mean(column(row, known, kA), x_value, column(row, known, kB), m_value)
+            y = ddpm_mean(u, x_value, v_t, m_value)
         if NOISE != NO_NOISE:
             if NOISE == GIVEN_NOISE:
                 z = tl.load(noise + first + j, mask=inside).to(R)
@@ -117,7 +130,7 @@ def ddpm_step_kernel(
             if LEARNED:
                 # v is a whole number of channels after m: one sample's elements, or where channels lie innermost, one position's
                 v = tl.load(m + at + (event if LAYOUT == FLAT else channels), mask=inside).to(R)
-                z = z * exp(tl.fma(column(row, known, kL), v, column(row, known, kM)))
+                z = z * exp(tl.fma(slope, v, intercept))
             y = with_noise(y, sigma, z)
         tl.store(out + first + j, stored(y, out), mask=inside)
         if X0:

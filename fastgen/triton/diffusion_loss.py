@@ -148,6 +148,8 @@ def diffusion_loss_kernel(
         b = samples_of(tile_k, S, LAYOUT, WIDE)
         live = b < batch
         row, known = table_row(rows, timestep_of(t, index, b, live, HAS_T), count, 3)
+        x0_factor = column(row, known, 0)
+        noise_factor = column(row, known, 1)
         weight = weight_of(row, known, weights, b, live, WEIGHTED)
         z0, z1, z2, z3 = None, None, None, None
         if NOISE == SEEDED_NOISE:
@@ -159,8 +161,7 @@ def diffusion_loss_kernel(
             j, inside = elements_of(block, r, event, channels, 1, S, E, LAYOUT, WIDE)
             inside = inside & live
             at = b.to(tl.int64) * event + j
-            factors = column(row, known, 0), column(row, known, 1)
-            left = residual(m, x0, noise, at, inside, r, z0, z1, z2, z3, factors[0], factors[1], X0, NOISE)
+            left = residual(m, x0, noise, at, inside, r, z0, z1, z2, z3, x0_factor, noise_factor, X0, NOISE)
             loss = product(weight, loss_of(left, delta_of(delta, EXACT_DELTA, R), LOSS))
             values += tl.where(inside, loss, 0.0)
         sums += few_of_rows(values, W)
@@ -217,6 +218,8 @@ def diffusion_loss_backward_kernel(
     b = samples_of(tile, S, LAYOUT, WIDE)
     live = b < batch
     row, known = table_row(rows, timestep_of(t, index, b, live, HAS_T), count, 3)
+    x0_factor = column(row, known, 0)
+    noise_factor = column(row, known, 1)
     upstream = tl.load(gradient + b, mask=live, other=0.0) if EACH else tl.load(gradient + tl.zeros((1, 1), tl.int32))
     weight = weight_of(row, known, weights, b, live, WEIGHTED) * (upstream / tl.full((1, 1), divisor, tl.int64).to(R))
     z0, z1, z2, z3 = None, None, None, None
@@ -226,12 +229,11 @@ def diffusion_loss_backward_kernel(
         j, inside = elements_of(block, r, event, channels, 1, S, E, LAYOUT, WIDE)
         inside = inside & live
         at = b.to(tl.int64) * event + j
-        factors = column(row, known, 0), column(row, known, 1)
-        left = residual(m, x0, noise, at, inside, r, z0, z1, z2, z3, factors[0], factors[1], X0, NOISE)
+        left = residual(m, x0, noise, at, inside, r, z0, z1, z2, z3, x0_factor, noise_factor, X0, NOISE)
         slope = weight * loss_slope(left, delta_of(delta, EXACT_DELTA, R), LOSS)
         tl.store(to_m + at, stored(slope, to_m), mask=inside)
         if TO_X0:
-            tl.store(to_x0 + at, stored(negative(factors[0]) * slope, to_x0), mask=inside)
+            tl.store(to_x0 + at, stored(negative(x0_factor) * slope, to_x0), mask=inside)
 
 
 class _Call:
