@@ -14,10 +14,10 @@ endif
 demo: build
 	$(RUN) examples/demo.py
 
-# The second: the Triton backend, in Triton's interpreter.
+# The second: the Triton backend, in Triton's interpreter; INTERPRETED="--share 0/2" takes every second test.
 test: build
 	$(RUN) -m pytest -n 2
-	TRITON_INTERPRET=1 $(RUN) -m pytest -n 2 --backend triton
+	TRITON_INTERPRET=1 $(RUN) -m pytest -n 2 --backend triton $(INTERPRETED)
 	$(RUN) tests/device_on_host.py
 
 build: $(VENV)/installed
