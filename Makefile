@@ -16,7 +16,7 @@ demo: build
 
 # The second: the Triton backend, in Triton's interpreter; INTERPRETED="--share 0/2" takes every second test.
 test: build
-	$(RUN) -m pytest -n 2
+	$(RUN) -m pytest
 	TRITON_INTERPRET=1 $(RUN) -m pytest -n 2 --backend triton $(INTERPRETED)
 	$(RUN) tests/device_on_host.py
 
