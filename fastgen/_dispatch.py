@@ -92,7 +92,7 @@ _is_batched = getattr(torch._C._functorch, "is_legacy_batchedtensor", lambda gra
 def traced():
     """Whether a tracer or another dispatch mode looks on (torch.compile, make_fx, a fake mode; a counter of operations): it gets no
     value to see, and ops, not the functions that they are made of."""
-    return torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0
+    return torch.compiler.is_compiling() or _dispatch_modes() > 0
 
 
 def multiplied(made, gradient):

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .. import _checks, _dispatch
 from .common import op
-from .common.driver import FLAT, TILED, elements_of, part_of, samples_of, tile_normals
+from .common.driver import FLAT, TILED, elements_of, part_of, place_of, tile_normals
 from .common.elementwise import GIVEN_NOISE, NO_NOISE, SEEDED_NOISE, column, table_row, timestep_of
 from .common.host_device import negative, stored
 from .common.op import wrap_triton
@@ -74,10 +74,7 @@ def ddpm_step_kernel(
 ):
     R: tl.constexpr = rows.dtype.element_ty
     FACTOR: tl.constexpr = 2 if LEARNED else 1
-    tile = tl.program_id(0) // blocks
-    block = tl.program_id(0) - tile * blocks
-    b = samples_of(tile, S, LAYOUT, WIDE)
-    live = b < batch
+    block, b, live = place_of(tl.program_id(0), blocks, batch, S, LAYOUT, WIDE)
     step = timestep_of(t, index, b, live, HAS_T)
     row, known = table_row(rows, step, count, COLUMNS)
     if CLIP == THRESHOLD:
@@ -94,8 +91,8 @@ def ddpm_step_kernel(
         u = column(row, known, kU)
         v_t = column(row, known, kV)
     else:
-        u = column(row, known, kA)
-        v_t = column(row, known, kB)
+        of_x = column(row, known, kA)
+        of_m = column(row, known, kB)
     if NOISE != NO_NOISE:
         sigma = column(row, known, kS)
         if LEARNED:
@@ -121,7 +118,7 @@ def ddpm_step_kernel(
                 x0 = x0 * inverse
             y = tl.fma(u, x0, v_t * x_value)
         else:
-            y = ddpm_mean(u, x_value, v_t, m_value)
+            y = ddpm_mean(of_x, x_value, of_m, m_value)
         if NOISE != NO_NOISE:
             if NOISE == GIVEN_NOISE:
                 z = tl.load(noise + first + j, mask=inside).to(R)

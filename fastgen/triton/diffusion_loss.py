@@ -8,7 +8,7 @@ from torch import Tensor
 from .. import _checks, _dispatch
 from ..schedule import PREDICTIONS
 from .common import op
-from .common.driver import TILED, elements_of, part_of, samples_of, tile_normals
+from .common.driver import TILED, elements_of, part_of, place_of, tile_normals
 from .common.elementwise import GIVEN_NOISE, NO_NOISE, SEEDED_NOISE, column, table_row, timestep_of, wide
 from .common.host_device import max_of, min_of, negative, product, splat, stored
 from .common.op import wrap_triton
@@ -143,10 +143,7 @@ def diffusion_loss_kernel(
         last = (tile + 1) * blocks
     sums = tl.zeros((S, E // W), tl.float64)
     for k in range(first, last, chunks):
-        tile_k = k // blocks
-        block = k - tile_k * blocks
-        b = samples_of(tile_k, S, LAYOUT, WIDE)
-        live = b < batch
+        block, b, live = place_of(k, blocks, batch, S, LAYOUT, WIDE)
         row, known = table_row(rows, timestep_of(t, index, b, live, HAS_T), count, 3)
         x0_factor = column(row, known, 0)
         noise_factor = column(row, known, 1)
@@ -213,10 +210,7 @@ def diffusion_loss_backward_kernel(
     WIDE: tl.constexpr,
 ):
     R: tl.constexpr = rows.dtype.element_ty
-    tile = tl.program_id(0) // blocks
-    block = tl.program_id(0) - tile * blocks
-    b = samples_of(tile, S, LAYOUT, WIDE)
-    live = b < batch
+    block, b, live = place_of(tl.program_id(0), blocks, batch, S, LAYOUT, WIDE)
     row, known = table_row(rows, timestep_of(t, index, b, live, HAS_T), count, 3)
     x0_factor = column(row, known, 0)
     noise_factor = column(row, known, 1)
@@ -256,7 +250,6 @@ class _Call:
             op.each_sample("weights", weights, m, rows.table.dtype)
         exact = op.passes_floats_as_float32() and rows.table.itemsize == 8
         merge = not rows.has_t and weights is None and reduction != 0
-        self.batch = batch
         self.cut = op.tiling(batch, (m, x0, noise, *outputs), z.kind == SEEDED_NOISE.value, merge)
         self.table, self.dtype = rows.table, rows.table.dtype
         self.divisor = (batch.event, batch.size * batch.event, 1)[reduction]

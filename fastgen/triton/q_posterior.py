@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .. import _checks, _dispatch
 from .common import op
-from .common.driver import elements_of, samples_of
+from .common.driver import elements_of, place_of
 from .common.elementwise import column, table_row, timestep_of
 from .common.host_device import stored
 from .common.op import wrap_triton
@@ -40,10 +40,7 @@ def q_posterior_kernel(
     WIDE: tl.constexpr,
 ):
     R: tl.constexpr = rows.dtype.element_ty
-    tile = tl.program_id(0) // blocks
-    block = tl.program_id(0) - tile * blocks
-    b = samples_of(tile, S, LAYOUT, WIDE)
-    live = b < batch
+    block, b, live = place_of(tl.program_id(0), blocks, batch, S, LAYOUT, WIDE)
     row, known = table_row(rows, timestep_of(t, index, b, live, HAS_T), count, 4)
     of_sample = live & (block == 0)
     # where all samples share a row, it is one number

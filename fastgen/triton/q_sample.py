@@ -6,7 +6,7 @@ from torch import Tensor
 
 from .. import _checks, _dispatch
 from .common import op
-from .common.driver import TILED, elements_of, part_of, samples_of, tile_normals
+from .common.driver import TILED, elements_of, part_of, place_of, tile_normals
 from .common.elementwise import GIVEN_NOISE, SEEDED_NOISE, column, table_row, timestep_of, wide
 from .common.host_device import stored
 from .common.op import wrap_triton
@@ -54,10 +54,7 @@ def q_sample_kernel(
     WIDE: tl.constexpr,
 ):
     R: tl.constexpr = rows.dtype.element_ty
-    tile = tl.program_id(0) // blocks
-    block = tl.program_id(0) - tile * blocks
-    b = samples_of(tile, S, LAYOUT, WIDE)
-    live = b < batch
+    block, b, live = place_of(tl.program_id(0), blocks, batch, S, LAYOUT, WIDE)
     row, known = table_row(rows, timestep_of(t, index, b, live, HAS_T), count, 2)
     scale = column(row, known, 0)
     sigma = column(row, known, 1)

@@ -5,7 +5,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .common import op
-from .common.driver import elements_of, samples_of, tile_normals
+from .common.driver import elements_of, place_of, tile_normals
 from .common.elementwise import wide
 from .common.host_device import stored
 from .common.op import wrap_triton
@@ -28,10 +28,7 @@ def randn_kernel(
     LAYOUT: tl.constexpr,
     WIDE: tl.constexpr,
 ):
-    tile = tl.program_id(0) // blocks
-    block = tl.program_id(0) - tile * blocks
-    b = samples_of(tile, S, LAYOUT, WIDE)
-    live = b < batch
+    block, b, live = place_of(tl.program_id(0), blocks, batch, S, LAYOUT, WIDE)
     z = tile_normals(block, b, live, wide(offset), seeds, seed, event, 1, R, SEEDS, S, E, V, LAYOUT, WIDE)
     j, inside = elements_of(block, 0, event, 1, 1, S, E, LAYOUT, WIDE)
     tl.store(out + b.to(tl.int64) * event + j, stored(z[0], out), mask=inside & live)

@@ -36,6 +36,14 @@ def samples_of(tile, S: tl.constexpr, LAYOUT: tl.constexpr, WIDE: tl.constexpr):
 
 
 @triton.jit
+def place_of(k, blocks, batch, S: tl.constexpr, LAYOUT: tl.constexpr, WIDE: tl.constexpr):
+    """Of tile k, counted over the blocks of the first samples, then of the next: its block, its samples, whether there are such."""
+    tile = k // blocks
+    b = samples_of(tile, S, LAYOUT, WIDE)
+    return k - tile * blocks, b, b < batch
+
+
+@triton.jit
 def quads_of(block, channels, S: tl.constexpr, E: tl.constexpr, STEP: tl.constexpr):
     """The groups of four positions (a column) and every STEP-th of the channels (a row) of a TILED tile."""
     across = tl.cdiv(channels, E)
