@@ -7,8 +7,9 @@ import math
 import torch
 
 from . import _checks, _dispatch, rng
+from ._tables import DDPM_STEP_COLUMNS
 from .q_sample import scaled
-from .schedule import DDPM_STEP_COLUMNS, LEARNED_VARIANCES, PREDICTIONS, VARIANCES
+from .schedule import LEARNED_VARIANCES, PREDICTIONS, VARIANCES
 
 
 def ddpm_step(
@@ -24,6 +25,8 @@ def ddpm_step(
     noise=None,
     seed=None,
     generator=None,
+    unconditional_output=None,
+    guidance_scale=None,
     return_x0=False,
     out=None,
 ):
@@ -50,6 +53,9 @@ def ddpm_step(
             registers and never stored.
         generator: a `torch.Generator`; z is then `torch.randn(x_t.shape, generator=generator)` in the result's dtype, drawn
             at t = 0 too.
+        unconditional_output, guidance_scale: classifier-free guidance, both or neither. m is then u + g·(m − u), u being what the
+            network returned without the condition, of the shape and dtype of model_output, and g a number; a learned variance
+            stays that of model_output.
         return_x0: return (x_{t−1}, x0).
         out: where to write x_{t−1}; may be x_t itself.
 
@@ -63,8 +69,11 @@ def ddpm_step(
     terminal SNR under epsilon prediction, which has no finite coefficients.
 
     Sources: Ho et al. 2020, equations (6), (7) and (11); learned variances: Nichol & Dhariwal 2021, equation (15);
-    v: Salimans & Ho 2022; threshold: Saharia et al. 2022 (Imagen), section 2.3.
+    v: Salimans & Ho 2022; threshold: Saharia et al. 2022 (Imagen), section 2.3; guidance: Ho & Salimans 2022, equation (6) with
+    w = g − 1.
     """
+    if unconditional_output is not None or guidance_scale is not None:
+        model_output = _guided(model_output, unconditional_output, guidance_scale, variance in LEARNED_VARIANCES, x_t)
     plan = _dispatch.plan("ddpm_step", schedule, x_t, model_output, prediction, variance)
     if plan is None:
         _checks.schedule(schedule)
@@ -90,6 +99,8 @@ def ddim_step(
     noise=None,
     seed=None,
     generator=None,
+    unconditional_output=None,
+    guidance_scale=None,
     return_x0=False,
     out=None,
 ):
@@ -109,6 +120,8 @@ def ddim_step(
     """
     if type(eta) is not float:  # True would find the plan of 1.0
         eta = _checks.number("eta", eta, low=0.0)
+    if unconditional_output is not None or guidance_scale is not None:
+        model_output = _guided(model_output, unconditional_output, guidance_scale, False, x_t)
     plan = _dispatch.plan("ddim_step", schedule, x_t, model_output, prediction, eta)
     if plan is None:
         _checks.schedule(schedule)
@@ -120,6 +133,40 @@ def ddim_step(
         table = schedule.ddim_step_table(prediction, eta, x_t.device, dtype)
         plan = _dispatch.make_plan("ddim_step", schedule, x_t, model_output, dtype, table, prediction, eta)
     return _reverse_step(plan, x_t, model_output, t, clip, threshold, noise, seed, generator, return_x0, out)
+
+
+def step_with(
+    coefficients,
+    x_t,
+    model_output,
+    t,
+    *,
+    learned=False,
+    clip=None,
+    threshold=None,
+    noise=None,
+    seed=None,
+    generator=None,
+    return_x0=False,
+    out=None,
+):
+    """`ddpm_step` with the `Coefficients` of another library, whose t counts their rows; `learned`: their variance is."""
+    plan = _dispatch.plan("ddpm_step", coefficients, x_t, model_output, learned)
+    if plan is None:
+        dtype = _check_inputs(x_t, model_output, learned)
+        table = coefficients.table(x_t.device, dtype)
+        plan = _dispatch.make_plan("ddpm_step", coefficients, x_t, model_output, dtype, table, learned, learned=learned)
+    return _reverse_step(plan, x_t, model_output, t, clip, threshold, noise, seed, generator, return_x0, out)
+
+
+def _guided(m, u, scale, learned, x_t):
+    _checks.number("guidance_scale", scale, low=-math.inf)
+    _check_inputs(x_t, m, learned)
+    _checks.like("unconditional_output", u, "model_output", m)
+    if not learned:
+        return u + scale * (m - u)
+    channels = x_t.shape[1]
+    return torch.cat([u[:, :channels] + scale * (m[:, :channels] - u[:, :channels]), m[:, channels:]], dim=1)
 
 
 def _reverse_step(plan, x_t, model_output, t, clip, threshold, noise, seed, generator, return_x0, out):
@@ -219,7 +266,7 @@ def _checked_threshold(threshold, clip, x_t, dtype):
 
 
 def reference(x_t, model_output, rows, t, index, noise, seeds, seed, clip, threshold, learned):
-    """The kernel in plain PyTorch: (x_{t−1}, x0). rows: (T, 9), the columns of `DDPM_STEP_COLUMNS`."""
+    """The kernel in plain PyTorch: (x_{t−1}, x0). rows: (T, 10), the columns of `DDPM_STEP_COLUMNS`."""
     dtype, shape, dim = _checks.result_dtype(x_t, model_output), x_t.shape, x_t.dim()
     c = _columns(rows, t, index, dim)
     x, m, v = x_t.to(rows.dtype), model_output.to(rows.dtype), None
@@ -230,7 +277,7 @@ def reference(x_t, model_output, rows, t, index, noise, seeds, seed, clip, thres
         y = c["A"] * x + c["B"] * m
     else:
         x0 = _clipped(x0, clip, threshold)
-        y = c["U"] * x0 + c["V"] * x
+        y = _dispatch.with_noise(c["U"] * x0 + c["V"] * x, c["W"], m)  # W·m, and where W is 0 no look at an infinite m
     if noise is None and (seeds is not None or seed is not None):
         noise = rng.normals(shape, seeds, seed, index if t is None else t, x.device, rows.dtype)
     sigma = c["S"]
@@ -336,7 +383,7 @@ def _general_backward(ctx, y_gradient, x0_gradient, x_needed, m_needed, noise_ne
         inner = torch.where(raw.abs() <= bound, c["U"] * g + g0, 0.0)
         if threshold is not None:
             inner = inner / bound
-        to_x, to_m = c["V"] * g + c["P"] * inner, c["Q"] * inner
+        to_x, to_m = c["V"] * g + c["P"] * inner, c["W"] * g + c["Q"] * inner
     to_noise = None
     if learned:  # at S = 0 neither v nor the noise is looked at, were they infinite or NaN
         to_v = torch.zeros_like(to_m)

@@ -54,7 +54,7 @@ def _check_tensors(x0, x_t):
 
 
 def reference(x0, x_t, rows, t, index):
-    """The kernel in plain PyTorch. rows: (T, 4), the columns of `schedule.Q_POSTERIOR_COLUMNS`."""
+    """The kernel in plain PyTorch. rows: (T, 4), the columns of `_tables.Q_POSTERIOR_COLUMNS`."""
     u, v, variance, log_variance = _dispatch.gathered(rows, t, index, x0.dim())
     mean = u * x0.to(rows.dtype) + v * x_t.to(rows.dtype)
     shape = (x0.shape[0], *[1] * (x0.dim() - 1))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from . import _checks, _dispatch, rng
+from ._tables import Coefficients
 from .schedule import Schedule
 
 
@@ -48,10 +49,16 @@ def q_step(x_prev, t, schedule, *, noise=None, seed=None, generator=None, offset
     return _noised("q_step", Schedule.q_step_table, "x_prev", x_prev, t, schedule, noise, seed, generator, offset, out)
 
 
+def noised_with(coefficients, x, t, *, noise=None, seed=None, generator=None, offset=0, out=None):
+    """`q_sample` with the `Coefficients` of another library: scale·x + sigma·noise."""
+    return _noised("q_sample", Coefficients.table, "x", x, t, coefficients, noise, seed, generator, offset, out)
+
+
 def _noised(op, table, x_name, x, t, schedule, noise, seed, generator, offset, out):
     plan = _dispatch.plan(op, schedule, x, x)
     if plan is None:
-        _checks.schedule(schedule)
+        if not isinstance(schedule, Coefficients):
+            _checks.schedule(schedule)
         _checks.batched(x_name, x)
         plan = _dispatch.make_plan(op, schedule, x, x, x.dtype, table(schedule, x.device, x.dtype))
     end, note, careful = plan.end, plan.note, plan.careful

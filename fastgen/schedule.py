@@ -5,37 +5,22 @@ The notation is that of Ho et al. 2020 with 0-based timesteps: `betas[t]`, `alph
 
 from __future__ import annotations
 
-import contextlib
 import math
 import operator
-import weakref
 from collections.abc import Iterable
-from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch.utils._python_dispatch import _disable_current_modes
+
+from ._tables import Table, Tables, plain_tensors, step_columns
 
 PREDICTIONS = ("epsilon", "sample", "v_prediction")
 FIXED_VARIANCES = ("posterior", "beta")
 LEARNED_VARIANCES = ("learned", "learned_range")
 VARIANCES = FIXED_VARIANCES + LEARNED_VARIANCES
 
-# Columns of the tables that the kernels gather one row of per sample. csrc/<op>/<op>.h names the same columns in the same order.
-Q_SAMPLE_COLUMNS = ("scale", "sigma")
-Q_POSTERIOR_COLUMNS = ("U", "V", "variance", "log_variance")
-DDPM_STEP_COLUMNS = ("P", "Q", "U", "V", "A", "B", "S", "L", "M")
 
-
-class Table(NamedTuple):
-    """Coefficient rows on one device."""
-
-    rows: torch.Tensor  # (T, columns), float32 or float64; (T-1, columns) where the last step has no finite coefficients
-    noisy: bool  # False where every noise coefficient is 0, so that no noise has to be drawn
-    note: str  # why there are only T-1 rows; else ""
-
-
-class Schedule:
+class Schedule(Tables):
     """The noise schedule of a Gaussian diffusion: immutable, float64, comparable, hashable and picklable.
 
     Build one with `linear`, `scaled_linear`, `cosine`, `sigmoid` or `from_betas`; derive others with `respace` and
@@ -60,10 +45,7 @@ class Schedule:
         "posterior_variance",
         "timesteps",
         "_hash",
-        "_plans",
-        "_tables",
         "_timestep_tensors",
-        "__weakref__",
     )
 
     def __init__(self, betas, alphas_cumprod, timesteps, name: str):
@@ -79,13 +61,11 @@ class Schedule:
             "timesteps": _frozen(timesteps, np.int64),
             "name": name,
             "_hash": hash((betas.tobytes(), alphas_cumprod.tobytes(), np.asarray(timesteps, np.int64).tobytes())),
-            "_plans": {},  # what _dispatch.plan keeps
-            "_tables": {},
             "_timestep_tensors": {},
         }
         for key, value in values.items():
             object.__setattr__(self, key, value)
-        _BY_ID[id(self)] = self
+        super().__init__()
 
     # ---- constructors -------------------------------------------------------------------------------------------------
 
@@ -236,17 +216,11 @@ class Schedule:
         return self._table(("q_posterior",), device, dtype)
 
     def ddpm_step_table(self, prediction: str, variance: str, device: torch.device, dtype: torch.dtype) -> Table:
-        """(T, 9): P, Q, U, V, A, B, S, L, M of
-
-            x0 = P·x_t + Q·m        y = U·x0 + V·x_t + S·z  =  A·x_t + B·m + S·z
-
-        S is σ_t, 0 at t = 0. With a learned variance, S is 0 or 1 and the deviation is S·exp(L·v + M) with v the network's
-        second half of channels.
-        """
+        """(T, 10): the columns of `_tables.step_columns`. S is σ_t, 0 at t = 0; with a learned variance, 0 or 1."""
         return self._table(("ddpm_step", prediction, variance), device, dtype)
 
     def ddim_step_table(self, prediction: str, eta: float, device: torch.device, dtype: torch.dtype) -> Table:
-        """(T, 9): the columns of `ddpm_step_table` for the DDIM update."""
+        """(T, 10): the same columns, for the DDIM update."""
         return self._table(("ddim_step", prediction, eta), device, dtype)
 
     def diffusion_loss_table(self, prediction: str, snr_gamma: float | None, device: torch.device, dtype: torch.dtype) -> Table:
@@ -262,37 +236,24 @@ class Schedule:
         if device.type == "cuda" and device.index is None:
             device = torch.device("cuda", torch.cuda.current_device())
         if device not in self._timestep_tensors:
-            with _plain_tensors():
+            with plain_tensors():
                 self._timestep_tensors[device] = torch.tensor(self.timesteps, device=device)
         return self._timestep_tensors[device]
 
-    def _table(self, key: tuple, device: torch.device, dtype: torch.dtype) -> Table:
-        """The cached table of `key` on `device`, in float64 where `dtype` is float64, else in float32."""
-        if torch.compiler.is_compiling():
-            return _constant_table(id(self), key, dtype is torch.float64, device)
-        table = self._tables.get((key, dtype is torch.float64, device))
-        return self._make_table(key, dtype is torch.float64, device) if table is None else table
-
-    def _make_table(self, key: tuple, double: bool, device: torch.device) -> Table:
+    def _rows(self, key):
         columns = _COLUMNS[key[0]](self, *key[1:])
-        rows = np.stack(columns, axis=1)
+        rows = columns if isinstance(columns, np.ndarray) else np.stack(columns, axis=1)
         finite = np.isfinite(rows).all(axis=1)
         if not finite[:-1].all() or (len(self) == 1 and not finite[0]):
             step = int(np.flatnonzero(~finite)[0])
             raise ValueError(f"schedule: expected finite coefficients, got alphas_cumprod[{step}] = {self.alphas_cumprod[step]!r}")
-        note = ""
-        if not finite[-1]:
-            # Left out of the table, the step is one outside it: an error where t can be seen, NaN where that would synchronise.
-            rows = rows[:-1]
-            note = (
-                f"; the last step t = {len(self) - 1} has a signal-to-noise ratio of zero (alphas_cumprod = 0), where epsilon "
-                "prediction says nothing about x0: use prediction='v_prediction' or 'sample'"
-            )
-        noisy = bool(np.any(rows[:, _NOISE_COLUMN[key[0]]] != 0)) if key[0] in _NOISE_COLUMN else False
-        with _plain_tensors():
-            tensor = torch.tensor(rows, dtype=torch.float64 if double else torch.float32, device=device)
-        table = Table(tensor, noisy, note)
-        return self._tables.setdefault((key, double, device), table)
+        if finite[-1]:
+            return rows, ""
+        # Left out of the table, the step is one outside it: an error where t can be seen, NaN where that would synchronise.
+        return rows[:-1], (
+            f"; the last step t = {len(self) - 1} has a signal-to-noise ratio of zero (alphas_cumprod = 0), where epsilon "
+            "prediction says nothing about x0: use prediction='v_prediction' or 'sample'"
+        )
 
     # ---- object protocol ------------------------------------------------------------------------------------------------
 
@@ -329,27 +290,6 @@ class Schedule:
 
     def __deepcopy__(self, memo):
         return self
-
-
-@contextlib.contextmanager
-def _plain_tensors():
-    """No fake, traced, inference or torch.func tensor may enter a cache, whatever the caller is in the middle of."""
-    with torch.inference_mode(False), _disable_current_modes(), torch._C._DisableFuncTorch():
-        yield
-
-
-# Dynamo makes id(schedule) a constant and guards it; before torch 2.12 it can give a constant function no other objects.
-_BY_ID: weakref.WeakValueDictionary[int, Schedule] = weakref.WeakValueDictionary()
-
-
-def _constant_table(identity: int, key: tuple, double: bool, device: torch.device) -> Table:
-    """What a traced program uses: a table is a constant of the graph, guarded by the schedule's identity."""
-    schedule = _BY_ID[identity]
-    return schedule._tables.get((key, double, device)) or schedule._make_table(key, double, device)
-
-
-# what torch.compiler.assume_constant_result does; calling it would import the whole compiler with this module
-_constant_table._dynamo_marked_constant = True
 
 
 # ---- coefficients, float64 ------------------------------------------------------------------------------------------------
@@ -392,11 +332,6 @@ def _x0_columns(s: Schedule, prediction: str):
     return root, -noise
 
 
-def _step_columns(p, q, u, v, sigma, slope, intercept):
-    with np.errstate(invalid="ignore"):
-        return p, q, u, v, u * p + v, u * q, sigma, slope, intercept
-
-
 def _ddpm_step_columns(s: Schedule, prediction: str, variance: str):
     p, q = _x0_columns(s, prediction)
     u, v = _posterior_mean(s)
@@ -412,7 +347,7 @@ def _ddpm_step_columns(s: Schedule, prediction: str, variance: str):
         low, high = _log_posterior_variance(s), np.log(s.betas)
         slope, intercept = 0.25 * (high - low), 0.25 * (high + low)
     sigma[0] = 0.0
-    return _step_columns(p, q, u, v, sigma, slope, intercept)
+    return step_columns(p, q, u, v, sigma, slope, intercept)
 
 
 def _ddim_step_columns(s: Schedule, prediction: str, eta: float):
@@ -422,8 +357,7 @@ def _ddim_step_columns(s: Schedule, prediction: str, eta: float):
     # ε is read off the (clipped) x0, ε = (x_t − √ᾱ·x0)/√(1−ᾱ), as in Nichol & Dhariwal's code
     v = np.sqrt(np.maximum(1.0 - prev - sigma**2, 0.0) / total)
     u = np.sqrt(prev) - v * np.sqrt(s.alphas_cumprod)
-    zeros = np.zeros(len(s))
-    return _step_columns(p, q, u, v, sigma, zeros, zeros)
+    return step_columns(p, q, u, v, sigma)
 
 
 def _diffusion_loss_columns(s: Schedule, prediction: str, gamma: float | None):
@@ -452,12 +386,6 @@ _COLUMNS = {
     "ddpm_step": _ddpm_step_columns,
     "ddim_step": _ddim_step_columns,
     "diffusion_loss": _diffusion_loss_columns,
-}
-_NOISE_COLUMN = {
-    "q_sample": Q_SAMPLE_COLUMNS.index("sigma"),
-    "q_step": Q_SAMPLE_COLUMNS.index("sigma"),
-    "ddpm_step": DDPM_STEP_COLUMNS.index("S"),
-    "ddim_step": DDPM_STEP_COLUMNS.index("S"),
 }
 
 

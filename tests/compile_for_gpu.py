@@ -24,7 +24,7 @@ from triton.compiler.compiler import ASTSource
 
 import fastgen
 from fastgen import _backend
-from fastgen.schedule import Table
+from fastgen._tables import Table
 from fastgen.triton import FUNCTIONS as OPS
 
 TARGET = GPUTarget("cuda", 90, 32)

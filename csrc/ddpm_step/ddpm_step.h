@@ -1,6 +1,6 @@
 // The reverse step of DDPM, and with another table of DDIM:
 //
-//   x0 = clip(P·x + Q·m),   y = U·x0 + V·x + S·z;   without clipping y = A·x + B·m + S·z
+//   x0 = clip(P·x + Q·m),   y = U·x0 + V·x + W·m + S·z;   without clipping y = A·x + B·m + S·z
 //
 // With a learned variance the deviation is S·exp(L·v + M), v being the second half of the network's channels and S 0 or 1.
 // Host and device.
@@ -11,7 +11,7 @@
 namespace fastgen {
 
 struct DdpmStepColumns {
-  enum { kP, kQ, kU, kV, kA, kB, kS, kL, kM, kCount };  // the table's
+  enum { kP, kQ, kU, kV, kA, kB, kS, kL, kM, kW, kCount };  // the table's
   enum { kBound = kCount, kInverse, kCountWithBound };  // the bound of x0 of each sample and what x0 is scaled by after
 };
 
@@ -51,7 +51,7 @@ FG_HD void ddpm_step(const Get& get, V x, V m, V v, V z, V& y, V& x0) {
   if (kClip != kNoClip) {
     x0 = clamp(x0, get(C::kBound));
     if (kClip == kThreshold) x0 = x0 * get(C::kInverse);
-    y = fma(get(C::kU), x0, get(C::kV) * x);
+    y = with_noise(fma(get(C::kU), x0, get(C::kV) * x), get(C::kW), m);  // W·m, and where W is 0 no look at an infinite m
   } else {
     y = ddpm_mean(get(C::kA), x, get(C::kB), m);
   }

@@ -5,7 +5,7 @@
 
 namespace fastgen {
 
-// y = A·x + B·m + S·z: of the row's eleven numbers it keeps three.
+// y = A·x + B·m + S·z: of the row's twelve numbers it keeps three.
 template <class R_, class X_, class M_, class Out_> struct DdpmStepPlainDevice {
   using R = R_;
   using X = X_;

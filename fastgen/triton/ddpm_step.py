@@ -1,6 +1,6 @@
 """The reverse step of DDPM, and with another table of DDIM: the formula of csrc/ddpm_step/ddpm_step.h, its kernel and the ops.
 
-x0 = clip(P·x + Q·m),   y = U·x0 + V·x + S·z;   without clipping y = A·x + B·m + S·z
+x0 = clip(P·x + Q·m),   y = U·x0 + V·x + W·m + S·z;   without clipping y = A·x + B·m + S·z
 
 With a learned variance the deviation is S·exp(L·v + M), v being the second half of the network's channels and S 0 or 1.
 """
@@ -19,8 +19,8 @@ from .common.real_math import exp
 from .q_sample import with_noise
 
 # The table's columns, DdpmStepColumns in C++.
-kP, kQ, kU, kV, kA, kB, kS, kL, kM = (tl.constexpr(k) for k in range(9))
-COLUMNS = tl.constexpr(9)
+kP, kQ, kU, kV, kA, kB, kS, kL, kM, kW = (tl.constexpr(k) for k in range(10))
+COLUMNS = tl.constexpr(10)
 # CLIP in the kernel
 NO_CLIP = tl.constexpr(0)
 CLAMP = tl.constexpr(1)
@@ -90,6 +90,7 @@ def ddpm_step_kernel(
     if CLIP != NO_CLIP:
         u = column(row, known, kU)
         v_t = column(row, known, kV)
+        w = column(row, known, kW)
     else:
         of_x = column(row, known, kA)
         of_m = column(row, known, kB)
@@ -116,7 +117,7 @@ def ddpm_step_kernel(
             x0 = clamp(x0, bound)
             if CLIP == THRESHOLD:
                 x0 = x0 * inverse
-            y = tl.fma(u, x0, v_t * x_value)
+            y = with_noise(tl.fma(u, x0, v_t * x_value), w, m_value)  # W·m, and where W is 0 no look at an infinite m
         else:
             y = ddpm_mean(of_x, x_value, of_m, m_value)
         if NOISE != NO_NOISE:

@@ -1,0 +1,114 @@
+"""Coefficient tables: computed once in float64, cast once, kept per device; the kernels gather one row of them per sample."""
+
+from __future__ import annotations
+
+import contextlib
+import weakref
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch.utils._python_dispatch import _disable_current_modes
+
+# The columns, op by op. csrc/<op>/<op>.h names the same columns in the same order.
+Q_SAMPLE_COLUMNS = ("scale", "sigma")
+Q_POSTERIOR_COLUMNS = ("U", "V", "variance", "log_variance")
+DDPM_STEP_COLUMNS = ("P", "Q", "U", "V", "A", "B", "S", "L", "M", "W")
+
+_NOISE_COLUMN = {
+    "q_sample": Q_SAMPLE_COLUMNS.index("sigma"),
+    "q_step": Q_SAMPLE_COLUMNS.index("sigma"),
+    "ddpm_step": DDPM_STEP_COLUMNS.index("S"),
+    "ddim_step": DDPM_STEP_COLUMNS.index("S"),
+}
+
+
+class Table(NamedTuple):
+    """Coefficient rows on one device."""
+
+    rows: torch.Tensor  # (T, columns), float32 or float64; (T-1, columns) where the last step has no finite coefficients
+    noisy: bool  # False where every noise coefficient is 0, so that no noise has to be drawn
+    note: str  # why there are only T-1 rows; else ""
+
+
+class Tables:
+    """What has coefficient tables: computed by `_rows` when first asked for, then kept for each dtype and device."""
+
+    __slots__ = ("_plans", "_tables", "__weakref__")
+
+    def __init__(self):
+        object.__setattr__(self, "_plans", {})  # what _dispatch.plan keeps
+        object.__setattr__(self, "_tables", {})
+        _BY_ID[id(self)] = self
+
+    def _rows(self, key: tuple) -> tuple[np.ndarray, str]:
+        """The float64 rows of the table `key`, whose first entry is the op, and why some are missing."""
+        raise NotImplementedError
+
+    def _table(self, key: tuple, device: torch.device, dtype: torch.dtype) -> Table:
+        """The cached table of `key` on `device`, in float64 where `dtype` is float64, else in float32."""
+        if torch.compiler.is_compiling():
+            return _constant_table(id(self), key, dtype is torch.float64, device)
+        table = self._tables.get((key, dtype is torch.float64, device))
+        return self._make_table(key, dtype is torch.float64, device) if table is None else table
+
+    def _make_table(self, key: tuple, double: bool, device: torch.device) -> Table:
+        rows, note = self._rows(key)
+        noisy = bool(np.any(rows[:, _NOISE_COLUMN[key[0]]] != 0)) if key[0] in _NOISE_COLUMN else False
+        with plain_tensors():
+            tensor = torch.tensor(rows, dtype=torch.float64 if double else torch.float32, device=device)
+        return self._tables.setdefault((key, double, device), Table(tensor, noisy, note))
+
+
+class Coefficients(Tables):
+    """Another library's coefficients of one op, where a `Schedule` would be: float64 rows (T, columns), NaN where that library
+    has no step."""
+
+    __slots__ = ("op", "rows")
+
+    def __init__(self, op: str, rows: np.ndarray):
+        super().__init__()
+        self.op = op
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return self.rows.shape[0]
+
+    def _rows(self, key):
+        return self.rows, ""
+
+    def table(self, device: torch.device, dtype: torch.dtype) -> Table:
+        return self._table((self.op,), device, dtype)
+
+
+def step_columns(p, q, u, v, sigma, slope=0.0, intercept=0.0, w=0.0):
+    """The columns of a reverse step; A and B are what the others come to where x0 is not clipped:
+
+        x0 = P·x_t + Q·m        y = U·x0 + V·x_t + W·m + S·z  =  A·x_t + B·m + S·z
+
+    With a learned variance, S is 0 or 1 and the deviation is S·exp(L·v + M), L being `slope` and M `intercept`.
+    """
+    with np.errstate(invalid="ignore"):
+        columns = p, q, u, v, u * p + v, u * q + w, sigma, slope, intercept, w
+    return np.stack(np.broadcast_arrays(*columns), axis=1)
+
+
+@contextlib.contextmanager
+def plain_tensors():
+    """No fake, traced, inference or torch.func tensor may enter a cache, whatever the caller is in the middle of."""
+    with torch.inference_mode(False), _disable_current_modes(), torch._C._DisableFuncTorch():
+        yield
+
+
+# Dynamo makes id(tables) a constant and guards it; before torch 2.12 it can give a constant function no other objects.
+_BY_ID: weakref.WeakValueDictionary[int, Tables] = weakref.WeakValueDictionary()
+
+
+def _constant_table(identity: int, key: tuple, double: bool, device: torch.device) -> Table:
+    """What a traced program uses: a table is a constant of the graph, guarded by the identity of its owner."""
+    tables = _BY_ID[identity]
+    return tables._tables.get((key, double, device)) or tables._make_table(key, double, device)
+
+
+# what torch.compiler.assume_constant_result does; calling it would import the whole compiler with this module
+_constant_table._dynamo_marked_constant = True
