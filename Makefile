@@ -23,10 +23,10 @@ test: build
 build: $(VENV)/installed
 	@$(RUN) setup.py --quiet build_ext --inplace
 
-# The environment, as pinned, and this project in place. --no-build-isolation: build against the torch that is installed.
+# The environment, exactly as pinned, and this project in place. --no-build-isolation: build against the torch that is installed.
 $(VENV)/installed: requirements/dev.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) install -r requirements/dev.txt
+	$(PIP) install --no-deps -r requirements/dev.txt
 	$(PIP) install --no-build-isolation --no-deps --editable .
 	touch $@
 

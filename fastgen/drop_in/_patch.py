@@ -1,0 +1,70 @@
+"""Replacing functions of a running program by fastgen's, and putting them back, whatever else has been put in their place since."""
+
+from __future__ import annotations
+
+import logging
+import threading
+
+logger = logging.getLogger("fastgen.drop_in")
+
+_lock = threading.Lock()
+# (owner, name) → what the owner's own namespace held, and the replacements in force, the last of which is seen
+_replaced: dict[tuple[int, str], tuple[object, object, list]] = {}
+_ABSENT = object()
+
+
+class Patch:
+    """Replacements in force from its creation to `unpatch()`, or to the end of a `with` block over it."""
+
+    def __init__(self, replacements):
+        """replacements: (owner, name, make) each; make(original) gives what `owner.name` becomes, `original` being what it was
+        before any patch."""
+        self._active = []
+        try:
+            for owner, name, make in replacements:
+                self._replace(owner, name, make)
+        except BaseException:
+            self.unpatch()
+            raise
+
+    def _replace(self, owner, name, make):
+        with _lock:
+            key = id(owner), name
+            if key not in _replaced:
+                _replaced[key] = owner, vars(owner).get(name, _ABSENT), []
+            _, own, stack = _replaced[key]
+            replacement = make(getattr(owner, name) if own is _ABSENT else _original(own))
+            stack.append((self, replacement))
+            setattr(owner, name, replacement)
+            self._active.append(key)
+
+    def unpatch(self) -> None:
+        """Puts back what was there; a second call does nothing."""
+        with _lock:
+            for key in reversed(self._active):
+                owner, own, stack = _replaced[key]
+                stack[:] = [entry for entry in stack if entry[0] is not self]
+                if stack:
+                    setattr(owner, key[1], stack[-1][1])
+                    continue
+                del _replaced[key]
+                if own is _ABSENT:
+                    delattr(owner, key[1])
+                else:
+                    setattr(owner, key[1], own)
+            self._active = []
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        self.unpatch()
+
+
+def _original(own):
+    return own.__func__ if isinstance(own, (staticmethod, classmethod)) else own
+
+
+def fall_through(what: str, why: str) -> None:
+    """Says that the original runs, in a line of level DEBUG of the logger "fastgen.drop_in"."""
+    logger.debug("%s: not fastgen but the original runs: %s", what, why)
