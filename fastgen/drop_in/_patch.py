@@ -8,8 +8,8 @@ import threading
 logger = logging.getLogger("fastgen.drop_in")
 
 _lock = threading.Lock()
-# (owner, name) → what the owner's own namespace held, and the replacements in force, the last of which is seen
-_replaced: dict[tuple[int, str], tuple[object, object, list]] = {}
+# (owner, name) → the owner, what its own namespace held, what is replaced, and the replacements in force, the last of which is seen
+_replaced: dict[tuple[int, str], tuple[object, object, object, list]] = {}
 _ABSENT = object()
 
 
@@ -31,9 +31,9 @@ class Patch:
         with _lock:
             key = id(owner), name
             if key not in _replaced:
-                _replaced[key] = owner, vars(owner).get(name, _ABSENT), []
-            _, own, stack = _replaced[key]
-            replacement = make(getattr(owner, name) if own is _ABSENT else _original(own))
+                _replaced[key] = owner, vars(owner).get(name, _ABSENT), getattr(owner, name), []
+            original, stack = _replaced[key][2:]
+            replacement = make(original)
             stack.append((self, replacement))
             setattr(owner, name, replacement)
             self._active.append(key)
@@ -42,7 +42,7 @@ class Patch:
         """Puts back what was there; a second call does nothing."""
         with _lock:
             for key in reversed(self._active):
-                owner, own, stack = _replaced[key]
+                owner, own, _, stack = _replaced[key]
                 stack[:] = [entry for entry in stack if entry[0] is not self]
                 if stack:
                     setattr(owner, key[1], stack[-1][1])
@@ -59,10 +59,6 @@ class Patch:
 
     def __exit__(self, *exception):
         self.unpatch()
-
-
-def _original(own):
-    return own.__func__ if isinstance(own, (staticmethod, classmethod)) else own
 
 
 def fall_through(what: str, why: str) -> None:
