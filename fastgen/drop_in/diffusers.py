@@ -1,0 +1,640 @@
+"""diffusers' DDPMScheduler, DDPMParallelScheduler and DDIMScheduler on fastgen: `step`, `add_noise`, `get_velocity` in one launch.
+
+Two ways to have them:
+
+    from fastgen.drop_in.diffusers import DDPMScheduler      # a subclass of diffusers' own, for new code
+    fastgen.drop_in.diffusers.patch()                        # diffusers' own classes, for code as it is; or `with patch():`
+
+By default the numbers are diffusers' to rounding: its float32 cumulative products and order of operations decide the coefficients,
+the same `generator` (or list of them) gives the same noise, none is drawn at timestep 0, results have the same dtypes. Each result
+is computed in float32 (float64 for float64) and rounded once, where diffusers rounds half precision after every operation.
+
+Beyond diffusers:
+
+- `rng="fused"`, a keyword of the classes and of `patch`: noise is made in the kernel, from a seed that is drawn from `generator`
+  (one for each sample from a list of them), so no noise tensor exists. Other numbers than diffusers', of the same distribution.
+- `step(..., seed=)`: an int, or int64 tensor of 1 or B elements, one seed per sample. The noise is then
+  `fastgen.randn(sample.shape, seed=seed, offset=timestep)`, whatever `rng` is.
+- `step` takes a tensor of B timesteps, one per sample.
+- No timestep is read back from a GPU. Of a 0-dimensional one that is an element of `scheduler.timesteps` the value is known all the
+  same; of another one it is not, so with it noise is drawn at timestep 0 too (and not used), and a timestep that the scheduler
+  does not visit makes its sample NaN.
+- `step` compiles with `torch.compile(fullgraph=True)`, after `set_timesteps`.
+- `float32_coefficients=True`: `add_noise` and `get_velocity` of half-precision samples use float32 coefficients. diffusers rounds ᾱ
+  to the samples' dtype first; in bfloat16, 1 − ᾱ is then 0 for the default first 10 timesteps: no noise is added.
+
+What is not covered (variance type "learned", an infinite coefficient, a subclass with another variance, mixed shapes or dtypes)
+runs diffusers' own code and says so at level DEBUG of the logger "fastgen.drop_in". In those cases `seed=` raises ValueError.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import weakref
+from collections import OrderedDict
+from typing import NamedTuple
+
+import diffusers
+import numpy as np
+import torch
+from diffusers.schedulers.scheduling_ddim import DDIMSchedulerOutput
+from diffusers.schedulers.scheduling_ddpm import DDPMSchedulerOutput
+from diffusers.schedulers.scheduling_ddpm_parallel import DDPMParallelSchedulerOutput
+from diffusers.utils.torch_utils import randn_tensor
+
+from .. import _checks
+from .._tables import DDPM_STEP_COLUMNS, Coefficients, plain_tensors, step_columns
+from ..ddpm_step import step_with
+from ..q_sample import noised_with
+from ..schedule import PREDICTIONS
+from ._patch import Patch, fall_through
+
+__all__ = ["DDIMScheduler", "DDPMParallelScheduler", "DDPMScheduler", "patch"]
+
+
+class Options(NamedTuple):
+    rng: str = "exact"
+    float32_coefficients: bool = False
+
+
+def _checked_options(rng, float32_coefficients) -> Options:
+    _checks.option("rng", rng, ("exact", "fused"))
+    if not isinstance(float32_coefficients, bool):
+        raise TypeError(f"float32_coefficients: expected a bool, got {type(float32_coefficients).__name__}")
+    return Options(rng, float32_coefficients)
+
+
+# ---- what a scheduler's configuration comes to --------------------------------------------------------------------------------
+
+METHODS = ("_get_variance", "previous_timestep", "_threshold_sample")  # which the tables speak for, unless a subclass has its own
+
+
+class State:
+    """What follows from a scheduler's configuration and timesteps; kept on it until either changes."""
+
+    def __init__(self, scheduler):
+        config = scheduler._internal_dict
+        self.config, self.alphas_cumprod, self.timesteps = config, scheduler.alphas_cumprod, scheduler.timesteps
+        own = scheduler.__dict__
+        self.steps, self.variance_type, self.custom_timesteps, self.final_alpha_cumprod = (
+            own.get(name) for name in ("num_inference_steps", "variance_type", "custom_timesteps", "final_alpha_cumprod")
+        )
+        tensors = self.timesteps, self.alphas_cumprod
+        self.versions = None if any(x.is_inference() for x in tensors) else tuple(x._version for x in tensors)
+        self.prediction, self.thresholding = config.prediction_type, config.thresholding
+        self.clip = float(config.clip_sample_range) if config.clip_sample and not config.thresholding else None
+        self.learned = self.variance_type == "learned_range"
+        self.host_timesteps = scheduler.timesteps.tolist()
+        self.problem = _problem(scheduler)
+        self._scheduler = weakref.ref(scheduler)
+        self._coefficients = {}
+        _BY_ID[id(self)] = self
+
+    def __reduce__(self):
+        return dict, ()  # a copied or unpickled scheduler makes its own
+
+    def is_of(self, own) -> bool:
+        """Whether nothing has changed since, `own` being the scheduler's __dict__: tensors count by identity and version."""
+        timesteps, alphas_cumprod = self.timesteps, self.alphas_cumprod
+        return (
+            own["timesteps"] is timesteps
+            and own["alphas_cumprod"] is alphas_cumprod
+            and own["_internal_dict"] is self.config
+            and own["num_inference_steps"] == self.steps
+            and own.get("variance_type") == self.variance_type
+            and own.get("custom_timesteps") == self.custom_timesteps
+            and own.get("final_alpha_cumprod") is self.final_alpha_cumprod
+            # those of inference mode have no version
+            and (self.versions is None or (timesteps._version, alphas_cumprod._version) == self.versions)
+        )
+
+    def get(self, key):
+        """(Coefficients, for each timestep whether it has a row without NaN or infinity)."""
+        if torch.compiler.is_compiling():
+            _prepare(id(self), key)
+        found = self._coefficients.get(key)
+        return self._make(key) if found is None else found
+
+    def _make(self, key):
+        with plain_tensors(), torch.no_grad():
+            rows = _ROWS[key[0]](self._scheduler(), self.alphas_cumprod.cpu(), *key[1:])
+        coefficients = Coefficients("q_sample" if rows.shape[1] == 2 else "ddpm_step", rows)
+        known = np.isfinite(rows[:, : DDPM_STEP_COLUMNS.index("S")]).all(axis=1).tolist()
+        return self._coefficients.setdefault(key, (coefficients, known))
+
+    def host_timestep(self, timestep):
+        """The timestep as an int where that can be known without waiting for a GPU, else None."""
+        if isinstance(timestep, torch.Tensor):
+            if timestep.numel() != 1 or timestep.dtype not in INTEGERS or torch.compiler.is_compiling():
+                return None
+            if timestep.is_cpu:
+                return timestep.item()
+            at = place(timestep, self.timesteps)
+            return None if at is None else self.host_timesteps[at]
+        return int(timestep) if isinstance(timestep, (int, np.integer)) and not isinstance(timestep, bool) else None
+
+
+INTEGERS = (torch.int64, torch.int32)
+
+
+def place(timestep, timesteps) -> int | None:
+    """Which element of `timesteps` a tensor of one element is a view of, as iterating and indexing give them."""
+    storage = timesteps.untyped_storage().data_ptr()
+    if timestep.dtype != timesteps.dtype or timestep.untyped_storage().data_ptr() != storage or timesteps.stride() != (1,):
+        return None
+    at = timestep.storage_offset() - timesteps.storage_offset()
+    return at if 0 <= at < timesteps.numel() else None
+
+
+# Dynamo makes id(state) a constant and guards it; what it calls by that has run once the graph is made.
+_BY_ID: weakref.WeakValueDictionary[int, State] = weakref.WeakValueDictionary()
+
+
+def _prepare(identity: int, key: tuple) -> bool:
+    _BY_ID[identity]._make(key)
+    return True
+
+
+_prepare._dynamo_marked_constant = True  # see _tables.py
+
+
+def _problem(scheduler) -> str:
+    """Why diffusers' own code has to run; "" where it has not."""
+    config, kind = scheduler._internal_dict, type(scheduler)
+    (family,) = (base for base in FAMILIES if isinstance(scheduler, base))
+    for method in METHODS:
+        if getattr(kind, method, None) is not getattr(family, method, None):
+            return f"{kind.__name__} has a {method} of its own"
+    if config.prediction_type not in PREDICTIONS:
+        return f"prediction_type is {config.prediction_type!r}"
+    if config.clip_sample and not config.thresholding and not config.clip_sample_range > 0:
+        return f"clip_sample_range is {config.clip_sample_range!r}"
+    if family is not diffusers.DDIMScheduler:
+        if config.variance_type not in ("fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log", "learned_range"):
+            return f"variance_type is {config.variance_type!r}"
+        if config.variance_type != scheduler.variance_type:
+            return (
+                f"variance_type is {config.variance_type!r} in the configuration and {scheduler.variance_type!r} on the scheduler"
+            )
+    return ""
+
+
+def _state(scheduler) -> State | None:
+    """None while compiling, if there is none yet."""
+    own = scheduler.__dict__
+    state = own.get("_fastgen")
+    if torch.compiler.is_compiling():
+        return state
+    if type(state) is not State or not state.is_of(own):
+        state = own["_fastgen"] = State(scheduler)
+    return state
+
+
+# ---- coefficients: the operations of diffusers, in its order, in float32, for all timesteps at once ---------------------------
+
+
+def _ddpm_rows(scheduler, alphas_cumprod, strided=False):
+    """`strided`: those of `batch_step_no_noise`, with the timestep before it a stride away and no noise."""
+    total = len(alphas_cumprod)
+    steps = scheduler.num_inference_steps
+    before = torch.arange(total) - 1
+    visited = torch.ones(total, dtype=torch.bool)
+    if strided:
+        before = torch.arange(total) - scheduler.config.num_train_timesteps // (steps or scheduler.config.num_train_timesteps)
+    elif scheduler.custom_timesteps or steps:
+        timesteps = scheduler.timesteps.tolist()
+        visited[:] = False
+        for t, previous in reversed([*zip(timesteps, [*timesteps[1:], -1], strict=True)]):  # of repeated ones the first counts
+            if 0 <= t < total:
+                before[t], visited[t] = previous, True
+    alpha = alphas_cumprod
+    alpha_before = torch.where(before >= 0, alphas_cumprod[before.clamp(min=0)], 1.0)
+    beta, beta_before = 1 - alpha, 1 - alpha_before
+    current_alpha = alpha / alpha_before
+    current_beta = 1 - current_alpha
+    u = alpha_before**0.5 * current_beta / beta
+    v = current_alpha**0.5 * beta_before / beta
+    small = torch.clamp(beta_before / beta * current_beta, min=1e-20)
+    kind = "none" if strided else scheduler.variance_type
+    slope = intercept = torch.zeros(())
+    if kind == "fixed_small":
+        sigma = small**0.5
+    elif kind == "fixed_small_log":
+        sigma = torch.exp(0.5 * torch.log(small))
+    elif kind == "fixed_large":
+        sigma = current_beta**0.5
+    elif kind == "fixed_large_log":
+        sigma = torch.log(current_beta) ** 0.5  # NaN, as in diffusers
+    elif kind == "learned_range":
+        sigma = torch.ones(total)
+        least, most = torch.log(small).double(), torch.log(current_beta).double()
+        slope, intercept = 0.25 * (most - least), 0.25 * (most + least)
+    else:
+        sigma = torch.zeros(total)
+    sigma = torch.where(torch.arange(total) > 0, sigma, 0.0)
+    p, q = _x0_columns(scheduler, alpha)
+    rows = step_columns(*(column.double().numpy() for column in (p, q, u, v, sigma, slope, intercept)))
+    rows[~visited.numpy()] = np.nan
+    return rows
+
+
+def _ddim_rows(scheduler, alphas_cumprod, eta, from_clipped):
+    """`from_clipped`: epsilon is read off the clipped x0, which is use_clipped_model_output."""
+    total = len(alphas_cumprod)
+    before = torch.arange(total) - scheduler.config.num_train_timesteps // scheduler.num_inference_steps
+    alpha = alphas_cumprod
+    alpha_before = torch.where(before >= 0, alphas_cumprod[before.clamp(min=0)], scheduler.final_alpha_cumprod.cpu())
+    beta = 1 - alpha
+    variance = (1 - alpha_before) / beta * (1 - alpha / alpha_before)
+    sigma = eta * variance**0.5 if eta else torch.zeros(total)
+    direction = ((1 - alpha_before - sigma**2) ** 0.5).double()
+    p, q = _x0_columns(scheduler, alpha)
+    u, root, noise = (alpha_before**0.5).double(), (alpha**0.5).double(), (beta**0.5).double()
+    # direction · epsilon, with epsilon from x0, from the network, or from both, as V·x_t + W·m
+    v, w = torch.zeros(()), torch.zeros(())
+    if from_clipped:
+        u, v = u - direction * root / noise, direction / noise
+    elif scheduler.config.prediction_type == "epsilon":
+        w = direction
+    elif scheduler.config.prediction_type == "sample":
+        v, w = direction / noise, -direction * root / noise
+    else:
+        v, w = direction * noise, direction * root
+    zero = torch.zeros(())
+    return step_columns(*(column.double().numpy() for column in (p, q, u, v, sigma, zero, zero, w)))
+
+
+def _x0_columns(scheduler, alpha):
+    root, noise = (alpha**0.5).double(), ((1 - alpha) ** 0.5).double()
+    if scheduler.config.prediction_type == "epsilon":
+        return 1 / root, -noise / root
+    if scheduler.config.prediction_type == "sample":
+        return torch.zeros(()), torch.ones(())
+    return root, -noise
+
+
+def _x0_rows(scheduler, alphas_cumprod, key):
+    """Of the step `key`, x0 alone, before anything is clipped."""
+    rows = _ROWS[key[0]](scheduler, alphas_cumprod, *key[1:])
+    column = DDPM_STEP_COLUMNS.index
+    rows[:, [column("A"), column("B"), column("S")]] = np.stack(
+        [rows[:, column("P")], rows[:, column("Q")], 0 * rows[:, 0]], axis=1
+    )
+    return rows
+
+
+def _add_noise_rows(scheduler, alphas_cumprod, dtype):
+    alpha = alphas_cumprod.to(dtype)
+    return np.stack([(alpha**0.5).double().numpy(), ((1 - alpha) ** 0.5).double().numpy()], axis=1)
+
+
+def _velocity_rows(scheduler, alphas_cumprod, dtype):
+    of_x0, of_noise = _add_noise_rows(scheduler, alphas_cumprod, dtype).T
+    return np.stack([-of_noise, of_x0], axis=1)
+
+
+_ROWS = {
+    "ddpm": _ddpm_rows,
+    "ddim": _ddim_rows,
+    "x0": _x0_rows,
+    "add_noise": _add_noise_rows,
+    "get_velocity": _velocity_rows,
+}
+
+
+# ---- one step -----------------------------------------------------------------------------------------------------------------
+
+
+class NotCovered(Exception):
+    """Why diffusers' own code has to run."""
+
+
+def _reverse_step(state, key, model_output, timestep, sample, draw):
+    """(previous sample, x0); draw(t, m) gives the arguments of `step_with` that say where the noise comes from. Raises NotCovered
+    before anything is drawn."""
+    m, learned = _model_output(state, model_output, sample)
+    coefficients, known = state.get(key)
+    t = _row(state, timestep, sample, known)
+    noise = draw(t, m)
+    threshold = None
+    if state.thresholding:
+        x0 = step_with(state.get(("x0", key))[0], sample, m, t)
+        threshold = _threshold(state.config, x0)
+    if state.prediction == "sample" and state.clip is None and threshold is None:
+        return step_with(coefficients, sample, model_output, t, learned=learned, **noise), m
+    y, x0 = step_with(
+        *(coefficients, sample, model_output, t), learned=learned, clip=state.clip, threshold=threshold, return_x0=True, **noise
+    )
+    return y, x0.to(m.dtype) if state.prediction == "sample" else x0
+
+
+def _model_output(state, model_output, sample):
+    """The part of the network's output that predicts, and whether another part is about the variance."""
+    if state is None:
+        raise NotCovered("nothing is known of the scheduler while compiling: call set_timesteps first")
+    if state.problem:
+        raise NotCovered(state.problem)
+    _same_kind("model_output", model_output, sample)
+    if model_output.shape == sample.shape:
+        if state.learned:
+            raise NotCovered("the model's output has no part for the learned variance")
+        return model_output, False
+    shape = sample.shape
+    if state.learned and model_output.shape == (*shape[:1], 2 * shape[1], *shape[2:]):
+        return model_output[:, : shape[1]], True
+    raise NotCovered(f"shapes {tuple(model_output.shape)} and {tuple(shape)}")
+
+
+def _same_kind(name, y, x):
+    if not isinstance(y, torch.Tensor) or not isinstance(x, torch.Tensor) or x.dim() == 0:
+        raise NotCovered(f"{name} of type {type(y).__name__} for a sample of type {type(x).__name__}")
+    if y.dtype not in _checks.FLOATING or x.dtype not in _checks.FLOATING:
+        raise NotCovered(f"dtypes {y.dtype} and {x.dtype}")
+    if y.device != x.device:
+        raise NotCovered(f"devices {y.device} and {x.device}")
+
+
+def _row(state, timestep, sample, known):
+    """An int, or an int64 tensor with one of the timesteps for each sample."""
+    t = state.host_timestep(timestep)
+    if t is not None:
+        if not 0 <= t < len(known) or not known[t]:
+            raise NotCovered(f"timestep {t} is not one that the scheduler visits, or its coefficients are not finite")
+        return t
+    return _timesteps(timestep, sample, known)
+
+
+def _timesteps(timesteps, sample, known=None):
+    if not isinstance(timesteps, torch.Tensor) or timesteps.dtype not in INTEGERS:
+        raise NotCovered(f"a timestep of type {getattr(timesteps, 'dtype', type(timesteps).__name__)}")
+    batch = sample.shape[0]
+    if timesteps.numel() not in (1, batch):
+        raise NotCovered(f"{timesteps.numel()} timesteps for {batch} samples")
+    t = timesteps.to(sample.device, torch.int64).reshape(-1)
+    if (
+        t.is_cpu
+        and known is not None
+        and not torch.compiler.is_compiling()
+        and not all(0 <= i < len(known) and known[i] for i in t.tolist())
+    ):
+        raise NotCovered("among the timesteps is one that the scheduler does not visit, or whose coefficients are not finite")
+    return t.expand(batch) if t.numel() != batch else t
+
+
+def _threshold(config, x0):
+    """The bounds of Imagen's dynamic thresholding: of each sample's |x0| the quantile, within 1 … sample_max_value."""
+    magnitudes = x0.to(_checks.compute_dtype(x0.dtype)).abs().flatten(1)
+    return torch.quantile(magnitudes, config.dynamic_thresholding_ratio, dim=1).clamp(min=1, max=config.sample_max_value)
+
+
+def _source(options, generator, seed, m):
+    """Where noise of the shape of m comes from, as arguments of `step_with`."""
+    if seed is not None:
+        if generator is not None:
+            raise ValueError("generator, seed: expected at most one, got both")
+        return {"seed": seed}
+    if options.rng == "fused":
+        return {"seed": _drawn_seed(generator, m.shape[0])}
+    return {"noise": randn_tensor(m.shape, generator=generator, device=m.device, dtype=m.dtype)}
+
+
+def _drawn_seed(generator, batch):
+    if isinstance(generator, (list, tuple)):
+        if len(generator) == 1:
+            return _drawn_seed(generator[0], batch)
+        if len(generator) != batch:
+            raise ValueError(f"generator: expected one, or a list of {batch}, one for each sample, got a list of {len(generator)}")
+        return torch.cat([_random_bits(one) for one in generator])
+    if generator is None:
+        if torch.compiler.is_compiling():
+            return None  # the op draws it, in the graph
+        generator = torch.default_generator
+    bits = _random_bits(generator)
+    return bits.item() if bits.is_cpu else bits
+
+
+def _random_bits(generator):
+    return torch.empty(1, dtype=torch.int64, device=generator.device).random_(generator=generator)
+
+
+def _output(kind, previous, x0):
+    """kind(prev_sample=previous, pred_original_sample=x0), in a third of the time: 1 µs of 13 for a small step instead of 4."""
+    if torch.compiler.is_compiling():
+        return kind(prev_sample=previous, pred_original_sample=x0)
+    made = kind.__new__(kind)
+    for name, value in (("prev_sample", previous), ("pred_original_sample", x0)):
+        OrderedDict.__setitem__(made, name, value)
+        object.__setattr__(made, name, value)
+    return made
+
+
+NO_NOISE = {"seed": 0}  # at a step whose coefficient of the noise is 0: nothing is drawn, neither noise nor a seed
+
+
+# ---- the methods --------------------------------------------------------------------------------------------------------------
+
+
+def _replacing(original, extra=""):
+    """A decorator: the function takes the name and the documentation of diffusers' own, but shows its own signature."""
+
+    def decorate(function):
+        functools.update_wrapper(function, original)
+        del function.__wrapped__
+        function.__doc__ = (original.__doc__ or "") + extra
+        return function
+
+    return decorate
+
+
+_SEED_DOC = """
+            seed (`int` or int64 `torch.Tensor` of 1 or B elements, *optional*):
+                fastgen's: the noise is `fastgen.randn(sample.shape, seed=seed, offset=timestep)`, made in the kernel.
+        """
+
+
+def _original(what, why, seed):
+    """Before diffusers' own code runs."""
+    if seed is not None:
+        raise ValueError(f"seed: expected None where fastgen does not cover the step ({why}), got {seed!r}")
+    fall_through(what, why)
+
+
+def _ddpm_step(output, original, options):
+    @_replacing(original, _SEED_DOC)
+    def step(self, model_output, timestep, sample, generator=None, return_dict=True, *, seed=None):
+        def draw(t, m):
+            if t == 0 if type(t) is int else t.is_cpu and not torch.compiler.is_compiling() and not t.any():
+                return NO_NOISE
+            return _source(options or self._fastgen_options, generator, seed, m)
+
+        try:
+            previous, x0 = _reverse_step(_state(self), ("ddpm",), model_output, timestep, sample, draw)
+        except NotCovered as why:
+            _original("DDPMScheduler.step", why, seed)
+            return original(self, model_output, timestep, sample, generator=generator, return_dict=return_dict)
+        return _output(output, previous, x0) if return_dict else (previous, x0)
+
+    return step
+
+
+def _ddim_step(original, options):
+    @_replacing(original, _SEED_DOC)
+    def step(
+        self,
+        model_output,
+        timestep,
+        sample,
+        eta=0.0,
+        use_clipped_model_output=False,
+        generator=None,
+        variance_noise=None,
+        return_dict=True,
+        *,
+        seed=None,
+    ):
+        def draw(t, m):
+            if eta == 0:
+                return NO_NOISE
+            if variance_noise is None:
+                return _source(options or self._fastgen_options, generator, seed, m)
+            return {"noise": variance_noise}
+
+        try:
+            if self.num_inference_steps is None:
+                raise NotCovered("set_timesteps has not been called")
+            if not isinstance(eta, (int, float)) or not 0 <= eta <= 1:
+                raise NotCovered(f"eta is {eta!r}")
+            if eta > 0 and variance_noise is not None:
+                _same_kind("variance_noise", variance_noise, sample)
+                if variance_noise.shape != sample.shape or generator is not None or seed is not None:
+                    raise NotCovered(f"variance_noise of shape {tuple(variance_noise.shape)}, or beside a generator or a seed")
+            key = "ddim", float(eta), bool(use_clipped_model_output)
+            previous, x0 = _reverse_step(_state(self), key, model_output, timestep, sample, draw)
+        except NotCovered as why:
+            _original("DDIMScheduler.step", why, seed)
+            return original(
+                *(self, model_output, timestep, sample, eta, use_clipped_model_output, generator, variance_noise, return_dict)
+            )
+        return _output(DDIMSchedulerOutput, previous, x0) if return_dict else (previous, x0)
+
+    return step
+
+
+def _batch_step_no_noise(original, options):
+    @_replacing(original)
+    def batch_step_no_noise(self, model_output, timesteps, sample):
+        try:
+            return _reverse_step(_state(self), ("ddpm", True), model_output, timesteps, sample, lambda t, m: NO_NOISE)[0]
+        except NotCovered as why:
+            fall_through("DDPMParallelScheduler.batch_step_no_noise", why)
+            return original(self, model_output, timesteps, sample)
+
+    return batch_step_no_noise
+
+
+def _add_noise(original, options):
+    @_replacing(original)
+    def add_noise(self, original_samples, noise, timesteps):
+        try:
+            return _noised("add_noise", options or self._fastgen_options, self, original_samples, noise, timesteps)
+        except NotCovered as why:
+            fall_through("add_noise", why)
+            return original(self, original_samples, noise, timesteps)
+
+    return add_noise
+
+
+def _get_velocity(original, options):
+    @_replacing(original)
+    def get_velocity(self, sample, noise, timesteps):
+        try:
+            return _noised("get_velocity", options or self._fastgen_options, self, sample, noise, timesteps)
+        except NotCovered as why:
+            fall_through("get_velocity", why)
+            return original(self, sample, noise, timesteps)
+
+    return get_velocity
+
+
+def _noised(name, options, scheduler, x, noise, timesteps):
+    _same_kind("noise", noise, x)
+    if noise.shape != x.shape or noise.dtype != x.dtype:
+        raise NotCovered(f"shapes {tuple(x.shape)} and {tuple(noise.shape)}, dtypes {x.dtype} and {noise.dtype}")
+    state = _state(scheduler)
+    if state is None:
+        raise NotCovered("nothing is known of the scheduler while compiling: call set_timesteps first")
+    rounded = torch.float32 if options.float32_coefficients and x.dtype.itemsize == 2 else x.dtype
+    coefficients, known = state.get((name, rounded))
+    return noised_with(coefficients, x, _timesteps(timesteps, x, known), noise=noise)
+
+
+def _set_timesteps(original, options):
+    @functools.wraps(original)
+    def set_timesteps(self, *arguments, **keywords):
+        original(self, *arguments, **keywords)
+        _state(self)  # now, since a compiled step cannot
+
+    return set_timesteps
+
+
+# ---- the classes --------------------------------------------------------------------------------------------------------------
+
+FAMILIES = (diffusers.DDPMScheduler, diffusers.DDPMParallelScheduler, diffusers.DDIMScheduler)
+
+_SHARED = {"add_noise": _add_noise, "get_velocity": _get_velocity, "set_timesteps": _set_timesteps}
+_METHODS = {
+    diffusers.DDPMScheduler: {**_SHARED, "step": functools.partial(_ddpm_step, DDPMSchedulerOutput)},
+    diffusers.DDPMParallelScheduler: {
+        **_SHARED,
+        "step": functools.partial(_ddpm_step, DDPMParallelSchedulerOutput),
+        "batch_step_no_noise": _batch_step_no_noise,
+    },
+    diffusers.DDIMScheduler: {**_SHARED, "step": _ddim_step},
+}
+
+
+def _fast(base):
+    """A subclass of a scheduler class of diffusers. Configurations neither know `rng` nor `float32_coefficients`, so that each
+    library reads the other's files."""
+
+    def __init__(self, *arguments, rng="exact", float32_coefficients=False, **keywords):
+        self._fastgen_options = _checked_options(rng, float32_coefficients)
+        base.__init__(self, *arguments, **keywords)
+        self.__module__ = base.__module__  # of the instance, where a pipeline that is saved looks: diffusers will load it
+        _state(self)
+
+    parameters = [*inspect.signature(base.__init__).parameters.values()]
+    for name, default in Options._field_defaults.items():
+        parameters.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default))
+    __init__.__signature__ = inspect.Signature(parameters)  # what from_config and from_pretrained accept
+    methods = {name: make(getattr(base, name), None) for name, make in _METHODS[base].items()}
+    doc = f"""diffusers' {base.__name__}, its `step`, `add_noise` and `get_velocity` on fastgen. See the module for what differs.
+
+    rng: "exact", the noise that diffusers would draw, or "fused", noise made in the kernel.
+    float32_coefficients: of `add_noise` and `get_velocity` for half-precision samples.
+
+    Neither is part of the configuration. The other arguments are those of diffusers:
+    """
+    return type(
+        base.__name__, (base,), {"__init__": __init__, "__module__": __name__, "__doc__": doc + (base.__doc__ or ""), **methods}
+    )
+
+
+DDPMScheduler = _fast(diffusers.DDPMScheduler)
+DDPMParallelScheduler = _fast(diffusers.DDPMParallelScheduler)
+DDIMScheduler = _fast(diffusers.DDIMScheduler)
+
+
+def patch(*, rng: str = "exact", float32_coefficients: bool = False) -> Patch:
+    """Puts diffusers' own DDPMScheduler, DDPMParallelScheduler and DDIMScheduler on fastgen, existing instances included, until
+    `unpatch()` of what is returned, or the end of a `with` block over it.
+
+    rng: "exact" or "fused"; float32_coefficients: see the module. Raises ValueError and TypeError for others.
+    """
+    options = _checked_options(rng, float32_coefficients)
+
+    def replacement(make):
+        return lambda original: make(original, options)
+
+    return Patch([(base, name, replacement(make)) for base, methods in _METHODS.items() for name, make in methods.items()])
