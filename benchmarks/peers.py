@@ -79,7 +79,7 @@ def _calls(case, name, tiny):
         return [partial(b.copy_, a) for a, b in _copies(case)]
     if name == "fastgen":
         return [case.ours(*arguments) for arguments in sets(case)]
-    function = case.eager if name == "eager" else _compiled(case, tiny)
+    function = _compiled(case, tiny) if name == "torch.compile" else case.eager  # which is "diffusers" where that is the peer
     return [case.bind(function, *arguments) for arguments in sets(case)]
 
 

@@ -10,6 +10,7 @@ Beside torch.add, which moves as many bytes as the op must, that is fastgen's sh
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import statistics
 import sys
@@ -19,7 +20,7 @@ from pathlib import Path
 
 import torch
 
-from . import common, peers
+from . import common, drop_in, peers
 
 SEEDED = {"eager": 8.0, "torch.compile": 8.0}
 MOVED = {"torch.add": 0.85}
@@ -27,6 +28,7 @@ LOSS = {"eager": 3.0}
 TRAINING = {"eager": 5.0}
 GAN = {"eager": 4.0}
 CALL = {"torch.add": 0.25}  # at most four times its time
+DROP_IN = {(1, 16, 7): 10.0, (64, 3, 32, 32): 10.0, (8, 3, 256, 256): 5.0}  # with rng="fused"; with diffusers' noise, no slower
 PASSES = {"forward": "forward", "backward": "forward + backward"}
 FLATNESS = 1.25
 NOISY = 1.5  # times the best sample: a median above that is the machine's more than the code's, and judges no target
@@ -53,6 +55,9 @@ def rows(tiny):
             yield peers.gan_loss(shape, torch.float32, mode), targets
     for case in peers.calls_of_16():
         yield case, CALL
+    if importlib.util.find_spec("diffusers"):
+        for case in drop_in.cases([(1, 2, 4), common.TINY] if tiny else drop_in.SHAPES):
+            yield case, {"diffusers": DROP_IN.get(case.shape, 1.0) if case.mode == "fused" else 1.0}
 
 
 def families(tiny):
@@ -146,6 +151,8 @@ def label(case):
         return "q_sample + diffusion_loss + backward"
     if case.mode in PASSES:
         return f"{case.op} {PASSES[case.mode]}"
+    if case.op.startswith("diffusers"):
+        return f"{case.op} ({case.mode} noise) {tuple(case.shape)}"
     mode, _, timestep = case.mode.partition("-")
     timestep = {"": "", "t_int": ", t int", "t_tensor": ", t tensor"}[timestep]
     return f"{case.op}({mode}={', out=' if case.output == 'out' else ''}){timestep}"

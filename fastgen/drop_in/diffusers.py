@@ -47,6 +47,7 @@ from .. import _checks
 from .._tables import DDPM_STEP_COLUMNS, Coefficients, plain_tensors, step_columns
 from ..ddpm_step import step_with
 from ..q_sample import noised_with
+from ..rng import random_seed
 from ..schedule import PREDICTIONS
 from ._patch import Patch, fall_through
 
@@ -111,7 +112,7 @@ class State:
 
     def get(self, key):
         """(Coefficients, for each timestep whether it has a row without NaN or infinity)."""
-        if torch.compiler.is_compiling():
+        if _compiling():
             _prepare(id(self), key)
         found = self._coefficients.get(key)
         return self._make(key) if found is None else found
@@ -126,7 +127,7 @@ class State:
     def host_timestep(self, timestep):
         """The timestep as an int where that can be known without waiting for a GPU, else None."""
         if isinstance(timestep, torch.Tensor):
-            if timestep.numel() != 1 or timestep.dtype not in INTEGERS or torch.compiler.is_compiling():
+            if timestep.numel() != 1 or timestep.dtype not in INTEGERS or _compiling():
                 return None
             if timestep.is_cpu:
                 return timestep.item()
@@ -136,6 +137,7 @@ class State:
 
 
 INTEGERS = (torch.int64, torch.int32)
+_compiling = torch.compiler.is_compiling  # found once, as in _dispatch.py
 
 
 def place(timestep, timesteps) -> int | None:
@@ -184,7 +186,7 @@ def _state(scheduler) -> State | None:
     """None while compiling, if there is none yet."""
     own = scheduler.__dict__
     state = own.get("_fastgen")
-    if torch.compiler.is_compiling():
+    if _compiling():
         return state
     if type(state) is not State or not state.is_of(own):
         state = own["_fastgen"] = State(scheduler)
@@ -347,6 +349,8 @@ def _model_output(state, model_output, sample):
 
 
 def _same_kind(name, y, x):
+    if type(y) is type(x) is torch.Tensor and x.is_cpu and y.is_cpu and x.dtype is y.dtype in _checks.FLOATING and x.dim():
+        return  # as nearly all are
     if not isinstance(y, torch.Tensor) or not isinstance(x, torch.Tensor) or x.dim() == 0:
         raise NotCovered(f"{name} of type {type(y).__name__} for a sample of type {type(x).__name__}")
     if y.dtype not in _checks.FLOATING or x.dtype not in _checks.FLOATING:
@@ -375,7 +379,7 @@ def _timesteps(timesteps, sample, known=None):
     if (
         t.is_cpu
         and known is not None
-        and not torch.compiler.is_compiling()
+        and not _compiling()
         and not all(0 <= i < len(known) and known[i] for i in t.tolist())
     ):
         raise NotCovered("among the timesteps is one that the scheduler does not visit, or whose coefficients are not finite")
@@ -406,12 +410,11 @@ def _drawn_seed(generator, batch):
         if len(generator) != batch:
             raise ValueError(f"generator: expected one, or a list of {batch}, one for each sample, got a list of {len(generator)}")
         return torch.cat([_random_bits(one) for one in generator])
-    if generator is None:
-        if torch.compiler.is_compiling():
-            return None  # the op draws it, in the graph
-        generator = torch.default_generator
-    bits = _random_bits(generator)
-    return bits.item() if bits.is_cpu else bits
+    if generator is None and _compiling():
+        return None  # the op draws it, in the graph
+    if generator is None or generator.device.type == "cpu":
+        return random_seed(generator)
+    return _random_bits(generator)
 
 
 def _random_bits(generator):
@@ -420,7 +423,7 @@ def _random_bits(generator):
 
 def _output(kind, previous, x0):
     """kind(prev_sample=previous, pred_original_sample=x0), in a third of the time: 1 µs of 13 for a small step instead of 4."""
-    if torch.compiler.is_compiling():
+    if _compiling():
         return kind(prev_sample=previous, pred_original_sample=x0)
     made = kind.__new__(kind)
     for name, value in (("prev_sample", previous), ("pred_original_sample", x0)):
@@ -464,7 +467,7 @@ def _ddpm_step(output, original, options):
     @_replacing(original, _SEED_DOC)
     def step(self, model_output, timestep, sample, generator=None, return_dict=True, *, seed=None):
         def draw(t, m):
-            if t == 0 if type(t) is int else t.is_cpu and not torch.compiler.is_compiling() and not t.any():
+            if t == 0 if type(t) is int else t.is_cpu and not _compiling() and not t.any():
                 return NO_NOISE
             return _source(options or self._fastgen_options, generator, seed, m)
 

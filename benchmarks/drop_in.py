@@ -1,0 +1,75 @@
+"""The drop-ins' peers: what a step of diffusers' schedulers costs outside the network, theirs and ours on the same tensors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache, partial
+
+import torch
+
+from .peers import Case
+
+SHAPES = ((1, 16, 7), (64, 3, 32, 32), (8, 3, 256, 256))  # a robot's actions, small images, large ones
+STEPS = 100
+TIMESTEP = 40  # of those; where noise is added
+
+
+@dataclass(frozen=True)
+class DropIn(Case):
+    @property
+    def peers(self):
+        return "torch.add", "fastgen", "diffusers"
+
+
+@cache
+def schedulers(name, rng):
+    """(ours, theirs), as a pipeline sets them up."""
+    import diffusers
+
+    import fastgen.drop_in.diffusers as fast
+
+    made = getattr(fast, name)(rng=rng), getattr(diffusers, name)()
+    for scheduler in made:
+        scheduler.set_timesteps(STEPS)
+    return made
+
+
+def step(name, rng, shape, dtype=torch.float32, **options):
+    """`scheduler.step(m, t, x)`, t as iterating over `scheduler.timesteps` gives it: x_t and m are read, x_{t−1} and x0 written,
+    and with rng "exact" noise is written and read."""
+    ours, theirs = schedulers(name, rng)
+    t = [*ours.timesteps][TIMESTEP]
+
+    def inputs():
+        return torch.randn(shape, dtype=dtype), t, torch.randn(shape, dtype=dtype)
+
+    def call(scheduler):
+        return lambda m, t, x: scheduler.step(m, t, x, **options)
+
+    label = f"diffusers {name}.step"
+    tensors = 6 if rng == "exact" else 4
+    return DropIn(
+        label, rng, "fresh", shape, dtype, tensors, inputs, partial(partial, call(ours)), call(theirs), overhead=shape[0] == 1
+    )
+
+
+def add_noise(shape, dtype=torch.float32):
+    """x0 and the noise are read, x_t written."""
+    ours, theirs = schedulers("DDPMScheduler", "exact")
+    t = torch.linspace(0, 999, shape[0]).long()
+
+    def inputs():
+        return torch.randn(shape, dtype=dtype), torch.randn(shape, dtype=dtype), t
+
+    label = "diffusers add_noise"
+    return DropIn(
+        label, "given", "fresh", shape, dtype, 3, inputs, partial(partial, ours.add_noise), theirs.add_noise, overhead=shape[0] == 1
+    )
+
+
+def cases(shapes=SHAPES):
+    for shape in shapes:
+        for rng in ("fused", "exact"):
+            yield step("DDPMScheduler", rng, shape)
+            yield step("DDIMScheduler", rng, shape, eta=1.0)
+        yield add_noise(shape)
