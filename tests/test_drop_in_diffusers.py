@@ -4,11 +4,12 @@ import copy
 import itertools
 import logging
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 import torch
-from conftest import array, normal
+from conftest import LAYOUTS, array, normal
 from dispatched import Dispatched
 
 import fastgen
@@ -587,3 +588,44 @@ def test_compiled_steps_have_no_graph_breaks(name, source):
                 assert torch.isfinite(y).all() and not torch.equal(y, compiled(m, t, x))
             else:
                 assert_near(y, expected)
+
+
+# ---- odd circumstances --------------------------------------------------------------------------------------------------------
+
+
+def test_modes_and_default_devices():
+    x, m = normal((2, 3, 4), 0), normal((2, 3, 4), 1)
+    expected = both("DDPMScheduler")[0].step(m, 500, x, generator=torch.Generator().manual_seed(1)).prev_sample
+    s = fast.DDPMScheduler()
+    for mode in (torch.device("meta"), torch.inference_mode(), torch.no_grad()):
+        with mode:
+            if not isinstance(mode, torch.device):
+                s = fast.DDPMScheduler()
+            s.set_timesteps(10, device="cpu")
+            y = [s.step(m, t, x, generator=torch.Generator().manual_seed(1)).prev_sample for t in (500, s.timesteps[4])]
+        assert_near(y[0], expected)
+        assert_near(s.step(m, s.timesteps[4], x, generator=torch.Generator().manual_seed(1)).prev_sample, y[1])
+
+
+@pytest.mark.parametrize("layout", ("channels_last", "transposed", "sliced", "empty"))
+def test_layouts(layout):
+    x, m = normal((2, 3, 4, 5), 0), normal((2, 3, 4, 5), 1)
+    if layout == "empty":
+        x, m = x[:0], m[:0]
+    else:
+        x, m = LAYOUTS[layout](x), LAYOUTS[layout](m)
+    for name in NAMES:
+        a, b = (s.step(m, s.timesteps[3], x, generator=torch.Generator().manual_seed(1)).prev_sample for s in both(name))
+        assert b.shape == a.shape and (x.numel() == 0 or torch.allclose(a, b, atol=1e-4))
+
+
+def test_threads_may_share_a_scheduler():
+    s = fast.DDPMScheduler(rng="fused")
+    s.set_timesteps(10)
+    x, m = normal((2, 3, 64), 0), normal((2, 3, 64), 1)
+    expected = [s.step(m, 500, x, generator=torch.Generator().manual_seed(i)).prev_sample for i in range(8)]
+    other = fast.DDPMScheduler(rng="fused")
+    other.set_timesteps(10)
+    with ThreadPoolExecutor(8) as pool:
+        results = pool.map(lambda i: other.step(m, 500, x, generator=torch.Generator().manual_seed(i)).prev_sample, range(8))
+    assert all(map(torch.equal, results, expected))

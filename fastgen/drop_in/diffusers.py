@@ -118,7 +118,7 @@ class State:
         return self._make(key) if found is None else found
 
     def _make(self, key):
-        with plain_tensors(), torch.no_grad():
+        with plain_tensors(), torch.no_grad(), torch.device("cpu"):
             rows = _ROWS[key[0]](self._scheduler(), self.alphas_cumprod.cpu(), *key[1:])
         coefficients = Coefficients("q_sample" if rows.shape[1] == 2 else "ddpm_step", rows)
         known = np.isfinite(rows[:, : DDPM_STEP_COLUMNS.index("S")]).all(axis=1).tolist()
@@ -376,12 +376,7 @@ def _timesteps(timesteps, sample, known=None):
     if timesteps.numel() not in (1, batch):
         raise NotCovered(f"{timesteps.numel()} timesteps for {batch} samples")
     t = timesteps.to(sample.device, torch.int64).reshape(-1)
-    if (
-        t.is_cpu
-        and known is not None
-        and not _compiling()
-        and not all(0 <= i < len(known) and known[i] for i in t.tolist())
-    ):
+    if t.is_cpu and known is not None and not _compiling() and not all(0 <= i < len(known) and known[i] for i in t.tolist()):
         raise NotCovered("among the timesteps is one that the scheduler does not visit, or whose coefficients are not finite")
     return t.expand(batch) if t.numel() != batch else t
 
