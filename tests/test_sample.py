@@ -599,6 +599,96 @@ def test_inference_mode(schedule, log):
     assert_same(sampler(seed=1, model_kwargs={"shift": torch.zeros(())}), inside.clone())
 
 
+# ---- how torch.cuda is asked for it -----------------------------------------------------------------------------------
+
+
+class Cuda:
+    """In the place of torch.cuda: writes down what is asked of it. With `invalid`, a capture that an error ended fails to end."""
+
+    def __init__(self, invalid=False):
+        self.log, self.invalid = [], invalid
+        self.stream = contextlib.contextmanager(lambda stream: self._inside(f"stream {stream.name}"))
+        self.device = contextlib.contextmanager(lambda device: self._inside("device"))
+        self.caller = self.Stream(name="caller")
+
+    def Event(self):
+        return SimpleNamespace(record=lambda stream: self.log.append(f"record on {stream.name}"))
+
+    def Stream(self, device="cuda", name="side"):
+        waits = lambda kind: lambda other: self.log.append(f"{name} waits for {getattr(other, 'name', kind)}")  # noqa: E731
+        return SimpleNamespace(name=name, device="cpu", wait_stream=waits("stream"), wait_event=waits("event"))
+
+    def CUDAGraph(self):
+        return SimpleNamespace(replay=lambda: self.log.append("replay"))
+
+    def current_stream(self):
+        return self.caller
+
+    @contextlib.contextmanager
+    def graph(self, graph, stream, capture_error_mode):
+        assert capture_error_mode == "thread_local"
+        self.log.append("begin")
+        try:
+            yield
+        except BaseException:
+            self.log.append("broken")
+            if self.invalid:
+                raise RuntimeError("capture invalidated") from None
+            raise
+        self.log.append("end")
+
+    def _inside(self, name):
+        self.log.append(f"> {name}")
+        try:
+            yield
+        finally:
+            self.log.append(f"< {name}")
+
+
+@pytest.fixture(params=[False, True], ids=["", "invalid"])
+def cuda(request, monkeypatch):
+    fake = Cuda(request.param)
+    around = SimpleNamespace(cuda=fake, is_autocast_enabled=lambda device: False, empty=torch.empty, device=torch.device)
+    monkeypatch.setattr(module._cuda_graph, "torch", around)
+    return fake
+
+
+def test_order_of_a_recording_and_a_replay(cuda):
+    log = cuda.log
+    graph = module._cuda_graph.Graph(lambda: log.append("chain") or "x", lambda: log.append("warm up"), "cuda")
+    assert graph.output == "x"
+    recorded = ["begin", "chain", "end"]
+    assert log == [
+        *["> device", "side waits for caller", "> stream side", "warm up", *recorded, "< stream side", "caller waits for side"],
+        "< device",
+    ]
+    log.clear()
+    lent = SimpleNamespace(record_stream=lambda stream: log.append(f"lent to {stream.name}"))
+    with graph.turn([lent]):
+        log.append("write")
+        graph.replay()
+    assert log == ["> device", "caller waits for event", "lent to caller", "write", "replay", "record on caller", "< device"]
+    log.clear()
+    with pytest.raises(KeyboardInterrupt), graph.turn([]):
+        raise KeyboardInterrupt
+    assert log == ["> device", "caller waits for event", "record on caller", "< device"]
+
+
+def test_a_failed_recording_is_cleared_away(cuda):
+    """The chain's own error comes out, the stream is the caller's again, and a capture that ends well has followed."""
+
+    def chain():
+        try:
+            raise KeyError("something else before")
+        except KeyError:
+            raise ValueError("synchronised") from None
+
+    with pytest.raises(ValueError, match="synchronised"):
+        module._cuda_graph.Graph(chain, lambda: None, "cuda")
+    assert cuda.log[3:] == ["begin", "broken", "begin", "end", "< stream side", "< device"]
+    module._cuda_graph.Graph(lambda: None, lambda: None, "cuda")  # the lock is free
+
+
 # ---- errors -----------------------------------------------------------------------------------------------------------
 
 ERRORS = [
