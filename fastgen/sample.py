@@ -314,6 +314,8 @@ class Sampler:
             return None
         kind = _Kind(seed, leaves, spec, self._model)
         with self._lock:
+            if self._cuda_graph is False:  # since another thread found out
+                return None
             if self._graph is None or self._graph.kind != kind:
                 if self._cuda_graph == "auto" and self._last_kind != kind:
                     self._last_kind = kind
@@ -352,7 +354,8 @@ class _ChainGraph:
             static = [leaf.clone() if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves]
             self._tensors = [leaf for leaf in static if isinstance(leaf, torch.Tensor)]
             chain = partial(sampler._chain, self._seeds, pytree.tree_unflatten(static, spec))
-            self._graph = _cuda_graph.Graph(chain, partial(chain, steps=1), sampler.device)
+            # from the second step on, the layout is that of the network's output
+            self._graph = _cuda_graph.Graph(chain, partial(chain, steps=2), sampler.device)
 
     def __call__(self, seed, tensors):
         with self._graph.turn([self._seeds, *self._tensors]):
