@@ -108,14 +108,23 @@ def save_checkpoint(path: Path, content: dict) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def load_checkpoint(path: Path, settings: dict) -> dict:
-    """The checkpoint at `path`; CheckpointError if it is unreadable or was made with other settings."""
-    advice = "use --fresh to train anew over it, or another --out"
+RETRAIN = "use --fresh to train anew over it, or another --out"
+
+
+def read_checkpoint(path: Path, advice: str = RETRAIN) -> dict:
+    """What `save_checkpoint` wrote; CheckpointError if it is unreadable."""
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-        made_with = content["settings"]
+        content["settings"]  # noqa: B018
     except Exception as error:
         raise CheckpointError(f"{path} is no checkpoint that can be read ({error}); {advice}") from error
+    return content
+
+
+def load_checkpoint(path: Path, settings: dict) -> dict:
+    """The checkpoint at `path`; CheckpointError if it is unreadable or was made with other settings."""
+    content = read_checkpoint(path)
+    made_with = content["settings"]
     names = sorted({*made_with, *settings})
     differences = [
         f"{name} = {made_with.get(name)!r} (now {settings.get(name)!r})"
@@ -123,7 +132,7 @@ def load_checkpoint(path: Path, settings: dict) -> dict:
         if made_with.get(name) != settings.get(name)
     ]
     if differences:
-        raise CheckpointError(f"{path} was made with other settings: {', '.join(differences)}; {advice}")
+        raise CheckpointError(f"{path} was made with other settings: {', '.join(differences)}; {RETRAIN}")
     return content
 
 

@@ -97,22 +97,36 @@ def train(
     return Trained(average, schedule, done, [losses["loss"] for losses in history])
 
 
-@torch.no_grad()
 def sample(
     model: UNet, schedule: fastgen.Schedule, seeds: torch.Tensor, *, clip: float | None = 1.0, progress: bool = False
 ) -> torch.Tensor:
     """Algorithm 2 (4.2 in the lecture note): x_T ~ N(0, I), then x_{t−1} ~ p_θ(x_{t−1} | x_t) for t = T−1 … 0.
 
-    model: in eval mode. schedule: the one of the training or a respacing of it. seeds: int64 (n,) on the model's device, one
-    per sample. Returns (n, 1, 8, 8).
+    model: in eval mode. schedule: the one of the training or a respacing of it. seeds: int64 (n,), one per sample. Returns
+    (n, 1, 8, 8).
     """
-    steps = len(schedule)
-    x = fastgen.randn((len(seeds), *common.IMAGE_SHAPE), seed=seeds, offset=steps, device=seeds.device)
-    network_timesteps = schedule.timestep_tensor(seeds.device)
-    for t in common.progress_bar(reversed(range(steps)), total=steps, desc="sampling", disable=not progress):
-        model_output = model(x, network_timesteps[t].expand(len(seeds)))
-        x = fastgen.ddpm_step(x, model_output, t, schedule, clip=clip, seed=seeds)
-    return x
+    with common.progress_bar(total=len(schedule), desc="sampling", disable=not progress) as bar:
+        return fastgen.sample(
+            model,
+            (len(seeds), *common.IMAGE_SHAPE),
+            schedule,
+            clip=clip,
+            sample_seeds=seeds,
+            callback=lambda step, t, x: bar.update(),
+        )
+
+
+def load(checkpoint: Path, device="cpu") -> tuple[UNet, fastgen.Schedule]:
+    """The averaged weights that `train` saved, in eval mode, and their schedule. Raises common.CheckpointError."""
+    advice = "train_ddpm.py makes one"
+    content = common.read_checkpoint(checkpoint, advice)
+    made_with = dict(content["settings"])
+    if made_with.pop("example", None) != "ddpm":
+        raise common.CheckpointError(f"{checkpoint} is another example's checkpoint; {advice}")
+    settings = Settings(**made_with)
+    model = _network(settings)
+    model.load_state_dict(content["parts"]["average"])
+    return model.to(device).eval(), fastgen.Schedule.linear(settings.timesteps)
 
 
 def _network(settings: Settings) -> UNet:

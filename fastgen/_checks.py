@@ -132,6 +132,38 @@ def integer(name: str, value, expected: str = "an int") -> int:
         raise TypeError(f"{name}: expected {expected}, got {type(value).__name__}") from None
 
 
+def shape(value) -> tuple[int, ...]:
+    """(B, *event), a sequence of sizes ≥ 0."""
+    try:
+        sizes = tuple(integer("shape", size, "ints") for size in value)
+    except TypeError:
+        raise TypeError(f"shape: expected a sequence of ints, got {value!r}") from None
+    if not sizes or min(sizes) < 0:
+        raise ValueError(f"shape: expected (B, ...) with sizes ≥ 0, got {sizes}")
+    return sizes
+
+
+def floating_dtype(dtype) -> torch.dtype:
+    if dtype not in FLOATING:
+        raise TypeError(f"dtype: expected float16, bfloat16, float32 or float64, got {dtype}")
+    return dtype
+
+
+def device(value) -> torch.device:
+    """With its index, "cuda:<current>" for "cuda", as tensors have it; likewise on Intel's GPUs. None is torch's default."""
+    if value is None and torch.compiler.is_compiling():
+        return torch.empty(0).device  # dynamo knows no torch.get_default_device
+    try:
+        found = torch.get_default_device() if value is None else torch.device(value)
+    except TypeError:
+        raise TypeError(f"device: expected a torch.device or its name, got {type(value).__name__}") from None
+    except RuntimeError:
+        raise ValueError(f"device: expected a device that torch knows, got {value!r}") from None
+    if found.type in ("cuda", "xpu") and found.index is None:
+        return torch.device(found.type, getattr(torch, found.type).current_device())
+    return found
+
+
 def option(name: str, value, allowed: tuple) -> None:
     if value not in allowed:
         raise ValueError(f"{name}: expected one of {', '.join(map(repr, allowed))}, got {value!r}")
@@ -144,6 +176,17 @@ def number(name: str, value, *, low: float, strict: bool = False) -> float:
     if not (low < value <= sys.float_info.max if strict else low <= value <= sys.float_info.max):
         raise ValueError(f"{name}: expected a number {'>' if strict else '≥'} {low:g}, got {value!r}")
     return float(value)
+
+
+def boolean(name: str, value) -> bool:
+    if value is not True and value is not False:
+        raise TypeError(f"{name}: expected a bool, got {type(value).__name__}")
+    return value
+
+
+def function(name: str, value) -> None:
+    if not callable(value):
+        raise TypeError(f"{name}: expected a callable, got {type(value).__name__}")
 
 
 def output(out, shape, dtype, device, inputs: dict) -> None:

@@ -25,16 +25,9 @@ def randn(shape, *, seed, offset=0, dtype=None, device=None):
 
     Source: Salmon et al. 2011 (Philox4x32-10); Box & Muller 1958.
     """
-    try:
-        shape = tuple(_checks.integer("shape", size, "ints") for size in shape)
-    except TypeError:
-        raise TypeError(f"shape: expected a sequence of ints, got {shape!r}") from None
-    if not shape or min(shape) < 0:
-        raise ValueError(f"shape: expected (B, ...) with sizes ≥ 0, got {shape}")
-    dtype = torch.get_default_dtype() if dtype is None else dtype
-    if dtype not in _checks.FLOATING:
-        raise TypeError(f"dtype: expected float16, bfloat16, float32 or float64, got {dtype}")
-    device = _device(device)
+    shape = _checks.shape(shape)
+    dtype = _checks.floating_dtype(torch.get_default_dtype() if dtype is None else dtype)
+    device = _checks.device(device)
     seeds, seed = rng.check_seed(seed, shape[0], device)
     offset = rng.check_offset(offset)
     backend = _dispatch.backend_for(device)
@@ -43,21 +36,6 @@ def randn(shape, *, seed, offset=0, dtype=None, device=None):
     out = torch.empty(shape, dtype=dtype, device=device)
     _dispatch.op("randn", backend)(out, seeds, seed, offset)
     return out
-
-
-def _device(device):
-    """With its index, "cuda:<current>" for "cuda", as tensors have it; likewise on Intel's GPUs."""
-    if device is None and torch.compiler.is_compiling():
-        return torch.empty(0).device  # dynamo knows no torch.get_default_device
-    try:
-        device = torch.get_default_device() if device is None else torch.device(device)
-    except TypeError:
-        raise TypeError(f"device: expected a torch.device or its name, got {type(device).__name__}") from None
-    except RuntimeError:
-        raise ValueError(f"device: expected a device that torch knows, got {device!r}") from None
-    if device.type in ("cuda", "xpu") and device.index is None:
-        return torch.device(device.type, getattr(torch, device.type).current_device())
-    return device
 
 
 # ---- eager reference ------------------------------------------------------------------------------------------------------

@@ -137,10 +137,15 @@ def check_seed(seed, batch: int, device):
             )
         # one host value is read where it lies, which costs no synchronisation; more are read before this returns, pinned or not
         return (seed if seed.numel() == 1 else seed.to(device)), None
-    seed = _checks.integer("seed", seed, "an int or an int64 tensor")
+    return None, check_seed_int("seed", seed, "an int or an int64 tensor")
+
+
+def check_seed_int(name: str, seed, expected: str) -> int:
+    """The int64 that has the 64 bits of `seed`."""
+    seed = _checks.integer(name, seed, expected)
     if not torch.compiler.is_compiling() and not -(2**63) <= seed < 2**64:
-        raise ValueError(f"seed: expected a 64-bit int, -2**63 … 2**64-1, got {seed}")
-    return None, seed - 2**64 if seed >= 2**63 else seed
+        raise ValueError(f"{name}: expected a 64-bit int, -2**63 … 2**64-1, got {seed}")
+    return seed - 2**64 if seed >= 2**63 else seed
 
 
 def check_offset(offset) -> int:

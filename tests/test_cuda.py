@@ -302,6 +302,145 @@ def test_capture_without_a_seed_is_refused(op):
     assert NOISY[op](i.x, i.t).isfinite().all()
 
 
+# ---- whole chains -----------------------------------------------------------------------------------------------------
+
+
+class Network(torch.nn.Module):
+    """A small network with a condition, and with `synchronises` one that no graph can record."""
+
+    def __init__(self, synchronises=False):
+        super().__init__()
+        self.layers = torch.nn.Sequential(torch.nn.Conv2d(4, 8, 3, padding=1), torch.nn.SiLU(), torch.nn.Conv2d(8, 4, 3, padding=1))
+        self.synchronises = synchronises
+
+    def forward(self, x, t, shift=0.0):
+        if self.synchronises:
+            x = x * x.isfinite().all().item()
+        return self.layers(x) + 0.01 * t.reshape(-1, 1, 1, 1) + shift
+
+
+def network(**how):
+    torch.manual_seed(0)
+    return Network(**how).to(DEVICE).eval()
+
+
+CHAINS = {
+    "ddpm": {"clip": 1.0},
+    "ddim": {"method": "ddim"},
+    "ddim noise": {"method": "ddim", "eta": 0.5, "steps": 10},
+    "guided": {"guidance_scale": 2.0, "clip": 1.0},
+}
+
+
+def samplers(*choices, model=None, **options):
+    model = network() if model is None else model
+    return [fastgen.Sampler(model, SHAPE, SCHEDULE, cuda_graph=choice, **options) for choice in choices]
+
+
+@pytest.mark.parametrize("name", CHAINS)
+@pytest.mark.parametrize("per_sample", [False, True], ids=["one_seed", "seeds"])
+def test_a_chain_as_one_graph(name, per_sample):
+    """The bits of the steps, for other seeds and other values of the arguments at each replay."""
+    eager, graph, automatic = samplers(False, True, "auto", **CHAINS[name])
+    made = []
+    for k in range(4):
+        seeds = {"sample_seeds": [k, k + 10, k + 20]} if per_sample else {"seed": torch.tensor([k], device=DEVICE) if k % 2 else k}
+        kwargs = {"model_kwargs": {"shift": torch.full((3, 1, 1, 1), 0.1 * k, device=DEVICE)}}
+        if "guidance_scale" in CHAINS[name]:
+            kwargs["unconditional_kwargs"] = {"shift": torch.zeros(3, 1, 1, 1, device=DEVICE)}
+        expected = eager(**seeds, **kwargs)
+        made.append(graph(**seeds, **kwargs))
+        assert_same(made[-1], expected)
+        assert_same(automatic(**seeds, **kwargs), expected)
+    assert graph._graph is not None and automatic._graph is not None
+    assert not any(torch.equal(a, b) for a, b in itertools.combinations(made, 2))
+
+
+def test_a_chain_does_not_synchronise():
+    (sampler,) = samplers(False)
+    seeds = torch.arange(3, device=DEVICE)
+    sampler(sample_seeds=seeds)
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        sampler(sample_seeds=seeds)
+        sampler(seed=3)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def test_a_network_that_synchronises_falls_back(caplog):
+    """With one warning; the failed recording leaves neither the stream nor torch's generator behind."""
+    automatic, graph = samplers("auto", True, model=network(synchronises=True))
+    (eager,) = samplers(False)
+    stream = torch.cuda.current_stream()
+    with caplog.at_level("WARNING", logger="fastgen"):
+        for seed in range(4):
+            assert_same(automatic(seed=seed), eager(seed=seed))
+    assert len(caplog.records) == 1
+    with pytest.raises(RuntimeError, match="^cuda_graph: the chain could not be recorded"):
+        graph(seed=1)
+    assert torch.cuda.current_stream() == stream
+    assert torch.randn(3, device=DEVICE).isfinite().all()
+    (good,) = samplers(True)
+    assert_same(good(seed=1), eager(seed=1))
+
+
+def test_replays_on_several_streams_and_threads(kernels):
+    """They share the graph's memory, hence take turns; their results are tensors of their own."""
+    eager, graph = samplers(False, True)
+    expected = [eager(seed=seed) for seed in range(4)]
+    graph(seed=0)
+    torch.cuda.synchronize()
+    made = [None] * 4
+
+    def work(seed):
+        with fastgen.use_backend(kernels), torch.cuda.stream(torch.cuda.Stream()):
+            torch.cuda._sleep(LATE // 10)
+            made[seed] = [graph(seed=seed) for _ in range(10)]
+            torch.cuda.current_stream().synchronize()
+
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for seed, results_of in enumerate(made):
+        for x in results_of:
+            assert_same(x, expected[seed])
+
+
+def test_a_graph_sees_weights_that_move():
+    model = network()
+    eager, graph = samplers(False, True, model=model)
+    graph(seed=1)
+    with torch.no_grad():
+        model.layers[0].weight.mul_(1.5)  # in place
+    assert_same(graph(seed=1), eager(seed=1))
+    model.load_state_dict({name: value * 0.5 for name, value in model.state_dict().items()}, assign=True)  # elsewhere
+    assert_same(graph(seed=1), eager(seed=1))
+
+
+def test_a_chain_in_the_callers_graph():
+    """It is recorded with what surrounds it, and reads its seed from the device."""
+    eager, automatic = samplers(False, "auto")
+    seed = torch.zeros(1, dtype=torch.int64, device=DEVICE)
+    graph, (made,) = captured(lambda: automatic(seed=seed))
+    for k in (5, 6):
+        seed.fill_(k)
+        graph.replay()
+        assert_same(made, eager(seed=k))
+
+
+def test_a_graph_under_autocast():
+    """The weights that autocast casts are not read from its cache, which ends with it."""
+    eager, graph = samplers(False, True)
+    for seed in range(3):
+        with torch.autocast("cuda", dtype=torch.bfloat16):
+            made = graph(seed=seed)
+            assert_same(made, eager(seed=seed))
+
+
 # ---- several devices ------------------------------------------------------------------------------------------------
 
 

@@ -35,7 +35,9 @@ def _imported(*names):
         sys.modules.update(before)
 
 
-common, train_ddpm, train_gan, demo = _imported("common", "train_ddpm", "train_gan", "demo")
+common, train_ddpm, train_gan, demo, sample_distributed, robot_policy = _imported(
+    "common", "train_ddpm", "train_gan", "demo", "sample_distributed", "robot_policy"
+)
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 DDPM = train_ddpm.Settings(batch_size=16, timesteps=50, base_channels=16)
@@ -251,6 +253,44 @@ def test_a_sample_does_not_depend_on_the_samples_beside_it(trained):
     assert together.abs().max() <= 1  # the last step returns the clipped x0
 
 
+def test_a_checkpoint_is_loaded_for_sampling(images, tmp_path):
+    path = tmp_path / "checkpoint.pt"
+    trained = ddpm(images, 2, checkpoint=path)
+    model, schedule = train_ddpm.load(path)
+    assert schedule == trained.schedule and not model.training
+    for name, value in weights(trained).items():
+        torch.testing.assert_close(model.state_dict()[name], value, rtol=0, atol=0)
+    gan(images, 1, checkpoint=path, fresh=True)
+    with pytest.raises(common.CheckpointError, match="is another example's checkpoint; train_ddpm.py makes one"):
+        train_ddpm.load(path)
+
+
+def test_shares_of_the_samples_are_in_order():
+    for count, world_size in [(64, 2), (5, 2), (5, 3), (2, 4)]:
+        shares = [range(count)[sample_distributed.share(count, rank, world_size)] for rank in range(world_size)]
+        assert [i for share in shares for i in share] == list(range(count))
+        assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+def test_distributed_samples_are_bit_equal_whatever_the_split():
+    model, schedule = sample_distributed.random_model(0, "cpu")
+    seeds = common.sample_seeds(0, 7)
+    make = lambda part: sample_distributed.sample(model, schedule, part, steps=3, batch_size=2)  # noqa: E731
+    together = make(seeds)
+    assert together.shape == (7, 1, 8, 8) and together.std() > 0.1
+    assert torch.equal(torch.cat([make(seeds[:3]), make(seeds[3:3]), make(seeds[3:])]), together)
+
+
+def test_the_robots_loop_by_hand_is_fastgens():
+    schedule, policy = fastgen.Schedule.cosine(20), robot_policy.Policy().eval()
+    observation = torch.linspace(-1, 1, robot_policy.OBSERVATION).unsqueeze(0)
+    noise = lambda t: fastgen.randn(robot_policy.SHAPE, seed=3, offset=t)  # noqa: E731
+    with torch.no_grad():
+        expected = robot_policy.ByHand(schedule, "cpu")(policy, observation, noise)
+    made = fastgen.sample(policy, robot_policy.SHAPE, schedule, clip=1.0, seed=3, model_kwargs={"observation": observation})
+    torch.testing.assert_close(made, expected, rtol=0, atol=1e-4)
+
+
 def test_gan_samples(images):
     generator = gan(images, 1).generator
     seeds = common.sample_seeds(0, 5)
@@ -303,23 +343,40 @@ TINY_TRAINING = ["--steps", "2", "--batch-size", "8", "--samples", "4", "--base-
 TINY_DEMO = ["--steps", "2", "--samples", "40", "--sampling-steps", "2", "--base-channels", "8", "--timing-rounds", "1"]
 
 
+TINY_SAMPLING = ["--random", "--samples", "5", "--batch-size", "2", "--sampling-steps", "3"]
+NO_GLOO = not (torch.distributed.is_available() and torch.distributed.is_gloo_available())
+
+
+def _script(name, root, out=None):
+    return [str(EXAMPLES / f"{name}.py"), "--out", str(root / (out or name))]
+
+
 @pytest.fixture(scope="module")
 def commands(tmp_path_factory):
     """(exit status, output, directory) of every script, run side by side."""
-    scripts = {
-        "train_ddpm": [*TINY_TRAINING, "--timesteps", "5", "--backend", "eager"],
-        "train_gan": [*TINY_TRAINING, "--k", "2"],
-        "demo": TINY_DEMO,
-    }
     root = tmp_path_factory.mktemp("commands")
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    scripts = {
+        "train_ddpm": [*_script("train_ddpm", root), *TINY_TRAINING, "--timesteps", "5", "--backend", "eager"],
+        "train_gan": [*_script("train_gan", root), *TINY_TRAINING, "--k", "2"],
+        "demo": [*_script("demo", root), *TINY_DEMO],
+        "sample_distributed": [*_script("sample_distributed", root), *TINY_SAMPLING],
+        "robot_policy": [str(EXAMPLES / "robot_policy.py"), "--rounds", "2", "--steps", "3"],
+    }
+    if not NO_GLOO:
+        scripts["torchrun"] = [*torchrun, *_script("sample_distributed", root, "torchrun"), *TINY_SAMPLING]
     python_path = os.pathsep.join(filter(None, [str(EXAMPLES.parent), os.environ.get("PYTHONPATH")]))
     # without a limit each of the processes would use every core
     environment = {**os.environ, "PYTHONPATH": python_path, "PYTHONIOENCODING": "utf-8", "OMP_NUM_THREADS": "1"}
     running = {}
     for name, arguments in scripts.items():
-        command = [sys.executable, str(EXAMPLES / f"{name}.py"), *arguments, "--out", str(root / name)]
         running[name] = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8", env=environment, cwd=root
+            [sys.executable, *arguments],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            encoding="utf-8",
+            env=environment,
+            cwd=root,
         )
     outputs = {name: process.communicate(timeout=300)[0] for name, process in running.items()}
     return {name: (running[name].returncode, outputs[name], root / name) for name in scripts}
@@ -344,6 +401,26 @@ def test_demo_command_prints_its_tables(commands):
     Image.open(directory / "digits.png").verify()
 
 
+@pytest.mark.skipif(NO_GLOO, reason="this torch has no gloo")
+def test_sampling_commands_print_the_same_digest(commands):
+    """One process, and two under torchrun that share five samples."""
+    digests = []
+    for name, processes in (("sample_distributed", "1 process"), ("torchrun", "2 processes")):
+        status, output, directory = commands[name]
+        assert status == 0, output
+        assert f"5 samples of {processes} in" in output
+        digests.append(output.split("sha256 ")[1].split()[0])
+        Image.open(directory / "samples.png").verify()
+    assert digests[0] == digests[1] and len(digests[0]) == 64
+
+
+def test_robot_policy_command_prints_its_table(commands):
+    status, output, _ = commands["robot_policy"]
+    assert status == 0, output
+    for words in ("the network alone", "fastgen.Sampler", "plain PyTorch", "3 steps, actions (1, 16, 7), 1 thread(s)", "per step"):
+        assert words in output
+
+
 def test_commands_say_what_is_wrong_in_one_line(commands):
     directory = commands["train_ddpm"][2]
 
@@ -358,3 +435,8 @@ def test_commands_say_what_is_wrong_in_one_line(commands):
         run("--backend", "triton")
     with pytest.raises(SystemExit, match="2"):
         run("--steps", "0")
+    missing = ["--checkpoint", str(directory / "none.pt"), "--out", str(directory)]
+    with pytest.raises(SystemExit, match="^error: .*none.pt does not exist; train_ddpm.py makes one, or use --random"):
+        common.run_main(lambda: sample_distributed.main(missing))
+    with pytest.raises(SystemExit, match="^error: --sampling-steps: the schedule has 1000, got 1001"):
+        common.run_main(lambda: sample_distributed.main(["--random", "--sampling-steps", "1001"]))

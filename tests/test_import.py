@@ -215,7 +215,7 @@ def test_a_gpu_that_the_library_was_not_compiled_for(monkeypatch):
 
 # ---- what an import leaves alone ------------------------------------------------------------------------------------
 
-HEAVY = {"triton", "matplotlib", "sklearn", "scipy", "sympy", "PIL", "tqdm", "torch._dynamo", "torch._inductor"}
+HEAVY = {"triton", "matplotlib", "sklearn", "scipy", "sympy", "PIL", "tqdm", "diffusers", "torch._dynamo", "torch._inductor"}
 WATCH = """
 import sys, torch
 def refuse(*arguments):
@@ -244,6 +244,7 @@ for name in set(fastgen.available_backends("cpu")) & {"cpp", "eager"}:
         x, schedule = torch.ones(2, 3, requires_grad=True), fastgen.Schedule.linear(10)
         y = fastgen.ddpm_step(fastgen.q_sample(x, 5, schedule, seed=1), x, 5, schedule, seed=1)
         fastgen.bce_with_logits(y, fastgen.randn((2, 3), seed=1).sigmoid()).backward()
+        fastgen.sample(lambda x, t: x, (2, 3), schedule, seed=1)
 """
 
 

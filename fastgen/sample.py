@@ -1,0 +1,476 @@
+"""The whole reverse chain: `sample`, and `Sampler`, which keeps what several chains have in common."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from functools import partial
+
+import torch
+from torch import nn
+from torch.utils import _pytree as pytree
+
+from . import _backend, _checks, _cuda_graph, rng
+from .ddpm_step import ddim_step, ddpm_step
+from .randn import randn
+from .schedule import LEARNED_VARIANCES, PREDICTIONS, VARIANCES
+
+logger = logging.getLogger("fastgen")
+
+
+def sample(
+    model,
+    shape,
+    schedule,
+    *,
+    method="ddpm",
+    steps=None,
+    eta=None,
+    prediction="epsilon",
+    variance=None,
+    clip=None,
+    guidance_scale=None,
+    model_kwargs=None,
+    unconditional_kwargs=None,
+    seed=None,
+    sample_seeds=None,
+    device=None,
+    dtype=None,
+    progress=False,
+    callback=None,
+    return_trajectory=False,
+    cuda_graph="auto",
+):
+    """Samples from a diffusion model: x_T ~ N(0, I), then x_{t−1} from x_t and model(x_t, t) for t = T−1 … 0.
+
+        x_T     = randn(shape, seed=seed, offset=T)
+        m       = model(x_t, timesteps[t], **model_kwargs)
+        x_{t−1} = ddpm_step(x_t, m, t, schedule, seed=seed)            or ddim_step, by `method`
+
+    A step launches the network and one kernel; timesteps and coefficients stay on the device. Sample i is a function of its seed
+    and the network: with `sample_seeds`, never of the batch that it came in or of the number of processes.
+
+    Args:
+        model: a callable (x, timesteps, **model_kwargs) → m, with x (B, *event) in `dtype` and timesteps int64 (B,), neither to be
+            written to. It returns m, or a tuple that begins with it, or an object that has it as `.sample` (diffusers' networks);
+            m is (B, *event), or (B, 2C, ...) with a learned variance, in a dtype that promotes with `dtype` to `dtype`. Whether it
+            is in training mode is left as it is.
+        shape: (B, *event), a sequence of ints.
+        schedule: a `Schedule`.
+        method: "ddpm" or "ddim".
+        steps: how many of the schedule's steps to visit, or which, as `Schedule.respace` takes them; all if None. T counts these.
+        eta: of "ddim" only, a number within 0 … 1; 0 if None.
+        prediction: "epsilon", "sample" or "v_prediction", what m is.
+        variance: of "ddpm" only, "posterior", "beta", "learned" or "learned_range"; "posterior" if None.
+        clip: a number c > 0; the predicted x0 is clamped to ±c.
+        guidance_scale: a number g, for classifier-free guidance: m = u + g·(m − u) with u the network's output for
+            `unconditional_kwargs`. The network is called once, on 2B samples: B without the condition, then B with it.
+        model_kwargs: a dict of what else the network is given; dicts, lists and tuples of tensors may be in it.
+        unconditional_kwargs: with a guidance_scale only, what stands for "no condition", a dict like model_kwargs. Tensors with B
+            as their first dimension are put before those of model_kwargs, once; all else has to be the same in both.
+        seed: int or int64 tensor of 1 element; sample b then has noise of its own by its place in the batch.
+        sample_seeds: a sequence of B ints or an int64 tensor (B,), a seed for each sample. At most one of the two; with neither,
+            a seed is drawn from torch's default CPU generator.
+        device, dtype: of the chain. If None, those of the model's first floating parameter; cpu and float32 where it has none.
+        progress: show a progress bar; needs tqdm.
+        callback: called as callback(step, t, x) after each step, with step = 0, 1, …, t the int that the network was given and x
+            what the next step reads: writing to it steers the chain. What it raises ends the chain.
+        return_trajectory: return (x, trajectory), trajectory being (T + 1, B, *event): x_T … x_0.
+        cuda_graph: "auto", True or False; see `Sampler`. A single chain gains nothing from one.
+
+    Returns x_0 (B, *event) in `dtype`, in the memory layout that the network gives its output. Gradients are not recorded.
+
+    Raises TypeError or ValueError naming the argument, before anything runs; ImportError for progress without tqdm.
+
+    Sources: Ho et al. 2020, algorithm 2; Song et al. 2021 (DDIM); Ho & Salimans 2022 (guidance).
+    """
+    sampler = Sampler(
+        model,
+        shape,
+        schedule,
+        method=method,
+        steps=steps,
+        eta=eta,
+        prediction=prediction,
+        variance=variance,
+        clip=clip,
+        guidance_scale=guidance_scale,
+        device=device,
+        dtype=dtype,
+        cuda_graph=cuda_graph,
+    )
+    return sampler(
+        seed=seed,
+        sample_seeds=sample_seeds,
+        model_kwargs=model_kwargs,
+        unconditional_kwargs=unconditional_kwargs,
+        callback=callback,
+        progress=progress,
+        return_trajectory=return_trajectory,
+    )
+
+
+class Sampler:
+    """`sample` for several chains of one model, shape and schedule: what does not change is checked and made once.
+
+        sampler = fastgen.Sampler(model, (8, 3, 64, 64), schedule, steps=50)
+        images = sampler(seed=0)
+
+    The arguments are those of `sample`, divided between the two calls. A sampler may be called by several threads at a time, on
+    several streams, and from its own callback; an exception in the network or the callback leaves it as it was.
+
+    On CUDA the whole chain can be one graph, launched at once. With `cuda_graph` "auto" the first call of a kind runs step by step,
+    the second is recorded, and it and the following ones are replays; where the network cannot be recorded (it synchronises, or
+    chooses by values), a warning of the logger "fastgen" says why, and all calls run step by step. True records the first call, and
+    raises RuntimeError where that cannot be done. False never does. A replay gives the bits that the steps would, for its own seeds
+    and its own values of the tensors in model_kwargs. Of another kind, and to be recorded in the place of the first, is a call with
+    tensors of other shapes, other values that are no tensors, one seed instead of many, another backend, or weights that were
+    moved. Calls with a callback, a progress bar or a trajectory run step by step.
+
+    Replays of one sampler take turns, on whatever streams: a graph has the memory of one chain. Of a model that is no nn.Module
+    it is not seen that its weights were moved, and precision settings such as TF32 stay those of the recording.
+    """
+
+    def __init__(
+        self,
+        model,
+        shape,
+        schedule,
+        *,
+        method="ddpm",
+        steps=None,
+        eta=None,
+        prediction="epsilon",
+        variance=None,
+        clip=None,
+        guidance_scale=None,
+        device=None,
+        dtype=None,
+        cuda_graph="auto",
+    ):
+        _checks.function("model", model)
+        _checks.schedule(schedule)
+        self._model, self._shape = model, _checks.shape(shape)
+        self._schedule = schedule = schedule if steps is None else schedule.respace(steps)
+        _checks.option("method", method, ("ddpm", "ddim"))
+        _checks.option("prediction", prediction, PREDICTIONS)
+        options = {"prediction": prediction, "clip": None if clip is None else _checks.number("clip", clip, low=0.0, strict=True)}
+        if guidance_scale is not None:
+            options["guidance_scale"] = _checks.number("guidance_scale", guidance_scale, low=float("-inf"))
+        self._guided = guidance_scale is not None
+        weight = _first_weight(model)
+        self._device = _checks.device(device if device is not None else "cpu" if weight is None else weight.device)
+        self._dtype = _checks.floating_dtype(dtype if dtype is not None else torch.float32 if weight is None else weight.dtype)
+        if method == "ddpm":
+            if eta is not None:
+                raise ValueError(f"eta: expected None with method='ddpm', which has none, got {eta!r}")
+            variance = "posterior" if variance is None else variance
+            _checks.option("variance", variance, VARIANCES)
+            if variance in LEARNED_VARIANCES and len(self._shape) < 2:
+                raise ValueError(f"shape: expected (B, C, ...) for a learned variance, got {self._shape}")
+            self._step, options["variance"] = ddpm_step, variance
+            table = schedule.ddpm_step_table(prediction, variance, self._device, self._dtype)
+        else:
+            if variance is not None:
+                raise ValueError(f"variance: expected None with method='ddim', whose variance is eta's, got {variance!r}")
+            eta = 0.0 if eta is None else _checks.number("eta", eta, low=0.0)
+            if eta > 1.0:
+                raise ValueError(f"eta: expected a number within 0 … 1, got {eta!r}")
+            self._step, options["eta"] = ddim_step, eta
+            table = schedule.ddim_step_table(prediction, eta, self._device, self._dtype)
+        if table.rows.size(0) < len(schedule):
+            raise ValueError(f"schedule: expected coefficients for each of its {len(schedule)} steps{table.note}")
+        self._options, self._noisy = options, table.noisy
+        # a view for each step, made here: no step has to make one, and none comes from the host
+        samples = self._shape[0] * (2 if self._guided else 1)
+        self._timesteps = schedule.timestep_tensor(self._device).unsqueeze(1).expand(-1, samples).unbind()
+        if cuda_graph != "auto":
+            if cuda_graph is not True and cuda_graph is not False:
+                raise ValueError(f"cuda_graph: expected 'auto', True or False, got {cuda_graph!r}")
+            if cuda_graph and self._device.type != "cuda":
+                raise ValueError(f"cuda_graph: expected a CUDA device with True, got {self._device}")
+        # All that a call may change, by whoever holds the lock
+        self._lock, self._cuda_graph, self._graph, self._last_kind = threading.Lock(), cuda_graph, None, None
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        *,
+        seed=None,
+        sample_seeds=None,
+        model_kwargs=None,
+        unconditional_kwargs=None,
+        callback=None,
+        progress=False,
+        return_trajectory=False,
+    ):
+        """One chain. The arguments are those of `sample`. Returns x_0, or (x_0, trajectory)."""
+        if callback is not None:
+            _checks.function("callback", callback)
+        bar = _progress_bar() if _checks.boolean("progress", progress) else None
+        trajectory = [] if _checks.boolean("return_trajectory", return_trajectory) else None
+        kwargs = self._checked_kwargs(model_kwargs, unconditional_kwargs)
+        seed = self._checked_seed(seed, sample_seeds)
+        if callback is None and bar is None and trajectory is None:
+            x = self._replayed(seed, kwargs)
+            return self._chain(seed, kwargs) if x is None else x
+        if bar is None:
+            x = self._chain(seed, kwargs, callback, trajectory)
+        else:
+            with bar(total=len(self._schedule), desc="sampling", unit="step") as shown:
+                x = self._chain(seed, kwargs, callback, trajectory, shown.update)
+        return x if trajectory is None else (x, torch.stack(trajectory))
+
+    def _chain(self, seed, kwargs, callback=None, trajectory=None, update=None, steps=None):
+        """x_0, step by step; with `steps`, no more than those."""
+        total = len(self._schedule)
+        x = randn(self._shape, seed=seed, offset=total, dtype=self._dtype, device=self._device)
+        step = partial(self._step, schedule=self._schedule, seed=seed if self._noisy else None, **self._options)
+        if trajectory is not None:
+            trajectory.append(x)
+        for index, t in enumerate(range(total - 1, -1, -1)[:steps]):
+            m = self._output(self._model(torch.cat([x, x]) if self._guided else x, self._timesteps[t], **kwargs))
+            if index == 0:
+                x = _laid_out_like(x, m)
+            if self._guided:
+                unconditional, m = m.chunk(2)
+                x = step(x, m, t, unconditional_output=unconditional)
+            else:
+                x = step(x, m, t)
+            if trajectory is not None:
+                trajectory.append(x)
+            if update is not None:
+                update()
+            if callback is not None:
+                callback(index, int(self._schedule.timesteps[t]), x)
+        return x
+
+    def _output(self, returned):
+        m = returned
+        if not isinstance(m, torch.Tensor):
+            m = m[0] if isinstance(m, tuple) and m else getattr(m, "sample", None)
+        if not isinstance(m, torch.Tensor):
+            expected = "a tensor, a tuple that begins with one, or an object with one as .sample"
+            raise TypeError(f"model: expected it to return {expected}, got {type(returned).__name__}")
+        if m.dtype is not self._dtype and torch.promote_types(m.dtype, self._dtype) is not self._dtype:
+            raise TypeError(f"model: expected an output no wider than the chain's {self._dtype}, got {m.dtype}; give it as dtype=")
+        if self._guided and (m.dim() == 0 or m.shape[0] != 2 * self._shape[0]):
+            raise ValueError(f"model: expected an output for {2 * self._shape[0]} samples under guidance, got {tuple(m.shape)}")
+        return m
+
+    # ---- arguments ----------------------------------------------------------------------------------------------------
+
+    def _checked_seed(self, seed, sample_seeds):
+        """An int, or a tensor on the device of 1 or B elements."""
+        batch, device = self._shape[0], self._device
+        if sample_seeds is not None:
+            if seed is not None:
+                raise ValueError("seed, sample_seeds: expected at most one, got both")
+            return _sample_seeds(sample_seeds, batch, device)
+        if seed is None:
+            return rng.draw_seed(device)[1]
+        if not isinstance(seed, torch.Tensor):
+            return rng.check_seed(seed, 1, device)[1]
+        if seed.numel() != 1:
+            raise ValueError(f"seed: expected 1 element, got {tuple(seed.shape)}; seeds of the samples are sample_seeds=")
+        seeds, _ = rng.check_seed(seed, 1, device)
+        return seeds.item() if seeds.is_cpu and device.type != "cpu" else seeds.reshape(1)
+
+    def _checked_kwargs(self, conditional, unconditional):
+        """What the network is called with, for 2B samples under guidance."""
+        conditional = _keywords("model_kwargs", {} if conditional is None else conditional)
+        if not self._guided:
+            if unconditional is not None:
+                raise ValueError("unconditional_kwargs: expected None without a guidance_scale, got a dict")
+            return conditional
+        if unconditional is None:
+            raise ValueError("unconditional_kwargs: expected a dict like model_kwargs with a guidance_scale, got None")
+        unconditional = _keywords("unconditional_kwargs", unconditional)
+        if unconditional.keys() != conditional.keys():
+            raise ValueError(
+                f"unconditional_kwargs: expected the keys of model_kwargs, {sorted(conditional)}, got {sorted(unconditional)}"
+            )
+        leaves, spec = pytree.tree_flatten_with_path(conditional)
+        others, other_spec = pytree.tree_flatten({key: unconditional[key] for key in conditional})
+        if spec != other_spec:
+            raise ValueError("unconditional_kwargs: expected values nested like those of model_kwargs, got others")
+        batch = self._shape[0]
+        joined = [_joined(pytree.keystr(path), u, c, batch) for (path, c), u in zip(leaves, others, strict=True)]
+        return pytree.tree_unflatten(joined, spec)
+
+    # ---- the chain as a graph -------------------------------------------------------------------------------------------
+
+    def _replayed(self, seed, kwargs):
+        """x_0 by the graph; None where this call is to run step by step."""
+        if self._cuda_graph is False or not _cuda_graph.usable(self._device):
+            return None
+        leaves, spec = pytree.tree_flatten(kwargs)
+        tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
+        if elsewhere := [x for x in tensors if x.device != self._device]:
+            if self._cuda_graph is True:
+                raise ValueError(
+                    f"model_kwargs: expected tensors on {self._device} with cuda_graph=True, got {elsewhere[0].device}"
+                )
+            return None
+        kind = _Kind(seed, leaves, spec, self._model)
+        with self._lock:
+            if self._cuda_graph is False:  # since another thread found out
+                return None
+            if self._graph is None or self._graph.kind != kind:
+                if self._cuda_graph == "auto" and self._last_kind != kind:
+                    self._last_kind = kind
+                    return None
+                self._graph = None  # its memory, before more is asked for
+                try:
+                    self._graph = _ChainGraph(self, kind, seed, leaves, spec)
+                except Exception as error:
+                    if self._cuda_graph is True:
+                        raise RuntimeError(f"cuda_graph: the chain could not be recorded: {error}") from error
+                    self._cuda_graph = False
+                    logger.warning("the chain cannot be one CUDA graph and runs step by step from now on: %s", error)
+                    return None
+            return self._graph(seed, tensors)
+
+    @property
+    def dtype(self):
+        """Of the samples."""
+        return self._dtype
+
+    @property
+    def device(self):
+        """Of the samples, with its index."""
+        return self._device
+
+
+class _ChainGraph:
+    """A recorded chain and what it reads: the seeds, and the tensors that the network is given besides x and t."""
+
+    def __init__(self, sampler, kind, seed, leaves, spec):
+        self.kind = kind
+        with torch.inference_mode(False), torch.no_grad():  # inference tensors could not be written to later
+            count = seed.numel() if isinstance(seed, torch.Tensor) else 1
+            self._seeds = torch.empty(count, dtype=torch.int64, device=sampler.device)
+            self._write_seed(seed)
+            static = [leaf.clone() if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves]
+            self._tensors = [leaf for leaf in static if isinstance(leaf, torch.Tensor)]
+            chain = partial(sampler._chain, self._seeds, pytree.tree_unflatten(static, spec))
+            # from the second step on, the layout is that of the network's output
+            self._graph = _cuda_graph.Graph(chain, partial(chain, steps=2), sampler.device)
+
+    def __call__(self, seed, tensors):
+        with self._graph.turn([self._seeds, *self._tensors]):
+            self._write_seed(seed)
+            for static, given in zip(self._tensors, tensors, strict=True):
+                static.copy_(given)
+            self._graph.replay()
+            return self._graph.output.clone()
+
+    def _write_seed(self, seed):
+        # an int is part of the launch, where a copy from the host would wait for it
+        self._seeds.copy_(seed) if isinstance(seed, torch.Tensor) else self._seeds.fill_(seed)
+
+
+class _Kind:
+    """What a graph takes for given: two calls of one kind differ in the values of tensors only."""
+
+    def __init__(self, seed, leaves, spec, model):
+        self.facts = (
+            seed.numel() if isinstance(seed, torch.Tensor) else 1,
+            spec,
+            _backend._choice.get(),
+            torch.is_autocast_enabled("cuda") and torch.get_autocast_dtype("cuda"),
+            tuple((leaf.shape, leaf.dtype) for leaf in leaves if isinstance(leaf, torch.Tensor)),
+            _weights(model),
+        )
+        self.values = [None if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves]
+
+    def __eq__(self, other):
+        if not isinstance(other, _Kind) or self.facts != other.facts:
+            return False
+        return all(_equal(a, b) for a, b in zip(self.values, other.values, strict=True))
+
+
+def _weights(model):
+    """Where the weights of a module lie, and the mode of each of its parts."""
+    if not isinstance(model, nn.Module):
+        return ()
+    return tuple((m.training, *map(_place, m._parameters.values()), *map(_place, m._buffers.values())) for m in model.modules())
+
+
+def _place(x):
+    return x.data_ptr() if type(x) in (torch.Tensor, nn.Parameter) else id(x)
+
+
+# ---- arguments and results ------------------------------------------------------------------------------------------------
+
+
+def _first_weight(model):
+    parameters = model.parameters() if isinstance(model, nn.Module) else ()
+    return next((p for p in parameters if p.dtype in _checks.FLOATING), None)
+
+
+def _progress_bar():
+    try:
+        from tqdm import tqdm
+    except ImportError as error:
+        raise ImportError("progress: expected tqdm to be installed for True (pip install tqdm), and it is not") from error
+    return tqdm
+
+
+def _sample_seeds(seeds, batch, device):
+    if isinstance(seeds, torch.Tensor):
+        if seeds.dtype != torch.int64:
+            raise TypeError(f"sample_seeds: expected a sequence of ints or an int64 tensor, got {seeds.dtype}")
+        if tuple(seeds.shape) != (batch,):
+            raise ValueError(f"sample_seeds: expected shape ({batch},), one seed per sample, got {tuple(seeds.shape)}")
+        if seeds.device != device and not seeds.is_cpu:
+            raise ValueError(f"sample_seeds: expected a tensor on {device} or on the CPU, got one on {seeds.device}")
+        return seeds.to(device).contiguous()
+    if isinstance(seeds, (str, bytes)) or not hasattr(seeds, "__iter__"):
+        raise TypeError(f"sample_seeds: expected a sequence of ints or an int64 tensor, got {type(seeds).__name__}")
+    seeds = [rng.check_seed_int("sample_seeds", seed, "ints") for seed in seeds]
+    if len(seeds) != batch:
+        raise ValueError(f"sample_seeds: expected {batch} ints, one per sample, got {len(seeds)}")
+    return torch.tensor(seeds, dtype=torch.int64, device=device)
+
+
+def _keywords(name, value):
+    if not isinstance(value, dict):
+        raise TypeError(f"{name}: expected a dict, got {type(value).__name__}")
+    for key in value:
+        if not isinstance(key, str):
+            raise TypeError(f"{name}: expected strings as keys, got {key!r}")
+    return value
+
+
+def _joined(name, unconditional, conditional, batch):
+    """One value of the network's arguments for both halves of its batch."""
+    u, c = unconditional, conditional
+    if not isinstance(u, torch.Tensor) or not isinstance(c, torch.Tensor):
+        if not _equal(u, c):
+            raise ValueError(f"unconditional_kwargs{name}: expected tensors, or what model_kwargs has there ({c!r}), got {u!r}")
+        return c
+    if (u.shape, u.dtype, u.device) != (c.shape, c.dtype, c.device):
+        raise ValueError(
+            f"unconditional_kwargs{name}: expected {tuple(c.shape)}, {c.dtype}, {c.device} as in model_kwargs, "
+            f"got {tuple(u.shape)}, {u.dtype}, {u.device}"
+        )
+    if c.dim() and c.shape[0] == batch:
+        return torch.cat([u, c])
+    if u is not c and not torch.equal(u, c):
+        raise ValueError(
+            f"unconditional_kwargs{name}: expected {batch} as first dimension, or the values of model_kwargs, got others"
+        )
+    return c
+
+
+def _equal(a, b):
+    return a is b or (type(a) is type(b) and (a == b) is True)
+
+
+def _laid_out_like(x, m):
+    """`x`, channels-last where the network's output is: then no step has to rearrange either."""
+    for dim, layout in ((4, torch.channels_last), (5, torch.channels_last_3d)):
+        if m.dim() == dim and m.is_contiguous(memory_format=layout) and not m.is_contiguous():
+            return x.contiguous(memory_format=layout)
+    return x

@@ -1,0 +1,775 @@
+"""The whole chain: it is the loop over the steps that it says it is, sample i depends on its own seed only, and neither threads
+nor exceptions nor CUDA graphs (a stand-in of which runs here) change anything."""
+
+import contextlib
+import importlib
+import logging
+import subprocess
+import sys
+import threading
+from collections import namedtuple
+from pathlib import Path
+from types import SimpleNamespace
+
+import distributed_sampling
+import pytest
+import reference
+import torch
+from conftest import array, assert_close, assert_same, channels_last, interpreted
+from dispatched import Dispatched
+from torch import nn
+
+import fastgen
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+SHAPE = (3, 2, 4, 5)
+SEEDS = [11, -5, 2**63 - 1]
+module = importlib.import_module("fastgen.sample")  # the package's attribute is the function
+
+
+def tame(x, t, shift=0.0):
+    """A network that is elementwise, so that the bits of a sample do not depend on its batch."""
+    return torch.tanh(x) * (1 + t.reshape(-1, *[1] * (x.dim() - 1)).to(x.dtype) / 100) + shift
+
+
+def wide(x, t):
+    return torch.cat([tame(x, t), 0.3 * x.sin()], dim=1)
+
+
+def by_hand(model, shape, schedule, *, step=fastgen.ddpm_step, seed, dtype=torch.float32, device="cpu", **options):
+    """The loop that everybody writes."""
+    x = fastgen.randn(shape, seed=seed, offset=len(schedule), dtype=dtype, device=device)
+    for t in reversed(range(len(schedule))):
+        timesteps = torch.full((shape[0],), int(schedule.timesteps[t]), device=device)
+        x = step(x, model(x, timesteps), t, schedule, seed=seed, **options)
+    return x
+
+
+METHODS = {
+    "ddpm": (tame, {}),
+    "beta": (tame, {"variance": "beta", "clip": 1.0}),
+    "learned": (wide, {"variance": "learned"}),
+    "learned_range": (wide, {"variance": "learned_range", "clip": 2.0}),
+    "sample": (tame, {"prediction": "sample"}),
+    "v": (tame, {"prediction": "v_prediction", "clip": 1.5}),
+    "ddim": (tame, {"method": "ddim"}),
+    "ddim eta": (tame, {"method": "ddim", "eta": 0.6, "clip": 1.0, "prediction": "v_prediction"}),
+}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_is_the_loop_by_hand(backend, device, schedule, name):
+    if interpreted(device) and name not in ("ddpm", "ddim eta"):
+        pytest.skip("two are enough for the interpreter")
+    model, options = METHODS[name]
+    short = schedule.respace(3 if interpreted(device) else 6)
+    made = fastgen.sample(model, SHAPE, short, seed=5, device=device, **options)
+    options = dict(options)
+    step = fastgen.ddim_step if options.pop("method", "ddpm") == "ddim" else fastgen.ddpm_step
+    assert_same(made, by_hand(model, SHAPE, short, step=step, seed=5, device=device, **options))
+    assert made.device == device and made.is_contiguous()
+
+
+@pytest.mark.parametrize("method", ["ddpm", "ddim"])
+def test_against_float64(backend, device, schedule, method):
+    """The chain in NumPy, from the papers and the random-number contract alone."""
+    short = schedule.respace(3 if interpreted(device) else 8)
+    x = reference.normals(SHAPE, SEEDS, offset=len(short))
+    for t in reversed(range(len(short))):
+        m, z = array(torch.tanh(torch.tensor(x))), reference.normals(SHAPE, SEEDS, offset=t)
+        if method == "ddpm":
+            x, _ = reference.ddpm_step(x, m, short.betas, t, z, clip=1.0)
+        else:
+            x, _ = reference.ddim_step(x, m, short.betas, t, z, eta=0.5, clip=1.0)
+    options = {"method": method, "clip": 1.0, "sample_seeds": SEEDS, "device": device, **({"eta": 0.5} if method == "ddim" else {})}
+    # each step's rounding goes through the ones after it
+    assert_close(fastgen.sample(lambda x, t: torch.tanh(x), SHAPE, short, **options), x, scale=100)
+
+
+def test_backends_agree(schedule):
+    made = []
+    for name in ("eager", *[b for b in fastgen.available_backends("cpu") if b == "cpp"]):
+        with fastgen.use_backend(name):
+            made.append(fastgen.sample(tame, SHAPE, schedule, seed=1, clip=1.0))
+    for other in made[1:]:
+        torch.testing.assert_close(other, made[0], rtol=0, atol=1e-4)
+
+
+def test_respacing(schedule):
+    seen = []
+
+    def model(x, t):
+        assert t.dtype == torch.int64 and t.shape == (3,)
+        seen.append(t.unique().item())
+        return tame(x, t)
+
+    made = fastgen.sample(model, SHAPE, schedule, steps=4, seed=5)
+    assert seen == [30, 20, 10, 0]
+    assert_same(made, by_hand(tame, SHAPE, schedule.respace(4), seed=5))
+    seen.clear()
+    fastgen.sample(model, SHAPE, schedule, steps=[3, 39], seed=5)
+    assert seen == [39, 3]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_dtypes(schedule, dtype):
+    made = fastgen.sample(tame, SHAPE, schedule, steps=5, seed=5, dtype=dtype)
+    assert_same(made, by_hand(tame, SHAPE, schedule.respace(5), seed=5, dtype=dtype))
+    assert made.dtype == dtype
+
+
+def test_a_float32_chain_with_a_half_precision_network(schedule):
+    made = fastgen.sample(lambda x, t: tame(x, t).bfloat16(), SHAPE, schedule, steps=5, seed=5)
+    assert made.dtype == torch.float32
+    with pytest.raises(TypeError, match="^model: expected an output no wider than the chain's torch.bfloat16, got torch.float32"):
+        fastgen.sample(lambda x, t: x.float(), SHAPE, schedule, steps=5, dtype=torch.bfloat16)
+
+
+@pytest.mark.parametrize("shape", [SHAPE, (2, 3, 2, 4, 5)])
+def test_a_channels_last_network_gets_channels_last_input(schedule, shape):
+    layout = torch.channels_last if len(shape) == 4 else torch.channels_last_3d
+    seen = []
+
+    def model(x, t):
+        seen.append(x.is_contiguous(memory_format=layout) and not x.is_contiguous())
+        return channels_last(tame(x, t))
+
+    made = fastgen.sample(model, shape, schedule, steps=4, seed=5)
+    assert seen == [False, True, True, True]
+    assert made.is_contiguous(memory_format=layout)
+    assert_same(made.contiguous(), fastgen.sample(tame, shape, schedule, steps=4, seed=5))
+
+
+@pytest.mark.parametrize("shape", [(0, 3), (3, 0), (5,), (3, 7)])
+def test_shapes(schedule, shape):
+    made = fastgen.sample(tame, shape, schedule, steps=3, seed=5)
+    assert_same(made, by_hand(tame, shape, schedule.respace(3), seed=5))
+
+
+# ---- what the network returns and is made of --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("wrap", [lambda m: (m, 1), lambda m: SimpleNamespace(sample=m), namedtuple("Out", "sample")])
+def test_outputs_of_other_libraries(schedule, wrap):
+    made = fastgen.sample(lambda x, t: wrap(tame(x, t)), SHAPE, schedule, steps=3, seed=5)
+    assert_same(made, fastgen.sample(tame, SHAPE, schedule, steps=3, seed=5))
+
+
+@pytest.mark.parametrize("returned", [None, (), [torch.zeros(SHAPE)], torch.distributions.Normal(0.0, 1.0)])
+def test_other_outputs_are_refused(schedule, returned):
+    with pytest.raises(TypeError, match="^model: expected it to return a tensor, a tuple"):
+        fastgen.sample(lambda x, t: returned, SHAPE, schedule, steps=3)
+
+
+class Network(nn.Module):
+    def __init__(self, dtype=torch.float32):
+        super().__init__()
+        self.scale = nn.Parameter(torch.full((2, 1, 1), 0.5, dtype=dtype))
+        self.register_buffer("count", torch.zeros((), dtype=torch.int64))
+
+    def forward(self, x, t, shift=None):
+        assert not torch.is_grad_enabled()
+        return torch.tanh(x * self.scale) + (0 if shift is None else shift)
+
+
+def test_device_and_dtype_are_the_models(schedule):
+    model = Network(torch.float64).train()
+    sampler = fastgen.Sampler(model, SHAPE, schedule, steps=3)
+    made = sampler(seed=1)
+    assert (sampler.dtype, sampler.device) == (torch.float64, torch.device("cpu"))
+    assert made.dtype == torch.float64 and not made.requires_grad
+    assert model.training and torch.is_grad_enabled()
+    assert fastgen.Sampler(model.eval(), SHAPE, schedule, dtype=torch.float32).dtype == torch.float32
+    assert not model.training
+    no_weights = fastgen.Sampler(nn.Identity(), SHAPE, schedule)
+    assert (no_weights.dtype, no_weights.device.type) == (torch.float32, "cpu")
+
+
+# ---- seeds ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_sample_is_a_function_of_its_seed(backend, device, schedule):
+    steps = 3 if interpreted(device) else 8
+
+    def make(seeds):
+        shape = (len(seeds), *SHAPE[1:])
+        return fastgen.sample(tame, shape, schedule, steps=steps, sample_seeds=seeds, device=device, clip=1.0)
+
+    together = make(SEEDS)
+    for i, seed in enumerate(SEEDS):
+        assert_same(make([seed])[0], together[i])
+    assert_same(make(SEEDS[::-1]), together.flip(0))
+    assert_same(make(torch.tensor(SEEDS)), together)
+    assert_same(make(torch.tensor(SEEDS, device=device)), together)
+
+
+def test_one_seed(schedule):
+    make = lambda **how: fastgen.sample(tame, SHAPE, schedule, steps=3, **how)  # noqa: E731
+    made = make(seed=2**64 - 5)
+    for seed in (-5, torch.tensor(-5), torch.tensor([-5])):
+        assert_same(make(seed=seed), made)
+    assert not torch.equal(made[0], made[1])
+    torch.manual_seed(0)
+    first, second = make(), make()
+    assert not torch.equal(first, second)
+    torch.manual_seed(0)
+    assert_same(make(), first)
+
+
+NO_GLOO = not (torch.distributed.is_available() and torch.distributed.is_gloo_available())
+
+
+@pytest.mark.skipif(NO_GLOO, reason="this torch has no gloo")
+def test_two_processes_make_the_images_of_one(tmp_path):
+    """In order, bit for bit, with an uneven split."""
+    worker, result = Path(distributed_sampling.__file__), tmp_path / "images.pt"
+    arguments = [[str(rank), "2", str(tmp_path / "store"), str(result)] for rank in range(2)]
+    running = [
+        subprocess.Popen([sys.executable, str(worker), *a], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        for a in arguments
+    ]
+    for process in running:
+        output, _ = process.communicate(timeout=120)
+        assert process.returncode == 0, output
+    alone = distributed_sampling.sample()
+    assert_same(torch.load(result), alone)
+    assert alone.shape == (5, 1, 6, 6)
+
+
+# ---- guidance ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", ["ddpm", "ddim", "learned"])
+def test_guidance(schedule, method):
+    """One call of the network for both halves, combined by the step as two calls would be."""
+    calls = []
+
+    def model(x, t, shift, table, nested, name):
+        assert name == "n" and table.shape == (7,)
+        calls.append(x.shape[0])
+        m = tame(x, t, shift) + table[0] + nested["more"][0]
+        return torch.cat([m, 0.1 * m], 1) if method == "learned" else m
+
+    condition = torch.linspace(0, 1, 3).reshape(3, 1, 1, 1)
+    table = torch.arange(7.0)
+    given = {"shift": condition, "table": table, "nested": {"more": [condition / 2, 3]}, "name": "n"}
+    none = {"name": "n", "shift": condition * 0, "table": table.clone(), "nested": {"more": [condition * 0, 3]}}
+    options = {"method": "ddim"} if method == "ddim" else {"variance": "learned"} if method == "learned" else {}
+    kwargs = {"model_kwargs": given, "unconditional_kwargs": none}
+    made = fastgen.sample(model, SHAPE, schedule, steps=4, seed=5, guidance_scale=2.5, **options, **kwargs)
+    assert calls == [6, 6, 6, 6]
+    assert given["shift"] is condition
+
+    short = schedule.respace(4)
+    x = fastgen.randn(SHAPE, seed=5, offset=4)
+    step = fastgen.ddim_step if options.pop("method", None) else fastgen.ddpm_step
+    for t in reversed(range(4)):
+        timesteps = torch.full((3,), int(short.timesteps[t]))
+        m, u = model(x, timesteps, **given), model(x, timesteps, **none)
+        x = step(x, m, t, short, seed=5, unconditional_output=u, guidance_scale=2.5, **options)
+    assert_same(made, x)
+
+
+def test_guidance_of_unequal_arguments_is_refused(schedule):
+    sampler = fastgen.Sampler(lambda x, t, **kwargs: x, SHAPE, schedule, steps=2, guidance_scale=1.5)
+    good = {"c": torch.zeros(3, 2), "n": 1}
+    sampler(model_kwargs=good, unconditional_kwargs=good)
+    for bad, message in [
+        ({}, "^unconditional_kwargs: expected the keys of model_kwargs"),
+        ({**good, "c": torch.zeros(3, 3)}, r"^unconditional_kwargs\['c'\]: expected \(3, 2\)"),
+        ({**good, "c": torch.zeros(3, 2, dtype=torch.float64)}, r"^unconditional_kwargs\['c'\]: expected"),
+        ({**good, "c": 0.0}, r"^unconditional_kwargs\['c'\]: expected tensors"),
+        ({**good, "c": [torch.zeros(3, 2)]}, "^unconditional_kwargs: expected values nested like"),
+        ({**good, "n": 2}, r"^unconditional_kwargs\['n'\]: expected tensors, or what model_kwargs has"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            sampler(model_kwargs=good, unconditional_kwargs=bad)
+    with pytest.raises(ValueError, match=r"^unconditional_kwargs\['c'\]: expected 3 as first dimension"):
+        sampler(model_kwargs={"c": torch.zeros(2)}, unconditional_kwargs={"c": torch.ones(2)})
+    half = fastgen.Sampler(lambda x, t: x[:3], SHAPE, schedule, steps=2, guidance_scale=1.5)
+    with pytest.raises(ValueError, match="^model: expected an output for 6 samples under guidance"):
+        half(unconditional_kwargs={})
+
+
+# ---- what runs --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif("cpp" not in fastgen.available_backends("cpu"), reason="the CPU library was not built")
+@pytest.mark.parametrize("options", [{}, {"method": "ddim", "eta": 0.5}, {"clip": 1.0, "sample_seeds": SEEDS}])
+def test_a_step_is_the_network_and_one_op(schedule, options):
+    """Not even a view: of aten's ops only the network's, and the allocation of x_T."""
+    options = dict(options)
+    seeds = {"sample_seeds": torch.tensor(options.pop("sample_seeds"))} if "sample_seeds" in options else {"seed": 3}
+    sampler = fastgen.Sampler(lambda x, t: torch.sin(x), SHAPE, schedule, steps=5, **options)
+    with fastgen.use_backend("cpp"):
+        sampler(**seeds)
+        with Dispatched() as ops:
+            sampler(**seeds)
+    step = "fastgen.ddim_step" if "method" in options else "fastgen.ddpm_step"
+    assert ops.counts == {"aten.empty": 1, "fastgen.randn": 1, "aten.sin": 5, step: 5}
+
+
+@pytest.mark.skipif("cpp" not in fastgen.available_backends("cpu"), reason="the CPU library was not built")
+def test_guidance_puts_the_networks_input_together_and_takes_its_output_apart(schedule):
+    """Once per step, the output as views; the arguments once per chain."""
+    sampler = fastgen.Sampler(lambda x, t, c: torch.sin(x), SHAPE, schedule, steps=5, guidance_scale=2.0)
+    kwargs = {"model_kwargs": {"c": torch.ones(3)}, "unconditional_kwargs": {"c": torch.zeros(3)}}
+    with fastgen.use_backend("cpp"), Dispatched() as ops:
+        sampler(seed=3, **kwargs)
+    assert (ops["aten.cat"], ops["aten.split"], ops["aten.sin"], ops.of_fastgen()) == (6, 5, 5, 6)
+
+
+# ---- callback, trajectory, progress -----------------------------------------------------------------------------------
+
+
+def test_callback_and_trajectory(schedule):
+    seen = []
+    options = {"steps": 4, "seed": 5}
+    x, trajectory = fastgen.sample(
+        tame, SHAPE, schedule, **options, callback=lambda *a: seen.append(a), return_trajectory=True, progress=False
+    )
+    assert [(step, t) for step, t, _ in seen] == [(0, 30), (1, 20), (2, 10), (3, 0)]
+    assert all(type(t) is int for _, t, _ in seen)
+    assert_same(x, fastgen.sample(tame, SHAPE, schedule, **options))
+    assert_same(trajectory, torch.stack([fastgen.randn(SHAPE, seed=5, offset=4), *[x for _, _, x in seen]]))
+    assert_same(trajectory[-1], x)
+
+
+def test_a_callback_may_steer(schedule):
+    """As inpainting does: what it writes is what the next step reads."""
+    fixed = fastgen.sample(tame, SHAPE, schedule, steps=3, seed=5, callback=lambda step, t, x: x[:, :1].fill_(0.25))
+    assert (fixed[:, :1] == 0.25).all() and not (fixed[:, 1:] == 0.25).any()
+
+
+def test_progress(schedule, capsys):
+    pytest.importorskip("tqdm")
+    made = fastgen.sample(tame, SHAPE, schedule, steps=3, seed=5, progress=True)
+    assert "3/3" in capsys.readouterr().err
+    assert_same(made, fastgen.sample(tame, SHAPE, schedule, steps=3, seed=5))
+    assert capsys.readouterr().err == ""
+
+
+def test_progress_without_tqdm(schedule, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tqdm", None)
+    with pytest.raises(ImportError, match="^progress: expected tqdm to be installed"):
+        fastgen.sample(tame, SHAPE, schedule, progress=True)
+
+
+# ---- threads and exceptions -------------------------------------------------------------------------------------------
+
+
+def test_threads_share_a_sampler(schedule):
+    sampler = fastgen.Sampler(Network(), SHAPE, schedule, steps=10, method="ddim", eta=0.5)
+    expected = [sampler(seed=seed) for seed in range(8)]
+    made, start = [None] * 8, threading.Barrier(8)
+
+    def work(seed):
+        start.wait()
+        made[seed] = [sampler(seed=seed) for _ in range(10)]
+
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for results, first in zip(made, expected, strict=True):
+        for other in results:
+            assert_same(other, first)
+
+
+def test_a_call_inside_a_callback(schedule):
+    sampler = fastgen.Sampler(tame, SHAPE, schedule, steps=4)
+    inner = []
+    outer = sampler(seed=1, callback=lambda step, t, x: inner.append(sampler(seed=2)))
+    assert_same(outer, sampler(seed=1))
+    for x in inner:
+        assert_same(x, sampler(seed=2))
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError])
+@pytest.mark.parametrize("where", ["callback", "network"])
+def test_an_interrupted_chain_leaves_nothing_broken(schedule, error, where):
+    armed = [True]
+
+    def model(x, t):
+        if where == "network" and armed[0] and t[0] == 10:
+            raise error("stop")
+        return tame(x, t)
+
+    def callback(step, t, x):
+        if where == "callback" and armed[0] and step == 2:
+            raise error("stop")
+
+    sampler = fastgen.Sampler(model, SHAPE, schedule, steps=4)
+    with pytest.raises(error, match="stop"):
+        sampler(seed=1, callback=callback, progress=True)
+    assert torch.is_grad_enabled()
+    armed[0] = False
+    assert_same(sampler(seed=1, callback=callback), by_hand(tame, SHAPE, schedule.respace(4), seed=1))
+
+
+# ---- one CUDA graph, of which a stand-in runs here --------------------------------------------------------------------
+
+
+class Recorded:
+    """In the place of `_cuda_graph.Graph`: a replay calls the function again, which reads the static tensors and nothing else."""
+
+    log: list = []
+    fails = None
+
+    def __init__(self, function, warm_up, device):
+        self.log.append("record")
+        warm_up()
+        if Recorded.fails is not None:
+            raise Recorded.fails
+        self.function, self.output = function, function().clone()
+
+    @contextlib.contextmanager
+    def turn(self, inputs):
+        self.log.append("turn")
+        self.before = [x.clone() for x in inputs]
+        yield
+        self.log.append("over")
+
+    def replay(self):
+        self.log.append("replay")
+        self.output.copy_(self.function())
+
+
+@pytest.fixture
+def log(monkeypatch):
+    """What graphs were asked to do."""
+    monkeypatch.setattr(Recorded, "log", [])
+    monkeypatch.setattr(Recorded, "fails", None)
+    monkeypatch.setattr(module._cuda_graph, "Graph", Recorded)
+    monkeypatch.setattr(module._cuda_graph, "usable", lambda device: True)
+    return Recorded.log
+
+
+def recording(*arguments, **options):
+    """A sampler with cuda_graph=True, which the CPU is refused."""
+    sampler = fastgen.Sampler(*arguments, **options)
+    sampler._cuda_graph = True
+    return sampler
+
+
+REPLAY = ["turn", "replay", "over"]
+
+
+def test_auto_records_the_second_call(schedule, log):
+    sampler = fastgen.Sampler(tame, SHAPE, schedule, steps=4)
+    expected = [by_hand(tame, SHAPE, schedule.respace(4), seed=seed) for seed in range(4)]
+    assert_same(sampler(seed=0), expected[0])
+    assert log == []
+    results = []
+    for seed in (1, 2, 3):
+        results.append(sampler(seed=seed))
+        assert log == ["record", *REPLAY * seed]
+    for x, e in zip(results, expected[1:], strict=True):  # each a tensor of its own
+        assert_same(x, e)
+    sampler(seed=1, callback=lambda *a: None)
+    sampler(seed=1, return_trajectory=True)
+    assert log == ["record", *REPLAY * 3]
+
+
+def test_never_and_at_once(schedule, log):
+    never = fastgen.Sampler(tame, SHAPE, schedule, steps=4, cuda_graph=False)
+    for _ in range(3):
+        never(seed=1)
+    assert log == []
+    assert_same(recording(tame, SHAPE, schedule, steps=4)(seed=1), never(seed=1))
+    assert log == ["record", *REPLAY]
+
+
+def test_static_inputs_are_written_before_a_replay(schedule, log):
+    """Seeds and the tensors among the arguments; those of the caller are let alone."""
+    sampler = recording(tame, SHAPE, schedule, steps=3)
+    eager = fastgen.Sampler(tame, SHAPE, schedule, steps=3, cuda_graph=False)
+    for k in range(3):
+        shift = torch.full((3, 1, 1, 1), 0.1 * k)
+        seeds = torch.tensor(SEEDS) + k
+        made = sampler(sample_seeds=seeds, model_kwargs={"shift": shift})
+        assert_same(made, eager(sample_seeds=seeds, model_kwargs={"shift": shift}))
+        assert (shift == 0.1 * k).all()
+    assert log.count("record") == 1
+    seed = torch.tensor([3])
+    assert_same(sampler(seed=seed, model_kwargs={"shift": shift}), eager(seed=3, model_kwargs={"shift": shift}))
+
+
+def test_another_kind_of_call_is_recorded_anew(schedule, log):
+    model = Network()
+    sampler = recording(lambda x, t, **kwargs: model(x, t, kwargs["shift"]), SHAPE, schedule, steps=2)
+    count = 0
+    for kwargs, how in [
+        ({"shift": 0.0}, {"seed": 1}),
+        ({"shift": 1.0}, {"seed": 1}),
+        ({"shift": torch.zeros(3, 1, 1, 1)}, {"seed": 1}),
+        ({"shift": torch.zeros(3, 2, 1, 1)}, {"seed": 1}),
+        ({"shift": torch.zeros(3, 2, 1, 1), "other": None}, {"seed": 1}),
+        ({"shift": torch.zeros(3, 2, 1, 1), "other": None}, {"sample_seeds": SEEDS}),
+    ]:
+        count += 1
+        for _ in range(2):
+            assert_same(sampler(model_kwargs=kwargs, **how), sampler(model_kwargs=kwargs, **how))
+            assert log.count("record") == count
+    with fastgen.use_backend("eager" if fastgen.backend() != "eager" else None):
+        sampler(model_kwargs=kwargs, **how)
+    assert log.count("record") == count + 1
+
+
+def test_auto_records_no_call_that_comes_once(schedule, log):
+    sampler = fastgen.Sampler(tame, SHAPE, schedule, steps=2)
+    for k in range(4):
+        sampler(seed=1, model_kwargs={"shift": float(k)})
+    assert log == []
+
+
+def test_a_graph_is_not_replayed_with_other_weights(schedule, log):
+    model = Network()
+    sampler = recording(model, SHAPE, schedule, steps=2)
+    sampler(seed=1)
+    model.scale.data.mul_(2)  # where they were: a replay reads them
+    sampler(seed=1)
+    assert log.count("record") == 1
+    model.scale.data = model.scale.data * 2
+    sampler(seed=1)
+    assert log.count("record") == 2
+    model.eval()
+    sampler(seed=1)
+    assert log.count("record") == 3
+
+
+def test_what_cannot_be_recorded_runs_step_by_step(schedule, log, caplog):
+    sampler = fastgen.Sampler(tame, SHAPE, schedule, steps=4)
+    Recorded.fails = RuntimeError("operation not permitted when stream is capturing")
+    expected = by_hand(tame, SHAPE, schedule.respace(4), seed=1)
+    with caplog.at_level(logging.WARNING, logger="fastgen"):
+        for _ in range(4):
+            assert_same(sampler(seed=1), expected)
+    assert log == ["record"]
+    (warning,) = caplog.records
+    assert warning.name == "fastgen" and "step by step from now on: operation not permitted" in warning.getMessage()
+    sampler = recording(tame, SHAPE, schedule, steps=4)
+    with pytest.raises(RuntimeError, match="^cuda_graph: the chain could not be recorded: operation not permitted"):
+        sampler(seed=1)
+
+
+def test_a_thread_that_waited_for_a_failed_recording_runs_step_by_step(schedule, log):
+    sampler, made = fastgen.Sampler(tame, SHAPE, schedule, steps=4), []
+    first = sampler(seed=1)
+    with sampler._lock:
+        thread = threading.Thread(target=lambda: made.append(sampler(seed=1)))
+        thread.start()
+        thread.join(0.05)
+        sampler._cuda_graph = False
+    thread.join()
+    assert_same(made[0], first)
+    assert log == []
+
+
+def test_an_interrupted_recording_is_made_at_the_next_call(schedule, log):
+    sampler = recording(tame, SHAPE, schedule, steps=4)
+    Recorded.fails = KeyboardInterrupt()
+    with pytest.raises(KeyboardInterrupt):
+        sampler(seed=1)
+    Recorded.fails = None
+    assert_same(sampler(seed=1), by_hand(tame, SHAPE, schedule.respace(4), seed=1))
+
+
+def test_tensors_elsewhere_are_not_recorded(schedule, log):
+    sampler = fastgen.Sampler(lambda x, t, where: tame(x, t), SHAPE, schedule, steps=2)
+    for _ in range(3):
+        sampler(seed=1, model_kwargs={"where": torch.empty(1, device="meta")})
+    assert log == []
+    sampler._cuda_graph = True
+    with pytest.raises(ValueError, match="^model_kwargs: expected tensors on cpu"):
+        sampler(seed=1, model_kwargs={"where": torch.empty(1, device="meta")})
+
+
+def test_replays_of_threads_take_turns(schedule, log):
+    sampler = recording(tame, SHAPE, schedule, steps=4)
+    expected = [by_hand(tame, SHAPE, schedule.respace(4), seed=seed) for seed in range(4)]
+    made = [None] * 4
+
+    def work(seed):
+        made[seed] = [sampler(seed=seed) for _ in range(5)]
+
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert log == ["record", *REPLAY * 20]
+    for results, first in zip(made, expected, strict=True):
+        for other in results:
+            assert_same(other, first)
+
+
+def test_inference_mode(schedule, log):
+    """What is recorded inside is written to outside."""
+    sampler = recording(tame, SHAPE, schedule, steps=2)
+    with torch.inference_mode():
+        inside = sampler(seed=1, model_kwargs={"shift": torch.zeros(())})
+    assert_same(sampler(seed=1, model_kwargs={"shift": torch.zeros(())}), inside.clone())
+
+
+# ---- how torch.cuda is asked for it -----------------------------------------------------------------------------------
+
+
+class Cuda:
+    """In the place of torch.cuda: writes down what is asked of it. With `invalid`, a capture that an error ended fails to end."""
+
+    def __init__(self, invalid=False):
+        self.log, self.invalid = [], invalid
+        self.stream = contextlib.contextmanager(lambda stream: self._inside(f"stream {stream.name}"))
+        self.device = contextlib.contextmanager(lambda device: self._inside("device"))
+        self.caller = self.Stream(name="caller")
+
+    def Event(self):
+        return SimpleNamespace(record=lambda stream: self.log.append(f"record on {stream.name}"))
+
+    def Stream(self, device="cuda", name="side"):
+        waits = lambda kind: lambda other: self.log.append(f"{name} waits for {getattr(other, 'name', kind)}")  # noqa: E731
+        return SimpleNamespace(name=name, device="cpu", wait_stream=waits("stream"), wait_event=waits("event"))
+
+    def CUDAGraph(self):
+        return SimpleNamespace(replay=lambda: self.log.append("replay"))
+
+    def current_stream(self):
+        return self.caller
+
+    @contextlib.contextmanager
+    def graph(self, graph, stream, capture_error_mode):
+        assert capture_error_mode == "thread_local"
+        self.log.append("begin")
+        try:
+            yield
+        except BaseException:
+            self.log.append("broken")
+            if self.invalid:
+                raise RuntimeError("capture invalidated") from None
+            raise
+        self.log.append("end")
+
+    def _inside(self, name):
+        self.log.append(f"> {name}")
+        try:
+            yield
+        finally:
+            self.log.append(f"< {name}")
+
+
+@pytest.fixture(params=[False, True], ids=["", "invalid"])
+def cuda(request, monkeypatch):
+    fake = Cuda(request.param)
+    around = SimpleNamespace(cuda=fake, is_autocast_enabled=lambda device: False, empty=torch.empty, device=torch.device)
+    monkeypatch.setattr(module._cuda_graph, "torch", around)
+    return fake
+
+
+def test_order_of_a_recording_and_a_replay(cuda):
+    log = cuda.log
+    graph = module._cuda_graph.Graph(lambda: log.append("chain") or "x", lambda: log.append("warm up"), "cuda")
+    assert graph.output == "x"
+    recorded = ["begin", "chain", "end"]
+    assert log == [
+        *["> device", "side waits for caller", "> stream side", "warm up", *recorded, "< stream side", "caller waits for side"],
+        "< device",
+    ]
+    log.clear()
+    lent = SimpleNamespace(record_stream=lambda stream: log.append(f"lent to {stream.name}"))
+    with graph.turn([lent]):
+        log.append("write")
+        graph.replay()
+    assert log == ["> device", "caller waits for event", "lent to caller", "write", "replay", "record on caller", "< device"]
+    log.clear()
+    with pytest.raises(KeyboardInterrupt), graph.turn([]):
+        raise KeyboardInterrupt
+    assert log == ["> device", "caller waits for event", "record on caller", "< device"]
+
+
+def test_a_failed_recording_is_cleared_away(cuda):
+    """The chain's own error comes out, the stream is the caller's again, and a capture that ends well has followed."""
+
+    def chain():
+        try:
+            raise KeyError("something else before")
+        except KeyError:
+            raise ValueError("synchronised") from None
+
+    with pytest.raises(ValueError, match="synchronised"):
+        module._cuda_graph.Graph(chain, lambda: None, "cuda")
+    assert cuda.log[3:] == ["begin", "broken", "begin", "end", "< stream side", "< device"]
+    module._cuda_graph.Graph(lambda: None, lambda: None, "cuda")  # the lock is free
+
+
+# ---- errors -----------------------------------------------------------------------------------------------------------
+
+ERRORS = [
+    ({"model": None}, TypeError, "model: expected a callable, got NoneType"),
+    ({"schedule": 10}, TypeError, "schedule: expected a fastgen.Schedule"),
+    ({"shape": ()}, ValueError, "shape"),
+    ({"shape": 3}, TypeError, "shape"),
+    ({"shape": (3.0,)}, TypeError, "shape"),
+    ({"shape": (3,), "variance": "learned"}, ValueError, "shape: expected .B, C"),
+    ({"method": "euler"}, ValueError, "method: expected one of 'ddpm', 'ddim'"),
+    ({"steps": 0}, ValueError, "steps"),
+    ({"steps": 41}, ValueError, "steps"),
+    ({"steps": 1.5}, TypeError, "steps"),
+    ({"eta": 0.5}, ValueError, "eta: expected None with method='ddpm'"),
+    ({"method": "ddim", "eta": 1.5}, ValueError, "eta"),
+    ({"method": "ddim", "eta": "0"}, TypeError, "eta"),
+    ({"method": "ddim", "variance": "beta"}, ValueError, "variance: expected None with method='ddim'"),
+    ({"variance": "fixed"}, ValueError, "variance"),
+    ({"prediction": "noise"}, ValueError, "prediction"),
+    ({"clip": 0.0}, ValueError, "clip"),
+    ({"clip": True}, TypeError, "clip"),
+    ({"guidance_scale": "2"}, TypeError, "guidance_scale"),
+    ({"guidance_scale": float("nan")}, ValueError, "guidance_scale"),
+    ({"guidance_scale": 2.0}, ValueError, "unconditional_kwargs: expected a dict like model_kwargs"),
+    ({"guidance_scale": 2.0, "unconditional_kwargs": 1}, TypeError, "unconditional_kwargs: expected a dict"),
+    ({"unconditional_kwargs": {}}, ValueError, "unconditional_kwargs: expected None without a guidance_scale"),
+    ({"model_kwargs": [1]}, TypeError, "model_kwargs: expected a dict, got list"),
+    ({"model_kwargs": {1: 2}}, TypeError, "model_kwargs: expected strings as keys"),
+    ({"seed": 1, "sample_seeds": [1, 2, 3]}, ValueError, "seed, sample_seeds: expected at most one"),
+    ({"seed": 1.0}, TypeError, "seed"),
+    ({"seed": 2**64}, ValueError, "seed"),
+    ({"seed": torch.tensor([1, 2, 3])}, ValueError, "seed: expected 1 element, got .3,.; seeds of the samples are sample_seeds="),
+    ({"seed": torch.tensor([1.0])}, TypeError, "seed"),
+    ({"sample_seeds": [1, 2]}, ValueError, "sample_seeds: expected 3 ints"),
+    ({"sample_seeds": 1}, TypeError, "sample_seeds"),
+    ({"sample_seeds": "abc"}, TypeError, "sample_seeds"),
+    ({"sample_seeds": [1, 2, 3.0]}, TypeError, "sample_seeds"),
+    ({"sample_seeds": [1, 2, 2**64]}, ValueError, "sample_seeds"),
+    ({"sample_seeds": torch.tensor([1, 2])}, ValueError, "sample_seeds"),
+    ({"sample_seeds": torch.tensor([1, 2, 3], dtype=torch.int32)}, TypeError, "sample_seeds"),
+    ({"sample_seeds": torch.empty(3, dtype=torch.int64, device="meta")}, ValueError, "sample_seeds"),
+    ({"device": "nowhere"}, ValueError, "device"),
+    ({"device": 1.5}, TypeError, "device"),
+    ({"dtype": torch.int64}, TypeError, "dtype"),
+    ({"progress": 1}, TypeError, "progress"),
+    ({"callback": 1}, TypeError, "callback"),
+    ({"return_trajectory": None}, TypeError, "return_trajectory"),
+    ({"cuda_graph": "always"}, ValueError, "cuda_graph"),
+    ({"cuda_graph": 1}, ValueError, "cuda_graph"),
+    ({"cuda_graph": True}, ValueError, "cuda_graph: expected a CUDA device with True, got cpu"),
+]
+
+
+@pytest.mark.parametrize(("changed", "error", "message"), ERRORS)
+def test_errors_come_before_anything_runs(schedule, changed, error, message):
+    def model(*arguments, **kwargs):
+        raise AssertionError("the network was called")
+
+    state = torch.get_rng_state()
+    with pytest.raises(error, match=f"^{message}"):
+        fastgen.sample(**{"model": model, "shape": SHAPE, "schedule": schedule, **changed})
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_zero_terminal_snr(schedule):
+    """The last step has no coefficients for epsilon; for v it has."""
+    zero = schedule.rescale_zero_terminal_snr()
+    with pytest.raises(ValueError, match="^schedule: expected coefficients for each of its 40 steps; the last step t = 39"):
+        fastgen.sample(tame, SHAPE, zero)
+    assert fastgen.sample(tame, SHAPE, zero, prediction="v_prediction", clip=1.0, seed=1).isfinite().all()
