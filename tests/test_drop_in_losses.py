@@ -23,7 +23,7 @@ def logits(*shape, dtype=torch.float32, seed=0):
 
 def close(ours, theirs):
     """Equal to a few roundings, in value, shape and dtype."""
-    loose = {torch.float16: 2e-3, torch.bfloat16: 2e-2}.get(theirs.dtype, 2e-6)
+    loose = {torch.float16: 5e-3, torch.bfloat16: 2e-2}.get(theirs.dtype, 2e-6)
     torch.testing.assert_close(ours, theirs, rtol=loose, atol=loose)
 
 
@@ -49,7 +49,7 @@ def with_and_without(patch, loss, *inputs):
 def test_the_module_is_torchs(dtype, reduction, weighted):
     weights = (torch.tensor([1.0, 2.0, 0.5], dtype=dtype), torch.tensor(3.0, dtype=dtype)) if weighted else (None, None)
     module = torch.nn.BCEWithLogitsLoss(weights[0], reduction=reduction, pos_weight=weights[1])
-    with_and_without(patch_bce, module, logits(5, 3, dtype=dtype), torch.rand(5, 3).to(dtype))
+    with_and_without(patch_bce, module, logits(5, 3, dtype=dtype), logits(5, 3, seed=1).detach().sigmoid().to(dtype))
 
 
 def test_the_patch_reaches_the_kernels_and_goes_away():
