@@ -227,6 +227,7 @@ def test_dtypes(objective, network, data):
         for call in (lambda: d.p_sample(x, 4), lambda: d.q_sample(x, t), lambda: d.q_posterior(x, x, t)):
             with_and_without(d, call)
         with_and_without(d, lambda: d.p_mean_variance(x, t))
+        with_and_without(d, lambda: d.ddim_sample((2, 3, 8, 8)), 1e-5 if network.itemsize >= 4 else 2e-2)
         tolerance = 1e-5 if data.itemsize >= 4 and network.itemsize >= 4 else 5e-3
         with_and_without(d, lambda: d.p_losses(x, t), tolerance) if network.itemsize >= 4 else None
 

@@ -155,7 +155,7 @@ def _p_mean_variance(original, rng):
 
 
 def _stepped(self, step, x, m, t, clip, **noise):
-    """(y, x0), in the library's dtypes: x0 is the network's output itself, clamped, where that predicts it."""
+    """(y, x0), in the library's dtypes: where the network predicts x0, that has its dtype."""
     clip = 1.0 if clip else None
     y, x0 = step_with(step, widened(x, m.dtype, self.betas.dtype), m, t, clip=clip, return_x0=True, **noise)
     return y, x0.to(m.dtype) if self.objective == "pred_x0" else x0
@@ -194,13 +194,15 @@ def _ddim_sample(original, rng):
         for k in tqdm(range(len(times) - 1), desc="sampling loop time step"):
             time = torch.full((shape[0],), times[k], device=self.device, dtype=torch.long)
             m = self.model(img, time, x_start if self.self_condition else None)
-            noise = {}
-            if times[k + 1] < 0:
+            last, noise = times[k + 1] < 0, {}
+            if last:
                 noise = {"seed": 0}  # which nobody reads
             elif rng != "fused":
                 drawn = torch.randn_like(img)  # with eta = 0 too, where it serves the generator's state alone
                 noise = {"noise": drawn} if self.ddim_sampling_eta else {}
             img, x_start = _stepped(self, steps, img, m, k, True, **noise)
+            if last:
+                img = x_start  # equal, but for the dtype of a network that predicts it
             imgs.append(img)
         return self.unnormalize(torch.stack(imgs, dim=1) if return_all_timesteps else img)
 

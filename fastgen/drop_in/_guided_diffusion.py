@@ -151,7 +151,7 @@ def _output(self, model, x, t, model_kwargs):
 
 
 def _stepped(self, step, x, m, t, clip, **noise):
-    """(y, x0) in the library's dtypes: x0 is the network's output itself where that predicts it."""
+    """(y, x0), in the library's dtypes: where the network predicts x0, that has its dtype."""
     clip = 1.0 if clip else None
     x = widened(x, m.dtype, torch.float32)
     y, x0 = step_with(step, x, m, t, learned=_learned(self), clip=clip, return_x0=True, **noise)
