@@ -72,6 +72,22 @@ def diffusion_loss(
     plan = _dispatch.plan("diffusion_loss", schedule, model_output, x0, prediction, gamma)
     if plan is None:
         plan = _make_plan(model_output, x0, schedule, prediction, gamma)
+    return _loss_by(plan, model_output, x0, t, noise, seed, offset, prediction, loss, delta, weights, reduction)
+
+
+def loss_with(coefficients, model_output, x0, t, *, noise=None, seed=None, prediction="epsilon", reduction="mean"):
+    """`diffusion_loss` with the `Coefficients` of another library: rows of the factors of x0 and of ε in the target, and of the
+    weight."""
+    plan = _dispatch.plan("diffusion_loss", coefficients, model_output, x0, prediction)
+    if plan is None:
+        _check_tensors(model_output, x0, None)
+        dtype = _checks.compute_dtype(_checks.result_dtype(model_output, x0))
+        table = coefficients.table(x0.device, dtype)
+        plan = _dispatch.make_plan("diffusion_loss", coefficients, model_output, x0, dtype, table, prediction)
+    return _loss_by(plan, model_output, x0, t, noise, seed, 0, prediction, "mse", 1.0, None, reduction)
+
+
+def _loss_by(plan, model_output, x0, t, noise, seed, offset, prediction, loss, delta, weights, reduction):
     if plan.careful:
         _check_tensors(model_output, x0, noise)
     try:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import torch
 
 from . import _checks, _dispatch
+from ._tables import Coefficients
 from .q_sample import scaled
+from .schedule import Schedule
 
 
 def q_posterior(x0, x_t, t, schedule):
@@ -28,13 +30,22 @@ def q_posterior(x0, x_t, t, schedule):
 
     Source: Ho et al. 2020, equations (6) and (7), and the clipped log-variance of their code.
     """
+    return _posterior(Schedule.q_posterior_table, x0, x_t, t, schedule)
+
+
+def posterior_with(coefficients, x0, x_t, t):
+    """`q_posterior` with the `Coefficients` of another library: U·x0 + V·x_t, and its variance and log-variance."""
+    return _posterior(Coefficients.table, x0, x_t, t, coefficients)
+
+
+def _posterior(table, x0, x_t, t, schedule):
     plan = _dispatch.plan("q_posterior", schedule, x0, x_t)
     if plan is None:
-        _checks.schedule(schedule)
+        if not isinstance(schedule, Coefficients):
+            _checks.schedule(schedule)
         _check_tensors(x0, x_t)
         dtype = _checks.result_dtype(x0, x_t)
-        table = schedule.q_posterior_table(x0.device, dtype)
-        plan = _dispatch.make_plan("q_posterior", schedule, x0, x_t, dtype, table)
+        plan = _dispatch.make_plan("q_posterior", schedule, x0, x_t, dtype, table(schedule, x0.device, dtype))
     _check_tensors(x0, x_t)
     t, index = _checks.timestep(t, x0, plan.end, plan.note)
     arguments = (x0, x_t, plan.rows, t, index)

@@ -1,0 +1,145 @@
+"""An object with the attributes, methods and formulas of guided-diffusion's `GaussianDiffusion`, which has no package to install:
+what its adapter is tested on."""
+
+import enum
+
+import numpy as np
+import torch
+
+MeanType = enum.Enum("MeanType", "PREVIOUS_X START_X EPSILON")
+VarType = enum.Enum("VarType", "LEARNED FIXED_SMALL FIXED_LARGE LEARNED_RANGE")
+
+
+def at(array, t, shape):
+    """The float32 coefficients of each sample's own t, expanded over it."""
+    values = torch.from_numpy(array).to(t.device)[t].float()
+    return values.reshape(-1, *[1] * (len(shape) - 1)).expand(shape)
+
+
+def later(t, x):
+    """1 where there is noise, 0 at t = 0."""
+    return (t != 0).float().reshape(-1, *[1] * (x.dim() - 1))
+
+
+class GaussianDiffusion:
+    def __init__(self, betas, model_mean_type=MeanType.EPSILON, model_var_type=VarType.FIXED_SMALL, rescale_timesteps=False):
+        self.model_mean_type, self.model_var_type, self.rescale_timesteps = model_mean_type, model_var_type, rescale_timesteps
+        self.betas, self.num_timesteps = betas, len(betas)
+        self.alphas_cumprod = a = np.cumprod(1.0 - betas)
+        self.alphas_cumprod_prev = previous = np.append(1.0, a[:-1])
+        self.sqrt_alphas_cumprod, self.sqrt_one_minus_alphas_cumprod = np.sqrt(a), np.sqrt(1.0 - a)
+        self.sqrt_recip_alphas_cumprod, self.sqrt_recipm1_alphas_cumprod = np.sqrt(1.0 / a), np.sqrt(1.0 / a - 1)
+        self.posterior_variance = v = betas * (1.0 - previous) / (1.0 - a)
+        self.posterior_log_variance_clipped = np.log(np.append(v[1], v[1:]))
+        self.posterior_mean_coef1 = betas * np.sqrt(previous) / (1.0 - a)
+        self.posterior_mean_coef2 = (1.0 - previous) * np.sqrt(1.0 - betas) / (1.0 - a)
+
+    def _scale_timesteps(self, t):
+        return t.float() * (1000.0 / self.num_timesteps) if self.rescale_timesteps else t
+
+    def _predict_xstart_from_eps(self, x_t, t, eps):
+        recip, recipm1 = (at(c, t, x_t.shape) for c in (self.sqrt_recip_alphas_cumprod, self.sqrt_recipm1_alphas_cumprod))
+        return recip * x_t - recipm1 * eps
+
+    def _predict_eps_from_xstart(self, x_t, t, pred_xstart):
+        recip, recipm1 = (at(c, t, x_t.shape) for c in (self.sqrt_recip_alphas_cumprod, self.sqrt_recipm1_alphas_cumprod))
+        return (recip * x_t - pred_xstart) / recipm1
+
+    def q_sample(self, x_start, t, noise=None):
+        if noise is None:
+            noise = torch.randn_like(x_start)
+        assert noise.shape == x_start.shape
+        scale, sigma = (at(c, t, x_start.shape) for c in (self.sqrt_alphas_cumprod, self.sqrt_one_minus_alphas_cumprod))
+        return scale * x_start + sigma * noise
+
+    def q_posterior_mean_variance(self, x_start, x_t, t):
+        assert x_start.shape == x_t.shape
+        u, v = (at(c, t, x_t.shape) for c in (self.posterior_mean_coef1, self.posterior_mean_coef2))
+        variances = (at(c, t, x_t.shape) for c in (self.posterior_variance, self.posterior_log_variance_clipped))
+        return u * x_start + v * x_t, *variances
+
+    def p_mean_variance(self, model, x, t, clip_denoised=True, denoised_fn=None, model_kwargs=None):
+        m = model(x, self._scale_timesteps(t), **(model_kwargs or {}))
+        if self.model_var_type in (VarType.LEARNED, VarType.LEARNED_RANGE):
+            assert m.shape == (x.shape[0], 2 * x.shape[1], *x.shape[2:])
+            m, log_variance = m.chunk(2, dim=1)
+            if self.model_var_type == VarType.LEARNED_RANGE:
+                low, high = (at(c, t, x.shape) for c in (self.posterior_log_variance_clipped, np.log(self.betas)))
+                share = (log_variance + 1) / 2
+                log_variance = share * high + (1 - share) * low
+            variance = torch.exp(log_variance)
+        elif self.model_var_type == VarType.FIXED_LARGE:
+            large = np.append(self.posterior_variance[1], self.betas[1:])
+            variance, log_variance = at(large, t, x.shape), at(np.log(large), t, x.shape)
+        else:
+            variance, log_variance = (at(c, t, x.shape) for c in (self.posterior_variance, self.posterior_log_variance_clipped))
+
+        if self.model_mean_type == MeanType.PREVIOUS_X:
+            ratio = self.posterior_mean_coef2 / self.posterior_mean_coef1
+            pred = at(1.0 / self.posterior_mean_coef1, t, x.shape) * m - at(ratio, t, x.shape) * x
+        elif self.model_mean_type == MeanType.EPSILON:
+            pred = self._predict_xstart_from_eps(x, t, m)
+        else:
+            pred = m
+        if denoised_fn is not None:
+            pred = denoised_fn(pred)
+        if clip_denoised:
+            pred = pred.clamp(-1, 1)
+        previous = self.model_mean_type == MeanType.PREVIOUS_X
+        mean = m if previous else self.q_posterior_mean_variance(x_start=pred, x_t=x, t=t)[0]
+        return {"mean": mean, "variance": variance, "log_variance": log_variance, "pred_xstart": pred}
+
+    def p_sample(self, model, x, t, clip_denoised=True, denoised_fn=None, cond_fn=None, model_kwargs=None):
+        out = self.p_mean_variance(model, x, t, clip_denoised, denoised_fn, model_kwargs)
+        noise = torch.randn_like(x)
+        if cond_fn is not None:
+            gradient = cond_fn(x, self._scale_timesteps(t), **model_kwargs)
+            out["mean"] = out["mean"].float() + out["variance"] * gradient.float()
+        sample = out["mean"] + later(t, x) * torch.exp(0.5 * out["log_variance"]) * noise
+        return {"sample": sample, "pred_xstart": out["pred_xstart"]}
+
+    def ddim_sample(self, model, x, t, clip_denoised=True, denoised_fn=None, cond_fn=None, model_kwargs=None, eta=0.0):
+        pred = self.p_mean_variance(model, x, t, clip_denoised, denoised_fn, model_kwargs)["pred_xstart"]
+        eps = self._predict_eps_from_xstart(x, t, pred)
+        alpha, previous = (at(c, t, x.shape) for c in (self.alphas_cumprod, self.alphas_cumprod_prev))
+        if cond_fn is not None:
+            eps = eps - (1 - alpha).sqrt() * cond_fn(x, self._scale_timesteps(t), **model_kwargs)
+            pred = self._predict_xstart_from_eps(x, t, eps)
+        sigma = eta * torch.sqrt((1 - previous) / (1 - alpha)) * torch.sqrt(1 - alpha / previous)
+        noise = torch.randn_like(x)
+        mean = pred * torch.sqrt(previous) + torch.sqrt(1 - previous - sigma**2) * eps
+        return {"sample": mean + later(t, x) * sigma * noise, "pred_xstart": pred}
+
+    def sample(self, method, model, shape, **options):
+        """As p_sample_loop and ddim_sample_loop do."""
+        x = torch.randn(*shape)
+        for i in reversed(range(self.num_timesteps)):
+            with torch.no_grad():
+                x = getattr(self, method)(model, x, torch.tensor([i] * shape[0]), **options)["sample"]
+        return x
+
+
+class SpacedDiffusion(GaussianDiffusion):
+    """Steps of another process; the network is told that one's timesteps."""
+
+    def __init__(self, timestep_map, betas, **options):
+        cumprod = np.cumprod(1.0 - betas)[list(timestep_map)]
+        super().__init__(1.0 - cumprod / np.append(1.0, cumprod[:-1]), **options)
+        self.timestep_map = timestep_map
+
+    def p_mean_variance(self, model, *args, **kwargs):
+        return super().p_mean_variance(self._wrap_model(model), *args, **kwargs)
+
+    def _wrap_model(self, model):
+        return model if isinstance(model, Wrapped) else Wrapped(model, self.timestep_map)
+
+    def _scale_timesteps(self, t):
+        return t
+
+
+class Wrapped:
+    def __init__(self, model, timestep_map):
+        self.model, self.timestep_map = model, timestep_map
+
+    def __call__(self, x, t, **options):
+        return self.model(x, torch.tensor(self.timestep_map)[t], **options)

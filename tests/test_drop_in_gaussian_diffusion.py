@@ -1,0 +1,672 @@
+"""The two `GaussianDiffusion`s, with and without the patch: the same numbers, the same random draws, by the kernels."""
+
+import contextlib
+import copy
+import gc
+import logging
+import pickle
+import random
+import sys
+import threading
+import weakref
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from dispatched import Dispatched
+from guided_diffusion_like import GaussianDiffusion as Guided
+from guided_diffusion_like import MeanType, SpacedDiffusion, VarType
+
+from fastgen.drop_in.gaussian_diffusion import patch
+
+T = 8
+LOG = "fastgen.drop_in"
+if find_spec("torchvision") is None:
+    sys.path.append(str(Path(__file__).parent / "stand_in"))
+# accelerate and the rest of what the package imports
+ddp = pytest.importorskip("denoising_diffusion_pytorch.denoising_diffusion_pytorch")
+OBJECTIVES = ("pred_noise", "pred_x0", "pred_v")
+
+
+@pytest.fixture(autouse=True)
+def quiet(monkeypatch):
+    monkeypatch.setattr(ddp, "tqdm", lambda steps, **_: steps)
+
+
+def unet(**options):
+    torch.manual_seed(0)
+    return ddp.Unet(dim=8, dim_mults=(1, 2), flash_attn=False, **options)
+
+
+def diffusion(objective="pred_v", kind=None, self_condition=False, **options):
+    return (kind or ddp.GaussianDiffusion)(
+        unet(self_condition=self_condition), image_size=8, timesteps=T, objective=objective, **options
+    )
+
+
+def images(*shape, dtype=torch.float32, seed=0):
+    return torch.randn(shape or (2, 3, 8, 8), generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def flat(result):
+    if isinstance(result, dict):
+        return [result[key] for key in sorted(result)]
+    return list(result) if isinstance(result, (tuple, list)) else [result]
+
+
+def close(ours, theirs, tolerance=1e-5):
+    for a, b in zip(flat(ours), flat(theirs), strict=True):
+        torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)
+
+
+def with_and_without(target, call, tolerance=1e-5, kernels=None, **options):
+    """Runs `call` without and with a patch of `target`, from one state of every generator, which has to end alike."""
+    results, states, counts = [], [], []
+    for patched in (False, True):
+        torch.manual_seed(7)
+        random.seed(7)
+        with patch(target, **options) if patched else contextlib.nullcontext(), Dispatched() as ops:
+            results.append(call())
+        states.append((torch.get_rng_state().tolist(), random.getstate()))
+        counts.append(ops.of_fastgen())
+    assert states[0] == states[1]
+    assert counts[0] == 0 and (counts[1] > 0 if kernels is None else counts[1] == kernels)
+    close(results[1], results[0], tolerance)
+    return results[1]
+
+
+# ---- denoising-diffusion-pytorch ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("self_condition", [False, True])
+def test_sampling(objective, self_condition):
+    d = diffusion(objective, self_condition=self_condition)
+    with_and_without(d, lambda: d.sample(2), kernels=T)
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("eta", [0.0, 0.5, 1])
+@pytest.mark.parametrize("self_condition", [False, True])
+def test_ddim_sampling(objective, eta, self_condition):
+    d = diffusion(objective, self_condition=self_condition, sampling_timesteps=3, ddim_sampling_eta=eta)
+    assert d.is_ddim_sampling
+    with_and_without(d, lambda: d.sample(2), kernels=3, tolerance=1e-4)
+
+
+@pytest.mark.parametrize("steps", [T, 3])
+def test_all_timesteps_are_returned(steps):
+    d = diffusion(sampling_timesteps=steps)
+    assert with_and_without(d, lambda: d.sample(2, return_all_timesteps=True)).shape == (2, steps + 1, 3, 8, 8)
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine", "sigmoid"])
+def test_schedules(schedule):
+    # "linear" has betas beyond 1 for fewer than 20 steps
+    d = ddp.GaussianDiffusion(Affine(), image_size=8, timesteps=25, objective="pred_noise", beta_schedule=schedule)
+    with_and_without(d, lambda: d.sample(1), kernels=25)
+
+
+def test_samples_are_inference_tensors_as_before():
+    d = diffusion()
+    with patch(d):
+        assert d.sample(1).is_inference() and all(x.is_inference() for x in d.p_sample(images(), 3))
+
+
+def test_interpolation():
+    d = diffusion()
+    with_and_without(d, lambda: d.interpolate(images(), images(seed=1), t=4))
+
+
+def train(d, x, **options):
+    """The loss, and the gradients to the network and to the images."""
+    x = x.clone().requires_grad_(not d.immiscible)  # which reads x by NumPy
+    d.zero_grad()
+    loss = d(x, **options)
+    loss.sum().backward()
+    return [loss.detach(), *(p.grad.clone() for p in (x, *d.parameters()) if p.grad is not None)]
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize(
+    "made",
+    [
+        {},
+        {"min_snr_loss_weight": True},
+        {"offset_noise_strength": 0.1},
+        {"immiscible": True},
+        {"self_condition": True},
+        {"auto_normalize": False},
+    ],
+    ids=str,
+)
+def test_training(objective, made):
+    d = diffusion(objective, **made)
+    with_and_without(d, lambda: train(d, images()), 1e-4, kernels=4 if made == {} and objective != "pred_x0" else None)
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_the_loss_of_each_sample(objective):
+    d = diffusion(objective, min_snr_loss_weight=True)
+    times = torch.tensor([0, T - 1])
+    with_and_without(d, lambda: train(d, images(), times=times, loss_reduction="none"))
+    with_and_without(d, lambda: train(d, images(), times=times, noise=images(seed=3), offset_noise_strength=0.2))
+
+
+def test_offset_noise_goes_into_the_callers_noise_as_before():
+    d, noises = diffusion(), [images(seed=3), images(seed=3)]
+    with_and_without(d, lambda: d(images(), times=torch.tensor([1, 2]), noise=noises.pop(), offset_noise_strength=0.2))
+    noise = images(seed=3)
+    with patch(d):
+        d(images(), noise=noise, offset_noise_strength=0.2)
+    assert not torch.equal(noise, images(seed=3))
+
+
+def test_gradients_to_the_noise():
+    d, noise = diffusion(), images(seed=3).requires_grad_()
+
+    def run():
+        return torch.autograd.grad(d(images(), times=torch.tensor([1, 2]), noise=noise), noise)
+
+    with_and_without(d, run)
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("clip", [True, False])
+def test_the_parts(objective, clip):
+    d, x, t = diffusion(objective), images().requires_grad_(), torch.tensor([0, 5])
+    with torch.no_grad():
+        with_and_without(d, lambda: d.q_sample(x, t), kernels=1)
+        with_and_without(d, lambda: d.q_sample(x_start=x, t=t, noise=images(seed=1)), kernels=1)
+        with_and_without(d, lambda: d.q_posterior(x, images(seed=1), t), kernels=1)
+        with_and_without(d, lambda: d.p_mean_variance(x, t, clip_denoised=clip), kernels=1)
+        for step in (0, 5, T - 1):
+            with_and_without(d, lambda step=step: d.p_sample(x, step), kernels=1)
+
+    def gradients():
+        results = d.q_sample(x, t), d.q_posterior(x, x, t)[0], *d.p_mean_variance(x, t, clip_denoised=clip)[::3]
+        return [torch.autograd.grad(y.square().sum(), x, retain_graph=True)[0] for y in results]
+
+    with_and_without(d, gradients, tolerance=1e-4)
+
+
+class Affine(torch.nn.Module):
+    """A network of any dtype, for any shape."""
+
+    channels = out_dim = 3
+    self_condition = random_or_learned_sinusoidal_cond = False
+
+    def __init__(self, dtype=None):
+        super().__init__()
+        self.dtype, self.scale = dtype, torch.nn.Parameter(torch.tensor(0.7))
+
+    def forward(self, x, t, x_self_cond=None):
+        return (self.scale.to(x.dtype) * x + 0.01).to(self.dtype or x.dtype)
+
+
+class Convolution(Affine):
+    """Which autocast does in half precision; the library's Unet does not run under autocast on the CPU."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Conv2d(3, 3, 1)
+
+    def forward(self, x, t, x_self_cond=None):
+        return self.layer(x)
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("network", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+@pytest.mark.parametrize("data", [torch.bfloat16, torch.float32, torch.float64])
+def test_dtypes(objective, network, data):
+    d = ddp.GaussianDiffusion(Affine(network), image_size=8, timesteps=T, objective=objective)
+    x, t = images(dtype=data), torch.tensor([1, 6])
+    with torch.no_grad():
+        for call in (lambda: d.p_sample(x, 4), lambda: d.q_sample(x, t), lambda: d.q_posterior(x, x, t)):
+            with_and_without(d, call)
+        with_and_without(d, lambda: d.p_mean_variance(x, t))
+        with_and_without(d, lambda: d.ddim_sample((2, 3, 8, 8)), 1e-5 if network.itemsize >= 4 else 2e-2)
+        tolerance = 1e-5 if data.itemsize >= 4 and network.itemsize >= 4 else 5e-3
+        with_and_without(d, lambda: d.p_losses(x, t), tolerance) if network.itemsize >= 4 else None
+
+
+@pytest.mark.parametrize("change", ["half", "bfloat16", "double"])
+def test_buffers_of_another_dtype(change):
+    d = ddp.GaussianDiffusion(Affine(), image_size=8, timesteps=T)
+    with patch(d):
+        d.p_sample(images(), 4)
+        getattr(d, change)()
+        x = images(dtype=d.betas.dtype)
+        torch.manual_seed(0)
+        ours = *d.p_sample(x, 4), d.q_sample(x, torch.tensor([2, 6]))
+    torch.manual_seed(0)
+    close(ours, (*d.p_sample(x, 4), d.q_sample(x, torch.tensor([2, 6]))), {"half": 1e-2, "bfloat16": 5e-2}.get(change, 1e-10))
+
+
+def test_autocast():
+    d = ddp.GaussianDiffusion(Convolution(), image_size=8, timesteps=T)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        with_and_without(d, lambda: d.sample(1), kernels=T, tolerance=2e-2)
+        loss = with_and_without(d, lambda: d(images()), tolerance=1e-4)
+    assert loss.dtype == torch.float32
+
+
+def test_changed_buffers_are_noticed():
+    d, other = diffusion("pred_noise"), diffusion("pred_noise", beta_schedule="cosine")
+    t = torch.tensor([3, 4])
+
+    def check():
+        ours = d.p_mean_variance(images(), t)
+        undone = pytest.MonkeyPatch()
+        with undone.context() as m:
+            m.setattr(torch.compiler, "is_compiling", lambda: True)  # which is when the original runs
+            close(ours, d.p_mean_variance(images(), t))
+        return ours[0]
+
+    with patch(d), torch.no_grad():
+        first = check()
+        d.load_state_dict(other.state_dict())  # in place
+        second = check()
+        d.posterior_mean_coef1 = d.posterior_mean_coef1 * 2  # another tensor
+        third = check()
+        d.posterior_mean_coef2.mul_(0.5)
+        fourth = check()
+        d.objective = "pred_v"
+        fifth = check()
+    assert len({x.sum().item() for x in (first, second, third, fourth, fifth)}) == 5
+
+
+def test_layouts_and_odd_tensors():
+    d = ddp.GaussianDiffusion(Affine(), image_size=8, timesteps=T)
+    t = torch.tensor([3])
+    with torch.no_grad():
+        x = images().to(memory_format=torch.channels_last)
+        assert with_and_without(d, lambda: d.p_sample(x, 4)[0]).is_contiguous(memory_format=torch.channels_last)
+        for x in (images(2, 8, 3, 8).transpose(1, 2), images(1, 3, 8, 8).expand(2, -1, -1, -1), images(2, 3, 8, 16)[..., ::2]):
+            with_and_without(d, lambda x=x: d.p_sample(x, 4))
+            with_and_without(d, lambda x=x: d.q_sample(x, t.expand(2)))
+        with_and_without(d, lambda: d.q_sample(images(0, 3, 8, 8), t[:0]))
+        with_and_without(d, lambda: d.p_sample(images(1, 3), 2))
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda d: d.q_sample(images(), torch.tensor([1, 2]), noise=images(1, 3, 8, 8)),
+        lambda d: d.q_sample(images(), torch.tensor([1])),
+        lambda d: d.q_posterior(images(), images(1, 3, 8, 8), torch.tensor([1, 2])),
+        lambda d: d.p_sample(images(), torch.tensor(3)),
+        lambda d: d.p_sample(images(), np.int64(3)),
+        lambda d: d.p_losses(images(), torch.tensor([1, 2]), noise=images(dtype=torch.float64)),
+        lambda d: d.p_losses(images(), torch.tensor([3])),
+    ],
+)
+def test_what_is_not_covered_runs_the_original_and_says_so(caplog, call):
+    d = ddp.GaussianDiffusion(Affine(), image_size=8, timesteps=T)
+    with torch.no_grad(), caplog.at_level(logging.DEBUG, LOG):
+        torch.manual_seed(0)
+        expected = call(d)
+        with patch(d):
+            assert not caplog.messages
+            torch.manual_seed(0)
+            close(call(d), expected)
+    assert "not fastgen but the original runs" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda d: d.q_sample(images(), torch.tensor([1, 2, 3])),
+        lambda d: d.q_sample(images(), torch.tensor([1.0, 2.0])),
+        lambda d: d.p_losses(images(2, 3, 8), torch.tensor([1, 2])),
+        lambda d: d.q_sample(None, torch.tensor([1, 2])),
+    ],
+)
+def test_errors_are_the_librarys(call):
+    d = diffusion()
+    with pytest.raises(Exception) as theirs:  # noqa: B017
+        call(d)
+    with patch(d), pytest.raises(type(theirs.value)) as ours:
+        call(d)
+    assert str(ours.value) == str(theirs.value)
+
+
+def test_a_timestep_outside_the_schedule_is_an_error():
+    d = diffusion()
+    with patch(d), pytest.raises(ValueError, match="t: expected timesteps within 0 … 7, got 8"):
+        d.q_sample(images(), torch.tensor([1, T]))
+    with patch(d), pytest.raises(ValueError, match="t: expected a timestep within 0 … 7, got -1"):
+        d.p_sample(images(), -1)
+
+
+def test_a_class_is_patched_with_its_subclasses():
+    class Own(ddp.GaussianDiffusion):
+        def p_mean_variance(self, *arguments, **keywords):
+            mean, *rest = super().p_mean_variance(*arguments, **keywords)
+            return mean + 1, *rest
+
+    class Renamed(ddp.GaussianDiffusion):
+        pass
+
+    own, renamed = diffusion(kind=Own), diffusion(kind=Renamed)
+    assert own.model.state_dict().keys() == renamed.model.state_dict().keys()
+    with_and_without(ddp.GaussianDiffusion, lambda: renamed.sample(1), kernels=T)
+    with_and_without(ddp.GaussianDiffusion, lambda: own.sample(1), kernels=T)  # of p_mean_variance, by super()
+    with_and_without(ddp.GaussianDiffusion, lambda: train(own, images()))
+    with_and_without(Own, lambda: own.sample(1), kernels=T)  # of q_posterior, since the base's p_mean_variance is not patched
+    with_and_without(Own, lambda: own.q_sample(images(), torch.tensor([1, 2])), kernels=1)
+
+
+def test_overriding_instances_and_formulas_fall_through(caplog):
+    class Own(ddp.GaussianDiffusion):
+        def predict_start_from_v(self, x_t, t, v):
+            return 0.5 * super().predict_start_from_v(x_t, t, v)
+
+    d, e = diffusion(kind=Own), diffusion()
+    e.q_posterior = lambda x_start, x_t, t: [x + 1 for x in ddp.GaussianDiffusion.q_posterior(e, x_start, x_t, t)]
+    with caplog.at_level(logging.DEBUG, LOG):
+        with_and_without(ddp.GaussianDiffusion, lambda: d.p_sample(images(), 4), kernels=1)  # q_posterior
+        with_and_without(ddp.GaussianDiffusion, lambda: e.p_sample(images(), 4), kernels=1)
+    assert "p_sample: not fastgen but the original runs: predict_start_from_v is overridden" in caplog.text
+    assert "GaussianDiffusion.p_sample: not fastgen but the original runs: p_mean_variance is overridden" in caplog.text
+
+
+@pytest.mark.parametrize("as_class", [False, True])
+def test_learned_variances_and_weighted_objectives(as_class):
+    learned = pytest.importorskip("denoising_diffusion_pytorch.learned_gaussian_diffusion").LearnedGaussianDiffusion
+    weighted = pytest.importorskip("denoising_diffusion_pytorch").WeightedObjectiveGaussianDiffusion
+    d = learned(unet(learned_variance=True), image_size=8, timesteps=T, objective="pred_noise")
+    target = ddp.GaussianDiffusion if as_class else d
+    with_and_without(target, lambda: d.sample(1))
+    with_and_without(target, lambda: train(d, images()))
+    d = weighted(unet(out_dim=8), image_size=8, timesteps=T)
+    with_and_without(weighted if as_class else d, lambda: train(d, images()))
+
+
+def test_look_alikes_keep_what_differs(caplog):
+    one = pytest.importorskip("denoising_diffusion_pytorch.denoising_diffusion_pytorch_1d")
+    torch.manual_seed(0)
+    net = one.Unet1D(dim=8, dim_mults=(1, 2), channels=3)
+    d = one.GaussianDiffusion1D(net, seq_length=16, timesteps=T)
+    with caplog.at_level(logging.DEBUG, LOG):
+        with_and_without(d, lambda: d(images(2, 3, 16)))
+        with_and_without(d, lambda: d.sample(1))
+    assert "GaussianDiffusion1D.p_sample: not fastgen" in caplog.text
+    for module in ("guided_diffusion", "classifier_free_guidance"):
+        kind = pytest.importorskip(f"denoising_diffusion_pytorch.{module}").GaussianDiffusion
+        e = kind(Affine(), image_size=8, timesteps=T)
+        with_and_without(e, lambda e=e: e.q_sample(images(), torch.tensor([1, 2])), kernels=1)
+        if module != "classifier_free_guidance":
+            with_and_without(e, lambda e=e: [e.p_sample(images(), 3)[0], e.p_losses(images(), torch.tensor([1, 2]))])
+
+
+def test_other_objects_are_refused():
+    for thing in (object(), torch.nn.Linear(1, 1), ddp.Unet):
+        with pytest.raises(TypeError, match="obj_or_class: expected a GaussianDiffusion"):
+            patch(thing)
+    with pytest.raises(ValueError, match="rng: expected one of 'torch', 'fused'"):
+        patch(diffusion(), rng="philox")
+
+
+def test_nothing_is_left_on_the_object():
+    d = diffusion()
+    keys, attributes, own = list(d.state_dict()), set(vars(d)), dict(vars(ddp.GaussianDiffusion))
+    first, second, third = patch(d), patch(d), patch(ddp.GaussianDiffusion)
+    d.sample(1)
+    assert list(d.state_dict()) == keys and not list(d.parameters())[0].grad
+    first.unpatch()
+    with Dispatched() as ops:
+        d.sample(1)
+    assert ops.of_fastgen() == T
+    third.unpatch()
+    second.unpatch()
+    assert set(vars(d)) == attributes and dict(vars(ddp.GaussianDiffusion)) == own
+    with_and_without(d, lambda: d.sample(1), kernels=T)
+
+
+def test_an_object_is_not_kept_alive():
+    d = ddp.GaussianDiffusion(Affine(), image_size=8, timesteps=T)
+    with patch(d):
+        d.sample(1)
+    gone = weakref.ref(d)
+    del d
+    gc.collect()
+    assert gone() is None
+
+
+def test_copies_and_pickles():
+    d = ddp.GaussianDiffusion(Affine(), image_size=8, timesteps=T)  # the Unet cannot be pickled
+    with patch(d):
+        d.p_sample(images(), 3)
+        copied, pickled = copy.deepcopy(d), pickle.loads(pickle.dumps(d))
+        for other in (copied, pickled):
+            other.betas.zero_()
+            other.sqrt_alphas_cumprod.zero_()
+            other.sqrt_one_minus_alphas_cumprod.zero_()
+            assert not other.q_sample(images(), torch.tensor([1, 2])).any()  # its own buffers, not the first one's
+        assert d.q_sample(images(), torch.tensor([1, 2])).any()
+        with Dispatched() as ops:
+            pickled.sample(1)
+    assert ops.of_fastgen() == 0
+
+
+@pytest.mark.parametrize("steps", [T, 4])
+def test_fused_noise(steps):
+    d = diffusion(sampling_timesteps=steps, ddim_sampling_eta=1.0)
+    with patch(d, rng="fused"):
+        results = []
+        for seed in (0, 0, 1):
+            torch.manual_seed(seed)
+            with Dispatched() as ops:
+                results.append((d.sample(2), d(images()), d.q_sample(images(), torch.tensor([6, 7]))))
+            assert ops["aten.randn_like"] == 0
+    for same, other, shape in zip(results[0], results[1], results[2], strict=True):
+        assert torch.equal(same, other) and not torch.equal(same, shape)
+    x = images(64, 3, 8, 8)
+    with patch(d, rng="fused"), torch.no_grad():
+        z = d.q_sample(x, torch.full((64,), T - 1)) - d.sqrt_alphas_cumprod[-1] * x
+    assert abs(z.std() / d.sqrt_one_minus_alphas_cumprod[-1] - 1) < 0.03
+
+
+def test_fused_noise_trains():
+    """The loss is that of the noise which was added: a network that knows it has none."""
+    d = ddp.GaussianDiffusion(Affine(), image_size=8, timesteps=T, objective="pred_noise", auto_normalize=False)
+    x, seen = images(), []
+    known = lambda y, t, _: seen.append((y, t)) or (y - a[t] * x) / s[t]  # noqa: E731
+    a, s = (b.reshape(-1, 1, 1, 1) for b in (d.sqrt_alphas_cumprod, d.sqrt_one_minus_alphas_cumprod))
+    d.model.forward = known
+    with patch(d, rng="fused"):
+        assert d(x) < 1e-8 and len(seen) == 1
+
+
+def test_threads_share_an_object():
+    d = ddp.GaussianDiffusion(Affine(), image_size=8, timesteps=T)
+    x, t, failed = images(), torch.tensor([1, 6]), []
+    expected = d.q_sample(x, t, noise=x), d.p_mean_variance(x, t)[0].detach()
+
+    def work():
+        for _ in range(20):
+            with patch(d), torch.no_grad():
+                if not all(
+                    torch.allclose(a, b, atol=1e-5)
+                    for a, b in zip((d.q_sample(x, t, noise=x), d.p_mean_variance(x, t)[0]), expected, strict=True)
+                ):
+                    failed.append(1)
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failed and "q_sample" not in vars(d)
+
+
+def test_buffers_made_in_inference_mode_fall_through(caplog):
+    with torch.inference_mode():
+        d = ddp.GaussianDiffusion(Affine(), image_size=8, timesteps=T)
+    with caplog.at_level(logging.DEBUG, LOG), torch.inference_mode():
+        with_and_without(d, lambda: d.p_sample(images(), 3), kernels=0)
+    assert "inference mode" in caplog.text
+
+
+def test_a_compiled_program_has_the_original():
+    d = ddp.GaussianDiffusion(Affine(), image_size=8, timesteps=T)
+    t = torch.tensor([1, 6])
+    with patch(d):
+        compiled = torch.compile(lambda x, z: d.q_posterior(x, z, t)[0], backend="aot_eager", fullgraph=True)
+        close(compiled(images(), images(seed=1)), d.q_posterior(images(), images(seed=1), t)[0])
+
+
+# ---- guided-diffusion -----------------------------------------------------------------------------------------------------
+
+BETAS = np.linspace(1e-3, 0.3, T)
+LEARNED = (VarType.LEARNED, VarType.LEARNED_RANGE)
+
+
+class Network(torch.nn.Module):
+    """Small, random, and with a second half of channels for a learned variance; it sees its timesteps and its keyword."""
+
+    def __init__(self, variance, dtype=None):
+        super().__init__()
+        torch.manual_seed(3)
+        self.layer = torch.nn.Conv2d(3, 6 if variance in LEARNED else 3, 3, padding=1)
+        self.dtype = dtype
+
+    def forward(self, x, t, y=0.0):
+        return (0.3 * self.layer(x.float()) * (1 + 0.01 * t.float().reshape(-1, 1, 1, 1)) + y).to(self.dtype or x.dtype)
+
+
+def guided(mean=MeanType.EPSILON, variance=VarType.FIXED_SMALL, **options):
+    return Guided(BETAS, mean, variance, **options), Network(variance)
+
+
+@pytest.mark.parametrize("mean", [MeanType.EPSILON, MeanType.START_X])
+@pytest.mark.parametrize("variance", VarType)
+@pytest.mark.parametrize("clip", [True, False])
+@pytest.mark.parametrize("method, options", [("p_sample", {}), ("ddim_sample", {}), ("ddim_sample", {"eta": 0.7})])
+def test_guided_sampling(mean, variance, clip, method, options):
+    d, model = guided(mean, variance)
+    with_and_without(d, lambda: d.sample(method, model, (2, 3, 4, 4), clip_denoised=clip, **options), 1e-4, kernels=T)
+
+
+@pytest.mark.parametrize("mean", [MeanType.EPSILON, MeanType.START_X])
+@pytest.mark.parametrize("variance", VarType)
+@pytest.mark.parametrize("clip", [True, False])
+def test_guided_parts(mean, variance, clip):
+    d, model = guided(mean, variance, rescale_timesteps=True)
+    x, t = images(3, 3, 4, 4).requires_grad_(), torch.tensor([0, 5, T - 1])
+
+    def run():
+        out = d.p_mean_variance(model, x, t, clip_denoised=clip, model_kwargs={"y": 0.1})
+        parts = [*flat(out), d.q_sample(x, t), *d.q_posterior_mean_variance(x, images(3, 3, 4, 4, seed=1), t)]
+        inputs = [x, *model.parameters()]
+        gradients = [
+            torch.autograd.grad(y.square().sum(), inputs, retain_graph=True, allow_unused=True) for y in parts if y.requires_grad
+        ]
+        return [*parts, *(g for each in gradients for g in each if g is not None)]
+
+    results = with_and_without(d, run, 1e-4)
+    assert all(y.shape == x.shape for y in results[:8])
+
+
+@pytest.mark.parametrize("mean", [MeanType.EPSILON, MeanType.START_X])
+@pytest.mark.parametrize("data", [torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("network", [torch.float16, torch.float32])
+def test_guided_dtypes(mean, data, network):
+    d, model, x, t = Guided(BETAS, mean), Network(None, network), images(2, 3, 4, 4, dtype=data), torch.tensor([0, 5])
+    with torch.no_grad():
+        for call in (
+            lambda: d.p_sample(model, x, t),
+            lambda: d.ddim_sample(model, x, t, eta=0.5),
+            lambda: d.p_mean_variance(model, x, t),
+            lambda: d.q_sample(x, t),
+            lambda: d.q_posterior_mean_variance(x, x, t),
+        ):
+            with_and_without(d, call, kernels=1)
+
+
+@pytest.mark.parametrize("target", [SpacedDiffusion, Guided, None], ids=["its class", "its base", "itself"])
+@pytest.mark.parametrize("method", ["p_sample", "ddim_sample"])
+def test_spaced_steps(target, method):
+    d, model = SpacedDiffusion([0, 2, 5, 7], BETAS, model_var_type=VarType.LEARNED_RANGE), Network(VarType.LEARNED_RANGE)
+    with_and_without(target or d, lambda: d.sample(method, model, (2, 3, 4, 4)), 1e-4, kernels=4)
+    with_and_without(target or d, lambda: d.p_mean_variance(model, images(), torch.tensor([0, 3])), kernels=1)
+
+
+class Improved(Guided):
+    """improved-diffusion's methods know no cond_fn."""
+
+    def p_sample(self, model, x, t, clip_denoised=True, denoised_fn=None, model_kwargs=None):
+        return super().p_sample(model, x, t, clip_denoised, denoised_fn, None, model_kwargs)
+
+    def ddim_sample(self, model, x, t, clip_denoised=True, denoised_fn=None, model_kwargs=None, eta=0.0):
+        return super().ddim_sample(model, x, t, clip_denoised, denoised_fn, None, model_kwargs, eta)
+
+
+for function in (Improved.p_sample, Improved.ddim_sample):  # as if written there, and not overriding
+    function.__qualname__, function.__module__ = f"GaussianDiffusion.{function.__name__}", Guided.__module__
+
+
+def test_improved_diffusion():
+    d, model, x, t = Improved(BETAS), Network(None), images(2, 3, 4, 4), torch.tensor([0, 5])
+    with torch.no_grad():
+        with_and_without(d, lambda: d.p_sample(model, x, t, True, None, {"y": 0.2}), kernels=1)
+        with_and_without(d, lambda: d.ddim_sample(model, x, t, True, None, {"y": 0.2}, 0.5), kernels=1)
+        with_and_without(d, lambda: d.ddim_sample(model, x, t, eta=0.5), kernels=1)
+
+
+def test_guided_fall_through(caplog):
+    d, model = guided()
+    x, t = images(2, 3, 4, 4), torch.tensor([0, 5])
+    before = Guided(BETAS, MeanType.PREVIOUS_X), Network(None)
+    with torch.no_grad(), caplog.at_level(logging.DEBUG, LOG):
+        for method, options, kernels in (
+            ("p_sample", {"denoised_fn": torch.tanh}, 1),  # q_posterior_mean_variance
+            ("p_sample", {"cond_fn": lambda x, t: x, "model_kwargs": {}}, 1),  # p_mean_variance
+            ("ddim_sample", {"cond_fn": lambda x, t: x, "model_kwargs": {}, "eta": 0.5}, 1),
+        ):
+            caplog.clear()
+            call = getattr(Guided, method)  # for its name alone
+            with_and_without(d, lambda o=options, n=call.__name__: getattr(d, n)(model, x, t, **o), kernels=kernels)
+            assert f"{method}: not fastgen but the original runs: denoised_fn or cond_fn" in caplog.text
+        caplog.clear()
+        with_and_without(before[0], lambda: before[0].sample("p_sample", before[1], (2, 3, 4, 4)), kernels=0)
+        assert "PREVIOUS_X" in caplog.text
+        with_and_without(d, lambda: d.p_sample(model, x, t.int()), kernels=0)
+
+
+def test_guided_errors_are_the_librarys():
+    d, model = guided()
+    for call in (
+        lambda: d.q_sample(images(), torch.tensor([1, 2]), noise=images(1, 3, 8, 8)),
+        lambda: d.q_posterior_mean_variance(images(), images(1, 3, 8, 8), torch.tensor([1, 2])),
+    ):
+        with patch(d), pytest.raises(AssertionError):
+            call()
+
+
+def test_guided_arrays_that_are_replaced_are_noticed():
+    d, model = guided()
+    x, t = images(), torch.tensor([1, 2])
+    with patch(d), torch.no_grad():
+        first = d.q_sample(x, t, noise=x)
+        d.sqrt_alphas_cumprod = d.sqrt_alphas_cumprod * 0
+        second = d.q_sample(x, t, noise=x)
+    close(second, d.q_sample(x, t, noise=x))
+    assert not torch.equal(first, second)
+
+
+def test_guided_fused_noise_and_copies():
+    d, model = guided(variance=VarType.LEARNED_RANGE)
+    with patch(d, rng="fused"):
+        results = []
+        for copied in (d, copy.deepcopy(d)):
+            torch.manual_seed(0)
+            with Dispatched() as ops:
+                results.append([copied.sample(m, model, (2, 3, 4, 4)) for m in ("p_sample", "ddim_sample")])
+            assert ops["aten.randn_like"] == 0 and ops.of_fastgen() == 2 * T
+        again = pickle.loads(pickle.dumps(d))
+    close(results[0], results[1], 0.0)
+    with_and_without(again, lambda: again.sample("p_sample", model, (2, 3, 4, 4)), kernels=T)
