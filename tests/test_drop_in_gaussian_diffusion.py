@@ -27,6 +27,7 @@ if find_spec("torchvision") is None:
     sys.path.append(str(Path(__file__).parent / "stand_in"))
 # accelerate and the rest of what the package imports
 ddp = pytest.importorskip("denoising_diffusion_pytorch.denoising_diffusion_pytorch")
+pytestmark = pytest.mark.usefixtures("one_thread")  # so small networks only wait for a second
 OBJECTIVES = ("pred_noise", "pred_x0", "pred_v")
 
 
@@ -380,7 +381,7 @@ def test_learned_variances_and_weighted_objectives(as_class):
     d = learned(unet(learned_variance=True), image_size=8, timesteps=T, objective="pred_noise")
     target = ddp.GaussianDiffusion if as_class else d
     with_and_without(target, lambda: d.sample(1))
-    with_and_without(target, lambda: train(d, images()))
+    with_and_without(target, lambda: train(d, images()), 1e-3)  # the bound's gradient divides by small variances
     d = weighted(unet(out_dim=8), image_size=8, timesteps=T)
     with_and_without(weighted if as_class else d, lambda: train(d, images()))
 
@@ -406,7 +407,7 @@ def test_other_objects_are_refused():
     for thing in (object(), torch.nn.Linear(1, 1), ddp.Unet):
         with pytest.raises(TypeError, match="obj_or_class: expected a GaussianDiffusion"):
             patch(thing)
-    with pytest.raises(ValueError, match="rng: expected one of 'torch', 'fused'"):
+    with pytest.raises(ValueError, match="rng: expected one of 'exact', 'fused'"):
         patch(diffusion(), rng="philox")
 
 

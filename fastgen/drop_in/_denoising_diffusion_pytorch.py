@@ -16,7 +16,6 @@ from ..q_posterior import posterior_with
 from ..q_sample import noised_with
 from ._gaussian import (
     Method,
-    NotCovered,
     check,
     check_eta,
     check_like,
@@ -27,6 +26,7 @@ from ._gaussian import (
     widened,
     written_by_the_library,
 )
+from ._patch import NotCovered
 
 MARKS = "q_posterior", "predict_start_from_noise", "predict_start_from_v", "p_losses"
 

@@ -15,11 +15,7 @@ import torch
 
 from .. import _checks
 from .._tables import Coefficients, plain_tensors, step_columns
-from ._patch import fall_through
-
-
-class NotCovered(Exception):
-    """Why the original has to run. Raised before the network is called and before anything is drawn."""
+from ._patch import NotCovered, fall_through
 
 
 class Method(NamedTuple):

@@ -11,7 +11,6 @@ from ..q_posterior import posterior_with
 from ..q_sample import noised_with
 from ._gaussian import (
     Method,
-    NotCovered,
     check,
     check_eta,
     check_like,
@@ -22,6 +21,7 @@ from ._gaussian import (
     parameters,
     widened,
 )
+from ._patch import NotCovered
 
 MARKS = "q_posterior_mean_variance", "_predict_xstart_from_eps", "_predict_eps_from_xstart", "_scale_timesteps"
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import threading
 
+from .. import _checks
+
 logger = logging.getLogger("fastgen.drop_in")
 
 _lock = threading.Lock()
@@ -59,6 +61,15 @@ class Patch:
 
     def __exit__(self, *exception):
         self.unpatch()
+
+
+class NotCovered(Exception):
+    """Why the original has to run. Raised before the network is called and before anything is drawn."""
+
+
+def check_rng(rng) -> None:
+    """The noise of the library itself, the same numbers in the same order; or noise made in the kernels."""
+    _checks.option("rng", rng, ("exact", "fused"))
 
 
 def fall_through(what: str, why: str) -> None:

@@ -49,7 +49,7 @@ from ..ddpm_step import step_with
 from ..q_sample import noised_with
 from ..rng import random_seed
 from ..schedule import PREDICTIONS
-from ._patch import Patch, fall_through
+from ._patch import NotCovered, Patch, check_rng, fall_through
 
 __all__ = ["DDIMScheduler", "DDPMParallelScheduler", "DDPMScheduler", "patch"]
 
@@ -60,7 +60,7 @@ class Options(NamedTuple):
 
 
 def _checked_options(rng, float32_coefficients) -> Options:
-    _checks.option("rng", rng, ("exact", "fused"))
+    check_rng(rng)
     if not isinstance(float32_coefficients, bool):
         raise TypeError(f"float32_coefficients: expected a bool, got {type(float32_coefficients).__name__}")
     return Options(rng, float32_coefficients)
@@ -306,10 +306,6 @@ _ROWS = {
 
 
 # ---- one step -----------------------------------------------------------------------------------------------------------------
-
-
-class NotCovered(Exception):
-    """Why diffusers' own code has to run."""
 
 
 def _reverse_step(state, key, model_output, timestep, sample, draw):

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from . import _denoising_diffusion_pytorch, _guided_diffusion
 from ._gaussian import replacements
-from ._patch import Patch
-
-RNG = ("torch", "fused")
+from ._patch import Patch, check_rng
 
 
-def patch(obj_or_class, *, rng="torch") -> Patch:
+def patch(obj_or_class, *, rng="exact") -> Patch:
     """Makes a `GaussianDiffusion`, or all of a class, take fastgen's kernels for what is not the network:
 
     - of denoising-diffusion-pytorch (2.3): q_sample, q_posterior, p_mean_variance, p_sample, ddim_sample, p_losses, and so sample()
@@ -24,7 +22,7 @@ def patch(obj_or_class, *, rng="torch") -> Patch:
 
     Args:
         obj_or_class: an instance, or a class, whose subclasses are then patched too where they do not override.
-        rng: "torch" draws noise as the library does, the same numbers in the same order; "fused" makes it inside the kernels, from
+        rng: "exact" draws noise as the library does, the same numbers in the same order; "fused" makes it inside the kernels, from
             a seed that torch's default CPU generator gives, and never stores it: faster, and other numbers.
 
     Results are the library's to rounding, with its shapes, dtypes, gradients and conventions: its clipping to ±1, no noise at
@@ -42,8 +40,7 @@ def patch(obj_or_class, *, rng="torch") -> Patch:
 
     Sources: denoising_diffusion_pytorch 2.3.4; guided_diffusion/gaussian_diffusion.py of github.com/openai/guided-diffusion.
     """
-    if rng not in RNG:
-        raise ValueError(f"rng: expected one of {', '.join(map(repr, RNG))}, got {rng!r}")
+    check_rng(rng)
     for library in (_denoising_diffusion_pytorch, _guided_diffusion):
         if all(hasattr(obj_or_class, name) for name in library.MARKS):
             return Patch(replacements(obj_or_class, library.METHODS, library.MARKS[0], rng))
