@@ -252,7 +252,6 @@ def ddpm_step_out(
     unconditional: Tensor | None = None,
     guidance: float = 1.0,
     x0: Tensor | None = None,
-    *,
-    out: Tensor,
+    out: Tensor | None = None,  # never None: torch takes neither a tensor by keyword only, nor one without a default here
 ) -> None:
     _run(x_t, model_output, rows, t, index, noise, seeds, seed, clip, threshold, learned, unconditional, guidance, out, x0)
