@@ -59,7 +59,7 @@ class Reading:
 
 # The first that is found in the demangled name.
 READINGS = (
-    Reading(r"\bDdpmStepDevice<", stored=(-1, -1)),  # y and x0
+    Reading(r"\bDdpmStep(Guided)?Device<", stored=(-1, -1)),  # y and x0
     Reading(r"\bBceVectorSum<\S*BceWideTypes<", loaded=(0, "Float32", "Float32", "Float32")),  # input, target, two weights
     Reading(r"\bBceVectorSum<", loaded=(0, 1, 0, 0)),
     Reading(r"\bBceVectors<\S*BceWideTypes<.*false", stored=("Float32",)),

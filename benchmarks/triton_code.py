@@ -57,7 +57,7 @@ def noised(x, **more):
 
 
 def stepped(x, m=None, **more):
-    return {"x_t": x, "model_output": x if m is None else m, **at(x, 9), **more}
+    return {"x_t": x, "model_output": x if m is None else m, **at(x, 10), **more}
 
 
 def wide(dtype):
@@ -132,6 +132,8 @@ CALLS = (
         "Vectors<DdpmStepPlain<float, f32, {0}, f32>, seed>", False, HOT[1:]),
     Call("ddpm_step", "seed, threshold", lambda d: stepped(x(d), seed=5, threshold=number(d, SHAPE[0]))),
     Call("ddpm_step", "seed, clip, learned", lambda d: stepped(x(d), wide(d), seed=5, clip=1.0, learned=True), "", False, ALL),
+    Call("ddpm_step", "seed, guidance, clip", lambda d: stepped(x(d), seed=5, clip=1.0, unconditional=x(d), guidance=7.5)),
+    Call("ddpm_step", "noise, guidance", lambda d: stepped(x(d), noise=x(d), unconditional=x(d), guidance=7.5)),
     Call("ddpm_step_x0", "seed, clip", lambda d: stepped(x(d), seed=5, clip=1.0), "Vectors<DdpmStep<{three}>, seed>"),
     Call("ddpm_step_x0", "noise, clip", lambda d: stepped(x(d), noise=x(d), clip=1.0), "Vectors<DdpmStep<{three}>, noise>"),
     Call("diffusion_loss", "seed", lambda d: lossy(x(d), seed=5),

@@ -64,6 +64,13 @@ def same_shape(name: str, y, x_name: str, x) -> None:
         raise ValueError(f"{name}: expected shape {tuple(x.shape)} like {x_name}, got {tuple(y.shape)}")
 
 
+def exactly_like(name: str, y, x_name: str, x) -> None:
+    """A floating tensor with the shape, device and dtype of `x`."""
+    like(name, y, x_name, x)
+    if y.dtype != x.dtype:
+        raise TypeError(f"{name}: expected dtype {_dtype(x.dtype)} like {x_name}, got {_dtype(y.dtype)}")
+
+
 def two_channels(name: str, y, x_name: str, x) -> None:
     """A floating tensor with twice the channels (dimension 1) of `x`, else its shape, on its device."""
     tensor(name, y)

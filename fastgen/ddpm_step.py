@@ -54,13 +54,14 @@ def ddpm_step(
         generator: a `torch.Generator`; z is then `torch.randn(x_t.shape, generator=generator)` in the result's dtype, drawn
             at t = 0 too.
         unconditional_output, guidance_scale: classifier-free guidance, both or neither. m is then u + g·(m − u), u being what the
-            network returned without the condition, of the shape and dtype of model_output, and g a number; a learned variance
-            stays that of model_output.
+            network returned without the condition, of the shape and dtype of model_output, and g a number, a constant where the
+            call is compiled; a learned variance stays that of model_output. No tensor is made, nor launch, but where gradients
+            are recorded.
         return_x0: return (x_{t−1}, x0).
         out: where to write x_{t−1}; may be x_t itself.
 
     With no noise source, a seed is drawn from torch's default CPU generator. Returns x_{t−1} with the shape and layout of x_t
-    and the promoted dtype of x_t and model_output. Differentiable in x_t, model_output and noise. Half precision computes in
+    and the promoted dtype of x_t and model_output. Differentiable in x_t, both outputs and noise. Half precision computes in
     float32 and rounds once.
 
     Raises TypeError for wrong types or dtypes, ValueError for wrong shapes, devices or values, before anything is written. A
@@ -72,8 +73,9 @@ def ddpm_step(
     v: Salimans & Ho 2022; threshold: Saharia et al. 2022 (Imagen), section 2.3; guidance: Ho & Salimans 2022, equation (6) with
     w = g − 1.
     """
+    guidance = ()
     if unconditional_output is not None or guidance_scale is not None:
-        model_output = _guided(model_output, unconditional_output, guidance_scale, variance in LEARNED_VARIANCES, x_t)
+        guidance = _checked_guidance(unconditional_output, guidance_scale)
     plan = _dispatch.plan("ddpm_step", schedule, x_t, model_output, prediction, variance)
     if plan is None:
         _checks.schedule(schedule)
@@ -83,7 +85,7 @@ def ddpm_step(
         dtype = _check_inputs(x_t, model_output, learned)
         table = schedule.ddpm_step_table(prediction, variance, x_t.device, dtype)
         plan = _dispatch.make_plan("ddpm_step", schedule, x_t, model_output, dtype, table, prediction, variance, learned)
-    return _reverse_step(plan, x_t, model_output, t, clip, threshold, noise, seed, generator, return_x0, out)
+    return _reverse_step(plan, x_t, model_output, t, clip, threshold, noise, seed, generator, guidance, return_x0, out)
 
 
 def ddim_step(
@@ -120,8 +122,9 @@ def ddim_step(
     """
     if type(eta) is not float:  # True would find the plan of 1.0
         eta = _checks.number("eta", eta, low=0.0)
+    guidance = ()
     if unconditional_output is not None or guidance_scale is not None:
-        model_output = _guided(model_output, unconditional_output, guidance_scale, False, x_t)
+        guidance = _checked_guidance(unconditional_output, guidance_scale)
     plan = _dispatch.plan("ddim_step", schedule, x_t, model_output, prediction, eta)
     if plan is None:
         _checks.schedule(schedule)
@@ -132,7 +135,7 @@ def ddim_step(
         dtype = _check_inputs(x_t, model_output, False)
         table = schedule.ddim_step_table(prediction, eta, x_t.device, dtype)
         plan = _dispatch.make_plan("ddim_step", schedule, x_t, model_output, dtype, table, prediction, eta)
-    return _reverse_step(plan, x_t, model_output, t, clip, threshold, noise, seed, generator, return_x0, out)
+    return _reverse_step(plan, x_t, model_output, t, clip, threshold, noise, seed, generator, guidance, return_x0, out)
 
 
 def step_with(
@@ -147,29 +150,32 @@ def step_with(
     noise=None,
     seed=None,
     generator=None,
+    unconditional_output=None,
+    guidance_scale=None,
     return_x0=False,
     out=None,
 ):
     """`ddpm_step` with the `Coefficients` of another library, whose t counts their rows; `learned`: their variance is."""
+    guidance = ()
+    if unconditional_output is not None or guidance_scale is not None:
+        guidance = _checked_guidance(unconditional_output, guidance_scale)
     plan = _dispatch.plan("ddpm_step", coefficients, x_t, model_output, learned)
     if plan is None:
         dtype = _check_inputs(x_t, model_output, learned)
         table = coefficients.table(x_t.device, dtype)
         plan = _dispatch.make_plan("ddpm_step", coefficients, x_t, model_output, dtype, table, learned, learned=learned)
-    return _reverse_step(plan, x_t, model_output, t, clip, threshold, noise, seed, generator, return_x0, out)
+    return _reverse_step(plan, x_t, model_output, t, clip, threshold, noise, seed, generator, guidance, return_x0, out)
 
 
-def _guided(m, u, scale, learned, x_t):
-    _checks.number("guidance_scale", scale, low=-math.inf)
-    _check_inputs(x_t, m, learned)
-    _checks.like("unconditional_output", u, "model_output", m)
-    if not learned:
-        return u + scale * (m - u)
-    channels = x_t.shape[1]
-    return torch.cat([u[:, :channels] + scale * (m[:, :channels] - u[:, :channels]), m[:, channels:]], dim=1)
+def _checked_guidance(u, scale):
+    if u is None or scale is None:
+        got = "only the former" if scale is None else "only the latter"
+        raise ValueError(f"unconditional_output, guidance_scale: expected both or neither, got {got}")
+    _checks.any_tensor("unconditional_output", u)
+    return u, _checks.number("guidance_scale", scale, low=-math.inf, strict=True)
 
 
-def _reverse_step(plan, x_t, model_output, t, clip, threshold, noise, seed, generator, return_x0, out):
+def _reverse_step(plan, x_t, model_output, t, clip, threshold, noise, seed, generator, guidance, return_x0, out):
     _, rows, end, note, noisy, dtype, call, careful, learned, _ = plan
     given_t = t
     if type(t) is int and 0 <= t < end:
@@ -188,9 +194,9 @@ def _reverse_step(plan, x_t, model_output, t, clip, threshold, noise, seed, gene
         raise TypeError(f"return_x0: expected a bool, got {type(return_x0).__name__}")
     # before a seed is drawn or noise is dropped; of what else is wrong a compiled op complains before it writes
     if careful or (noise is None and seed is None) or (noise is not None and not noisy):
-        _check_tensors(x_t, model_output, given_t, noise, plan, threshold, out)
+        _check_tensors(x_t, model_output, given_t, noise, plan, threshold, guidance, out)
     elif out is not None and torch.is_grad_enabled():
-        _checks.ungraded_output(out, x_t, model_output, noise)
+        _checks.ungraded_output(out, x_t, model_output, noise, *guidance[:1])
     seeds = None
     if type(seed) is int and 0 <= seed < 2**63 and noise is None and generator is None:
         pass
@@ -202,20 +208,27 @@ def _reverse_step(plan, x_t, model_output, t, clip, threshold, noise, seed, gene
     if not noisy:
         noise = seeds = seed = None
     recorded = x_t.requires_grad or model_output.requires_grad or (noise is not None and noise.requires_grad)
+    recorded = recorded or (guidance and guidance[0].requires_grad)
     try:
         if recorded and torch.is_grad_enabled() and out is None and call is not None:
+            if guidance:  # in torch ops, whose gradients torch knows; the result is rounded once all the same
+                m, u, g = model_output.to(rows.dtype), guidance[0].to(rows.dtype), guidance[1]
+                model_output = _guided(m, u, g, x_t.shape[1] if learned else None)
             y, x0 = _DdpmStep.apply(
                 plan, return_x0, x_t, model_output, rows, t, index, noise, seeds, seed, clip, threshold, learned
             )
+            if guidance:
+                y, x0 = y.to(dtype), x0.to(dtype) if return_x0 else None
             return (y, x0) if return_x0 else y
-        if careful or return_x0 or out is not None or seeds is not None or clip is not None or threshold is not None or learned:
-            arguments = (x_t, model_output, rows, t, index, noise, seeds, seed, clip, threshold, learned)
+        whole = careful or return_x0 or out is not None or seeds is not None or learned or guidance
+        if whole or clip is not None or threshold is not None:
+            arguments = (x_t, model_output, rows, t, index, noise, seeds, seed, clip, threshold, learned, *guidance)
             return _run(plan, arguments, return_x0, out)
         if seed is None:  # arguments that are left out need not be converted
             return call(x_t, model_output, rows, t, index, noise)
         return call(x_t, model_output, rows, t, index, noise, seeds, seed)
     except (RuntimeError, TypeError):
-        _check_tensors(x_t, model_output, given_t, noise, plan, threshold, out)
+        _check_tensors(x_t, model_output, given_t, noise, plan, threshold, guidance, out)
         raise
 
 
@@ -225,10 +238,10 @@ def _run(plan, arguments, return_x0, out):
         y = y if out is None else out.copy_(y)
         return (y, x0) if return_x0 else y
     if out is not None:
-        x0 = _dispatch.empty_like(arguments[0], plan.dtype) if return_x0 else None
-        _dispatch.op(plan.op + "_out", plan.backend)(*arguments, x0, out=out)
+        x0 = {"x0": _dispatch.empty_like(arguments[0], plan.dtype)} if return_x0 else {}
+        _dispatch.op(plan.op + "_out", plan.backend)(*arguments, **x0, out=out)
         _dispatch.written(out)
-        return (out, x0) if return_x0 else out
+        return (out, x0["x0"]) if return_x0 else out
     return _dispatch.op(plan.op + "_x0", plan.backend)(*arguments) if return_x0 else plan.call(*arguments)
 
 
@@ -239,13 +252,16 @@ def _check_inputs(x_t, model_output, learned):
     return _checks.result_dtype(x_t, model_output)
 
 
-def _check_tensors(x_t, model_output, t, noise, plan, threshold, out):
+def _check_tensors(x_t, model_output, t, noise, plan, threshold, guidance, out):
     _check_inputs(x_t, model_output, plan.learned)
+    u = guidance[0] if guidance else None
+    if guidance:
+        _checks.exactly_like("unconditional_output", u, "model_output", model_output)
     _checks.timestep(t, x_t, plan.end, plan.note)
     if noise is not None:
         _checks.like("noise", noise, "x_t", x_t)
     if out is not None:
-        inputs = {"x_t": x_t, "model_output": model_output, "noise": noise, "threshold": threshold}
+        inputs = {"x_t": x_t, "model_output": model_output, "noise": noise, "threshold": threshold, "unconditional_output": u}
         _checks.output(out, x_t.shape, plan.dtype, x_t.device, inputs)
 
 
@@ -265,11 +281,13 @@ def _checked_threshold(threshold, clip, x_t, dtype):
 # ---- eager reference ------------------------------------------------------------------------------------------------------
 
 
-def reference(x_t, model_output, rows, t, index, noise, seeds, seed, clip, threshold, learned):
+def reference(x_t, model_output, rows, t, index, noise, seeds, seed, clip, threshold, learned, u=None, g=1.0):
     """The kernel in plain PyTorch: (x_{t−1}, x0). rows: (T, 10), the columns of `DDPM_STEP_COLUMNS`."""
     dtype, shape, dim = _checks.result_dtype(x_t, model_output), x_t.shape, x_t.dim()
     c = _columns(rows, t, index, dim)
     x, m, v = x_t.to(rows.dtype), model_output.to(rows.dtype), None
+    if u is not None:
+        m = _guided(m, u.to(rows.dtype), g, shape[1] if learned else None)
     if learned:
         m, v = m[:, : shape[1]], m[:, shape[1] :]
     x0 = c["P"] * x + c["Q"] * m
@@ -284,6 +302,14 @@ def reference(x_t, model_output, rows, t, index, noise, seeds, seed, clip, thres
     if learned and noise is not None:
         noise = torch.exp(torch.where(sigma == 0, 0.0, c["L"] * v + c["M"])) * noise.to(rows.dtype)
     return _dispatch.with_noise(y, sigma, noise).to(dtype), x0.to(dtype)
+
+
+def _guided(m, u, g, channels):
+    """u + g·(m − u); of `channels` channels, if given, the others being those of m."""
+    if channels is None:
+        return u + g * (m - u)
+    u = u[:, :channels]
+    return torch.cat([u + g * (m[:, :channels] - u), m[:, channels:]], dim=1)
 
 
 def _columns(rows, t, index, dim):
@@ -305,8 +331,22 @@ def _per_sample(values, dim):
 # ---- fakes ----------------------------------------------------------------------------------------------------------------
 
 
-def _fake(x_t, model_output, rows, t, index, noise=None, seeds=None, seed=None, clip=None, threshold=None, learned=False):
-    _dispatch.same_device(x_t, model_output, rows, t, noise, threshold)
+def _fake(
+    x_t,
+    model_output,
+    rows,
+    t,
+    index,
+    noise=None,
+    seeds=None,
+    seed=None,
+    clip=None,
+    threshold=None,
+    learned=False,
+    unconditional=None,
+    guidance=1.0,
+):
+    _dispatch.same_device(x_t, model_output, rows, t, noise, threshold, unconditional)
     return _dispatch.empty_like(x_t, _checks.result_dtype(x_t, model_output))
 
 

@@ -194,6 +194,12 @@ def every_op():
         "ddpm_step with a learned variance": lambda x, m, t, s: fastgen.ddpm_step(
             x, wide.sin(), t, SCHEDULE, variance="learned_range", threshold=each.abs(), seed=s, return_x0=True
         ),
+        "ddpm_step with guidance": lambda x, m, t, s: fastgen.ddpm_step(
+            x, m, t, SCHEDULE, seed=s, clip=1.0, unconditional_output=m.sin(), guidance_scale=7.5
+        ),
+        "ddpm_step of float64 with guidance": lambda x, m, t, s: fastgen.ddpm_step(
+            x.double(), m, t, SCHEDULE, noise=m, unconditional_output=m.sin(), guidance_scale=0.1
+        ),
         "ddpm_step to out": lambda x, m, t, s: fastgen.ddpm_step(x, m, t, SCHEDULE, seed=s, out=torch.empty_like(x)),
         "ddim_step": lambda x, m, t, s: fastgen.ddim_step(x, m, 7, SCHEDULE),
         "randn": lambda x, m, t, s: fastgen.randn((5, 7), seed=s, device=x.device),

@@ -30,6 +30,7 @@ class Inputs:
     x: torch.Tensor
     m: torch.Tensor
     noise: torch.Tensor
+    u: torch.Tensor  # what the network said without its condition, like m
     wide: torch.Tensor  # a network's output with a learned variance, 2C channels
     target: torch.Tensor
     weight: torch.Tensor
@@ -76,6 +77,7 @@ def inputs(device, shape=(3, 4, 5, 7), dtype=torch.float32, m_dtype=None, arrang
     return Inputs(
         x=normal(shape),
         m=normal(shape, m_dtype or dtype),
+        u=normal(shape, m_dtype or dtype),
         noise=normal(shape),
         wide=normal((batch, 2 * channels, *rest), m_dtype or dtype),
         target=normal(shape).sigmoid_(),
@@ -183,6 +185,17 @@ INTO = {
     "ddpm learned": _step(model_output="wide", variance="learned", seed="seed"),
     "ddpm learned noise": _step(model_output="wide", variance="learned", noise="noise"),
     "ddpm learned_range clip": _step(model_output="wide", variance="learned_range", clip=1.5, seed="seed"),
+    "ddpm guided": _step(unconditional_output="u", guidance_scale=2.5, seed="seed"),
+    "ddpm guided noise": _step(unconditional_output="u", guidance_scale=2.5, clip=1.0, noise="noise"),
+    "ddpm guided learned": _step(
+        model_output="wide",
+        variance="learned",
+        unconditional_output="wide",
+        guidance_scale=2.5,
+        threshold="threshold",
+        seed="seeds",
+    ),
+    "ddim guided": _ddim(unconditional_output="u", guidance_scale=2.5),
     "ddim": _ddim(),
     "ddim eta clip": _ddim(eta=0.7, clip=1.0, seed="seed"),
 }

@@ -113,6 +113,15 @@ def predicted_x0(x_t, m, betas, t, prediction, clip=None, threshold=None):
     return x0
 
 
+def guided(m, u, g, learned=False):
+    """What stands for the network's output under classifier-free guidance, Ho & Salimans 2022, equation (6) with w = g − 1. A
+    learned variance stays that of m."""
+    if learned:
+        (m, v), (u, _) = np.split(m, 2, axis=1), np.split(u, 2, axis=1)
+        return np.concatenate([guided(m, u, g), v], axis=1)
+    return u + g * (m - u)
+
+
 def ddpm_step(x_t, m, betas, t, z, prediction="epsilon", variance="posterior", clip=None, threshold=None):
     """(x_{t−1}, x0) of Algorithm 4.2, with σ_t² by `variance`; no noise at t = 0."""
     if variance in ("learned", "learned_range"):

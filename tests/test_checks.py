@@ -46,6 +46,11 @@ DATA = {
 }
 SECOND = {"q_posterior": "x_t", "ddpm_step": "model_output", "ddim_step": "model_output", "diffusion_loss": "model_output"}
 
+
+def guidance(scale, output=None):
+    return {"unconditional_output": torch.zeros(SHAPE) if output is None else output, "guidance_scale": scale}
+
+
 # (ops, what is changed, the error, the start of its message); tensors are moved to the device
 CASES = [
     # the schedule and the timestep
@@ -135,6 +140,14 @@ CASES = [
     (("ddpm_step",), {"variance": "learned_range", "model_output": torch.zeros(3, 12, 5)}, ValueError, "model_output"),
     (("ddpm_step",), {"variance": "learned", "x_t": torch.zeros(3), "model_output": torch.zeros(6)}, ValueError, "x_t"),
     (("ddpm_step",), {"model_output": torch.zeros(3, 8, 5)}, ValueError, "model_output"),
+    (STEPS, {"unconditional_output": torch.zeros(SHAPE)}, ValueError, "unconditional_output, guidance_scale"),
+    (STEPS, {"guidance_scale": 2.0}, ValueError, "unconditional_output, guidance_scale"),
+    (
+        ("ddpm_step",),
+        {"variance": "learned", "model_output": torch.zeros(3, 8, 5), **guidance(2.0)},
+        ValueError,
+        "unconditional_output",
+    ),
     # randn
     (("randn",), {"shape": ()}, ValueError, "shape"),
     (("randn",), {"shape": (3, -1)}, ValueError, "shape"),
@@ -247,6 +260,22 @@ CASES += [
     (GAN, {"reduction": None}, ValueError, "reduction"),
     (GAN, {"monitors": 1}, TypeError, "monitors"),
     (GAN, {"monitors": None}, TypeError, "monitors"),
+]
+CASES += [(STEPS, guidance(bad), TypeError, "guidance_scale") for bad in (True, "2", torch.tensor(2.0), 2j)]
+CASES += [(STEPS, guidance(float(bad)), ValueError, "guidance_scale") for bad in ("nan", "inf", "-inf")]
+CASES += [
+    (STEPS, guidance(2.0, bad), error, "unconditional_output")
+    for bad, error in [
+        (1.0, TypeError),
+        (np.zeros(SHAPE), TypeError),
+        (torch.zeros(SHAPE, dtype=torch.int64), TypeError),
+        (torch.zeros(SHAPE, dtype=torch.bfloat16), TypeError),
+        (torch.zeros(SHAPE, dtype=torch.float64), TypeError),
+        (torch.zeros(3, 4, 1), ValueError),
+        (torch.zeros(3, 8, 5), ValueError),
+        (torch.zeros(60), ValueError),
+        (torch.zeros(SHAPE, device="meta"), ValueError),
+    ]
 ]
 for op, name in DATA.items():
     CASES += [
@@ -403,6 +432,11 @@ def test_out_cannot_record_a_gradient(device, op):
         with torch.no_grad():
             getattr(fastgen, op)(**{**kwargs, name: leaf}, out=out)
         assert not torch.any(out == SENTINEL) and not out.requires_grad
+    if op in STEPS:
+        out, leaf = filled(SHAPE, device=device), torch.zeros(SHAPE, device=device, requires_grad=True)
+        with pytest.raises(ValueError, match="^out: expected "):
+            getattr(fastgen, op)(**kwargs, **guidance(2.0, leaf), out=out)
+        assert torch.all(out == SENTINEL)
 
 
 @pytest.mark.parametrize("op", NOISY)
@@ -412,10 +446,11 @@ def test_out_may_not_overlap_an_input_in_part(device, op):
     buffer = torch.full((200,), SENTINEL, device=device)
     shifted, out = buffer[1:61].view(SHAPE), buffer[:60].view(SHAPE)
     reversed_strides = buffer[:60].view(5, 4, 3).permute(2, 1, 0)
-    for name in (DATA[op], SECOND.get(op), "noise"):
+    for name in (DATA[op], SECOND.get(op), "noise", "unconditional_output" if op in STEPS else None):
+        how = {"guidance_scale": 2.0} if name == "unconditional_output" else {}
         for overlapping in (shifted, reversed_strides) if name else ():
             with pytest.raises(ValueError, match=f"^out: expected memory apart from {name}"):
-                getattr(fastgen, op)(**{**kwargs, name: overlapping}, out=out)
+                getattr(fastgen, op)(**{**kwargs, name: overlapping, **how}, out=out)
     assert torch.all(buffer == SENTINEL)
     getattr(fastgen, op)(**{**kwargs, DATA[op]: buffer[60:120].view(SHAPE)}, out=out)  # beside each other is fine
     assert torch.all(buffer[60:] == SENTINEL)

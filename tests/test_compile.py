@@ -35,6 +35,12 @@ FORWARD = {
     "ddpm_step_learned": lambda s, x, m, t, seed: fastgen.ddpm_step(
         x, torch.cat([m, x], 1), t, s, variance="learned", threshold=x.abs().amax((1, 2)), seed=seed
     ),
+    "ddpm_step_guided": lambda s, x, m, t, seed: fastgen.ddpm_step(
+        x, m, t, s, seed=seed, unconditional_output=m.sin(), guidance_scale=7.5
+    ),
+    "ddim_step_guided_out": lambda s, x, m, t, seed: fastgen.ddim_step(
+        x, m, t, s, clip=1.0, unconditional_output=m.sin(), guidance_scale=2, return_x0=True, out=torch.empty_like(x)
+    ),
     "ddim_step": lambda s, x, m, t, seed: fastgen.ddim_step(x, m, t, s, eta=0.5, prediction="v_prediction", seed=seed),
     "ddim_step_out": lambda s, x, m, t, seed: fastgen.ddim_step(x, m, t, s, out=torch.empty_like(x)),
     "randn": lambda s, x, m, t, seed: fastgen.randn((3, 7), seed=seed, offset=2, device=x.device) + x[0, 0, 0],
@@ -65,6 +71,7 @@ def test_forward(device, schedule, function, per_sample):
 BACKWARD = {
     "q_sample": lambda s, x, m, t: fastgen.q_sample(x, t, s, noise=m),
     "ddpm_step": lambda s, x, m, t: fastgen.ddpm_step(x, m, t, s, seed=3),
+    "ddpm_step_guided": lambda s, x, m, t: fastgen.ddpm_step(x, m, t, s, seed=3, unconditional_output=x.sin(), guidance_scale=1.5),
     "ddpm_step_clip": lambda s, x, m, t: fastgen.ddpm_step(x, m, t, s, seed=3, clip=1.0, return_x0=True)[1],
     "diffusion_loss": lambda s, x, m, t: fastgen.diffusion_loss(m, x, t, s, seed=3, prediction="v_prediction"),
     "diffusion_loss_each": lambda s, x, m, t: fastgen.diffusion_loss(m, x, t, s, noise=x.detach(), loss="l1", reduction="none"),
@@ -296,6 +303,9 @@ class Sampler(torch.nn.Module):
 STEPS = {
     "q_sample": lambda x, m, t, schedule, seeds: fastgen.q_sample(m, t, schedule, seed=seeds),
     "ddpm_step": lambda x, m, t, schedule, seeds: fastgen.ddpm_step(x, m, t, schedule, clip=1.0, seed=seeds),
+    "guided": lambda x, m, t, schedule, seeds: fastgen.ddpm_step(
+        x, m, t, schedule, unconditional_output=m.flip(1), guidance_scale=7.5, seed=seeds
+    ),
 }
 
 

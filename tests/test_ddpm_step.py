@@ -21,6 +21,8 @@ from conftest import (
 )
 
 import fastgen
+from fastgen._tables import Coefficients, step_columns
+from fastgen.ddpm_step import step_with
 
 PREDICTIONS = ("epsilon", "sample", "v_prediction")
 VARIANCES = ("posterior", "beta", "learned", "learned_range")
@@ -33,6 +35,7 @@ KINDS = {
     "threshold": (fastgen.ddpm_step, {"threshold": True}),
     "learned": (fastgen.ddpm_step, {"variance": "learned_range", "clip": 1.5, "prediction": "v_prediction"}),
     "ddim": (fastgen.ddim_step, {"eta": 0.7}),
+    "guided": (fastgen.ddpm_step, {"clip": 1.0, "guidance_scale": 3.0}),
 }
 SCALE = 50  # of the largest terms, those of x0 from epsilon, at the last step of `schedule`
 
@@ -62,15 +65,22 @@ class Case:
         learned = options.get("variance", "").startswith("learned")
         m_shape = (shape[0], 2 * shape[1], *shape[2:]) if learned else shape
         self.m = normal(m_shape, 1, m_dtype or dtype, device)
+        self.u = normal(m_shape, 3, m_dtype or dtype, device) if "guidance_scale" in options else None
         self.noise = normal(shape, 2, dtype, device)
 
     def __call__(self, t, schedule, x=None, m=None, **how):
-        return self.step(self.x if x is None else x, self.m if m is None else m, t, schedule, **self.options, **how)
+        m = self.m if m is None else m
+        if self.u is not None:
+            how.setdefault("unconditional_output", self.u.to(m.dtype))
+        return self.step(self.x if x is None else x, m, t, schedule, **self.options, **how)
 
     def expected(self, t, schedule, noise=None):
         formula = reference.ddpm_step if self.step is fastgen.ddpm_step else reference.ddim_step
         noise = self.noise if noise is None else noise
-        return formula(array(self.x), array(self.m), schedule.betas, t, array(noise), **in_numpy(self.options))
+        options, m = in_numpy(self.options), array(self.m)
+        if self.u is not None:
+            m = reference.guided(m, array(self.u), options.pop("guidance_scale"))
+        return formula(array(self.x), m, schedule.betas, t, array(noise), **options)
 
 
 @pytest.fixture(params=KINDS)
@@ -179,6 +189,8 @@ def test_nan_and_inf_flow_through(device, schedule, kind, t):
     case.x[0, [0, 130]], case.x[1, 5], case.x[2, 6] = torch.nan, torch.inf, -torch.inf
     case.m[1, [0, 9]], case.m[2, [6, 7]], case.m[0, 132] = torch.nan, torch.inf, -torch.inf
     case.noise[0, 7], case.noise[2, 131] = torch.nan, torch.inf
+    if case.u is not None:
+        case.u[0, 20], case.u[1, 30], case.u[2, [7, 31]] = torch.nan, torch.inf, -torch.inf
     y, x0 = case(on(device, t), schedule, noise=case.noise, return_x0=True)
     with np.errstate(invalid="ignore"):
         expected = case.expected(t, schedule)
@@ -189,6 +201,159 @@ def test_nan_and_inf_flow_through(device, schedule, kind, t):
             assert torch.equal(actual.isfinite(), both)
             actual, exact = actual[both], exact[array(both) == 1]
         assert_close(actual, exact, SCALE)
+
+
+# ---- guidance -------------------------------------------------------------------------------------------------------
+
+
+GUIDED = {
+    "ddpm": (fastgen.ddpm_step, {"variance": "beta"}),
+    "learned": (fastgen.ddpm_step, {"variance": "learned_range", "prediction": "v_prediction"}),
+    "ddim": (fastgen.ddim_step, {"eta": 0.5, "prediction": "sample"}),
+    "still": (fastgen.ddim_step, {}),
+}
+
+
+@pytest.mark.parametrize("guided", GUIDED)
+@pytest.mark.parametrize("bound", BOUNDS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_guidance(device, schedule, guided, bound, dtype):
+    """By any number, to both results."""
+    step, options = GUIDED[guided]
+    learned, formula = guided == "learned", reference.ddpm_step if step is fastgen.ddpm_step else reference.ddim_step
+    for shape, arrange, t, g in (
+        ((3, 4, 5, 6), torch.clone, [39, 0, 17], 7.5),
+        ((2, 3, 4, 7), channels_last, 17, -2),
+        ((3, 2, 1), torch.clone, 9, 0.1),
+    ):
+        both = (shape[0], 2 * shape[1], *shape[2:]) if learned else shape
+        x, z = (arrange(normal(shape, seed, dtype, device)) for seed in (0, 2))
+        m, u = (arrange(normal(both, seed, dtype, device)) for seed in (1, 3))
+        how = {**options, **bounds(bound, shape[0], device)}
+        guidance = {"unconditional_output": u, "guidance_scale": g}
+        mean = reference.guided(array(m), array(u), g, learned)
+        expected = formula(array(x), mean, schedule.betas, t, array(z), **in_numpy(how))
+        results = step(x, m, on(device, t), schedule, noise=z, return_x0=True, **guidance, **how)
+        for actual, exact in zip(results, expected, strict=True):
+            assert actual.dtype == dtype
+            assert_close(actual, exact, 10 * SCALE)
+
+
+@pytest.mark.parametrize("guided", GUIDED)
+def test_guidance_that_leaves_one_output(device, schedule, guided):
+    """By 0 the unconditional one, bit for bit; between two that are the same, that. The variance of the other is not read."""
+    step, options = GUIDED[guided]
+    x, m, u = (normal((3, 8, 5), seed, device=device) for seed in range(3))
+    x, how = x[:, :4] if guided == "learned" else x, {**options, "clip": 1.0, "seed": 5}
+    expected = step(x, m, 17, schedule, **how)
+    assert_same(step(x, m, 17, schedule, unconditional_output=m, guidance_scale=2.5, **how), expected)
+    same = torch.cat([u[:, :4], m[:, 4:]], dim=1) if guided == "learned" else u
+    expected = step(x, same, 17, schedule, **how)
+    if guided == "learned":
+        u[:, 4:] = torch.nan
+    assert_same(step(x, m, 17, schedule, unconditional_output=u, guidance_scale=0, **how), expected)
+
+
+@pytest.mark.parametrize("guided", GUIDED)
+def test_guidance_is_rounded_once(device, schedule, guided):
+    """In half precision too; a recorded step gives the same numbers."""
+    step, options = GUIDED[guided]
+    m_shape = (3, 8, 9) if guided == "learned" else (3, 4, 9)
+    for dtype in (torch.bfloat16, torch.float16):
+        x, m, u = (normal(shape, seed, dtype, device) for seed, shape in enumerate(((3, 4, 9), m_shape, m_shape)))
+        how = {**options, "seed": 3, "guidance_scale": 7.5, "return_x0": True}
+        wide = step(x.float(), m.float(), 17, schedule, unconditional_output=u.float(), **how)
+        for leaf in (u, u.clone().requires_grad_()):
+            for actual, exact in zip(step(x, m, 17, schedule, unconditional_output=leaf, **how), wide, strict=True):
+                assert actual.dtype == dtype and actual.requires_grad == leaf.requires_grad
+                assert_close(actual, exact, SCALE)
+
+
+@pytest.mark.parametrize("guided, bound", [("ddpm", "unbounded"), ("learned", "clip"), ("ddim", "threshold")])
+def test_guidance_gradcheck(device, schedule, guided, bound):
+    step, options = GUIDED[guided]
+    shape, m_shape = (2, 1, 3), (2, 2, 3) if guided == "learned" else (2, 1, 3)
+    x, m, u = (normal(s, i, torch.float64, device).requires_grad_() for i, s in enumerate((shape, m_shape, m_shape)))
+    how = {**options, **bounds(bound, 2, device), "seed": 3, "guidance_scale": 1.5, "return_x0": True}
+    t = on(device, [39, 0])
+    assert_derivatives(device, lambda x, m, u: step(x, m, t, schedule, unconditional_output=u, **how), (x, m, u))
+    y, _ = step(x.detach(), m.detach(), t, schedule, unconditional_output=u, **how)
+    assert y.requires_grad  # by u alone
+
+
+# ---- coefficients of another library --------------------------------------------------------------------------------
+
+
+def coefficients(learned=False):
+    """Rows of a step that weighs m beside the clipped x0; in the first one W is 0, and so is S."""
+    rng = np.random.default_rng(5)
+    p, q, u, v, w = rng.uniform(0.3, 1.5, (5, 4))
+    w[0], sigma = 0.0, np.array([0.0, 1.0, 1.0, 1.0]) * (1.0 if learned else rng.uniform(0.2, 1.0, 4))
+    slope, intercept = rng.uniform(-0.5, 0.5, (2, 4)) if learned else (0.0, 0.0)
+    return Coefficients("ddpm_step", step_columns(p, q, u, v, sigma, slope, intercept, w))
+
+
+def weighed_step(x, m, rows, t, z, learned=False, clip=None, threshold=None):
+    """(y, x0) in float64."""
+    t = np.asarray(t)
+    row = rows[t].reshape(*t.shape, *[1] * (x.ndim - 1), 10)
+    p, q, u, v, _, _, sigma, slope, intercept, w = np.moveaxis(row, -1, 0)
+    m, variance = np.split(m, 2, axis=1) if learned else (m, 0.0)
+    x0 = p * x + q * m
+    if clip is not None:
+        x0 = np.clip(x0, -clip, clip)
+    if threshold is not None:
+        s = threshold.reshape(-1, *[1] * (x.ndim - 1))
+        x0 = np.clip(x0, -s, s) / s
+    return u * x0 + v * x + w * m + sigma * np.exp(slope * variance + intercept) * z, x0
+
+
+@pytest.mark.parametrize("learned", [False, True], ids=["fixed", "learned"])
+@pytest.mark.parametrize("bound", BOUNDS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_output_weighed_beside_x0(device, bound, learned, dtype):
+    table = coefficients(learned)
+    for shape, arrange, t in (
+        ((3, 4, 5, 6), torch.clone, [3, 0, 1]),
+        ((2, 4, 4, 7), channels_last, 2),
+        ((3, 2, 1), torch.clone, [1, 2, 0]),
+    ):
+        both = (shape[0], 2 * shape[1], *shape[2:]) if learned else shape
+        x, z = (arrange(normal(shape, seed, dtype, device)) for seed in (0, 2))
+        m, u = (arrange(normal(both, seed, dtype, device)) for seed in (1, 3))
+        options = {"learned": learned, **bounds(bound, shape[0], device)}
+        guided = reference.guided(array(m), array(u), 2.5, learned)
+        for mean, how in ((array(m), {}), (guided, {"unconditional_output": u, "guidance_scale": 2.5})):
+            y, x0 = step_with(table, x, m, on(device, t), noise=z, return_x0=True, **options, **how)
+            expected = weighed_step(array(x), mean, table.rows, t, array(z), **in_numpy(options))
+            for actual, exact in zip((y, x0), expected, strict=True):
+                assert_close(actual, exact, SCALE)
+    z = fastgen.randn(shape, seed=4, offset=2, dtype=dtype, device=device)
+    expected, _ = weighed_step(array(x), array(m), table.rows, 2, array(z), **in_numpy(options))
+    assert_close(step_with(table, x, m, 2, seed=4, **options), expected, SCALE)
+
+
+@pytest.mark.parametrize("learned", [False, True], ids=["fixed", "learned"])
+@pytest.mark.parametrize("bound", BOUNDS)
+def test_gradients_of_an_output_weighed_beside_x0(device, bound, learned):
+    table, shape, m_shape = coefficients(learned), (2, 1, 3), (2, 2, 3) if learned else (2, 1, 3)
+    x, m, z = (normal(s, i, torch.float64, device).requires_grad_() for i, s in enumerate((shape, m_shape, shape)))
+    t, options = on(device, [3, 0]), {"learned": learned, **bounds(bound, 2, device)}
+    assert_derivatives(device, lambda x, m, z: step_with(table, x, m, t, noise=z, return_x0=True, **options), (x, m, z))
+
+
+def test_an_infinite_output_that_has_no_weight(device):
+    """Is clipped, and where W is 0 not looked at any more."""
+    table = coefficients()
+    x, m = normal((2, 133), 0, device=device), normal((2, 133), 1, device=device)
+    m[:, ::7], m[:, 1::7] = torch.inf, -torch.inf
+    for bound in ("clip", "threshold"):
+        options = bounds(bound, 2, device)
+        y = step_with(table, x, m, on(device, [0, 1]), seed=1, **options)
+        assert_close(
+            y[:1], weighed_step(array(x), np.clip(array(m), -1e9, 1e9), table.rows, [0, 1], 0.0, **in_numpy(options))[0][:1]
+        )
+        assert torch.equal(y[1].isfinite(), m[1].isfinite())
 
 
 # ---- the last step --------------------------------------------------------------------------------------------------
@@ -273,6 +438,7 @@ def test_sample_is_independent_of_the_batch(device, schedule, kind):
         for i in range(3):
             one = slice(i, i + 1)
             options = {k: v[one] if isinstance(v, torch.Tensor) else v for k, v in case.options.items()}
+            options |= {} if case.u is None else {"unconditional_output": case.u[one]}
             alone = arrange(case.x)[one]
             for k in range(3):
                 alone = case.step(alone, case.m[one], int(steps[i]) - k, schedule, seed=seeds[one], **options)
@@ -379,6 +545,9 @@ def test_out_may_be_an_input(device, schedule, kind, layout):
             if case.m.shape == case.x.shape:
                 in_place = LAYOUTS[layout](case.m)
                 assert_same(case(t, schedule, m=in_place, out=in_place, **how), expected)
+            if case.u is not None:
+                in_place = LAYOUTS[layout](case.u)
+                assert_same(case(t, schedule, unconditional_output=in_place, out=in_place, **how), expected)
 
 
 # ---- gradients ------------------------------------------------------------------------------------------------------

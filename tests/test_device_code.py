@@ -177,7 +177,7 @@ def near(actual, expected):
 @pytest.mark.parametrize(("x_dtype", "m_dtype"), MIXES)
 def test_steps_take_every_way(device, schedule, x_dtype, m_dtype, way, noise):
     shape, arrange = SHAPES[way]
-    x, m = arrange(normal(shape, 0, x_dtype, device)), arrange(normal(shape, 1, m_dtype, device))
+    x, m, u = (arrange(normal(shape, seed, kind, device)) for seed, kind in enumerate((x_dtype, m_dtype, m_dtype)))
     dtype = torch.promote_types(x_dtype, m_dtype)
 
     def plain(t, **given):
@@ -190,7 +190,14 @@ def test_steps_take_every_way(device, schedule, x_dtype, m_dtype, way, noise):
             return fastgen.ddim_step(x, m, t, schedule, clip=0.7, return_x0=True)
         return fastgen.ddpm_step(x, m, t, schedule, clip=0.7, return_x0=True, **given)
 
+    def guided(t, **given):
+        guidance = {"unconditional_output": u, "guidance_scale": 1.5}
+        if noise == "none":
+            return (fastgen.ddim_step(x, m, t, schedule, clip=0.7, **guidance),)
+        return fastgen.ddpm_step(x, m, t, schedule, clip=0.7, return_x0=True, **guidance, **given)
+
     agree(plain, 1, shape, noise, device, dtype)
+    agree(guided, 1, shape, noise, device, dtype)
     agree(full, 1, shape, noise, device, dtype)
     if noise != "none" and len(shape) > 1:
         both = arrange(normal((shape[0], 2 * shape[1], *shape[2:]), 2, m_dtype, device))

@@ -218,7 +218,10 @@ def op_samples():
             arguments = (data, output, rows, *rest)
             yield op, arguments, {}
             yield op + "_x0", arguments, {}
-            yield op + "_out", (*arguments, None), {"out": torch.empty(data.shape, dtype=dtype)}
+            yield op + "_out", arguments, {"out": torch.empty(data.shape, dtype=dtype)}
+            arguments = (*arguments, output.flip(-1), 2.5)  # the unconditional output and the scale
+            yield op, arguments, {}
+            yield op + "_x0", arguments, {}
             yield op + "_out", (*arguments, torch.empty(data.shape, dtype=dtype)), {"out": torch.empty(data.shape, dtype=dtype)}
     posterior = schedule.q_posterior_table(cpu, torch.float32).rows
     for arguments in [(x, m, None, 3), (x.bfloat16(), m, T2, 0), (channels_last(image), image, None, 0)]:
@@ -346,7 +349,9 @@ calls = {
     "learned": lambda: ops.ddpm_step(x, x, step, None, 1, None, None, 1, None, None, True),
     "threshold": lambda: ops.ddpm_step(x, x, step, None, 1, None, None, 1, None, torch.ones(2), False),
     "precision of the threshold": lambda: ops.ddpm_step(x, x, step, None, 1, None, None, 1, None, torch.ones(3).double(), False),
-    "x0": lambda: ops.ddpm_step_out(x, x, step, None, 1, None, None, 1, None, None, False, x[:2].clone(), out=x.clone()),
+    "unconditional": lambda: ops.ddpm_step(x, x, step, None, 1, None, None, 1, None, None, False, x[:2]),
+    "dtype of unconditional": lambda: ops.ddpm_step(x, x, step, None, 1, None, None, 1, None, None, False, x.half()),
+    "x0": lambda: ops.ddpm_step_out(x, x, step, None, 1, None, None, 1, None, None, False, x0=x[:2].clone(), out=x.clone()),
     "x_t": lambda: ops.q_posterior(x, x[:2], posterior, None, 1),
     "no seed": lambda: ops.randn(x, None, None, 0),
     "target": lambda: ops.bce_with_logits(x, x[:2], None, None, 1),

@@ -119,14 +119,14 @@ def test_ops_refuse_what_would_touch_other_memory(device, schedule):
     x = normal((4, 6), 0, device=device)
     rows = {
         columns: torch.ones(40, columns, device=device)  # of each table
-        for columns in (2, 3, 4, 9)
+        for columns in (2, 3, 4, 10)
     }
     t, loss = torch.zeros(4, dtype=torch.int64, device=device), (None, None, 3, 0, None)
     bad = {
         "out too small": lambda: OPS.q_sample_out(x, rows[2], None, 0, None, None, 1, 0, x[:1].clone()),
         "out of another dtype": lambda: OPS.q_sample_out(x, rows[2], None, 0, None, None, 1, 0, x.half()),
         "x0 too small": lambda: OPS.ddpm_step_out(
-            x, x, rows[9], None, 0, None, None, 1, None, None, False, x[:1].clone(), x.clone()
+            x, x, rows[10], None, 0, None, None, 1, None, None, False, x0=x[:1].clone(), out=x.clone()
         ),
         "noise too small": lambda: OPS.q_sample(x, rows[2], None, 0, x[:1]),
         "t too short": lambda: OPS.q_sample(x, rows[2], t[:3], 0),
@@ -135,8 +135,10 @@ def test_ops_refuse_what_would_touch_other_memory(device, schedule):
         "table of another op": lambda: OPS.q_sample(x, rows[4], None, 0),
         "table of float64": lambda: OPS.q_sample(x, rows[2].double(), None, 0),
         "x_t of another shape": lambda: OPS.q_posterior(x, x[:, :3], rows[4], None, 0),
-        "no variance": lambda: OPS.ddpm_step(x, x, rows[9], None, 0, learned=True),
-        "threshold too short": lambda: OPS.ddpm_step(x, x, rows[9], None, 0, threshold=x[:3, 0].contiguous()),
+        "no variance": lambda: OPS.ddpm_step(x, x, rows[10], None, 0, learned=True),
+        "no such unconditional": lambda: OPS.ddpm_step(x, x, rows[10], None, 0, unconditional=x[:1]),
+        "unconditional of another dtype": lambda: OPS.ddpm_step(x, x, rows[10], None, 0, unconditional=x.half()),
+        "threshold too short": lambda: OPS.ddpm_step(x, x, rows[10], None, 0, threshold=x[:3, 0].contiguous()),
         "x0 that is not read": lambda: OPS.diffusion_loss(x, x[:1], rows[3], None, 0, *loss, 0, 0, 1.0, 0),
         "no such loss": lambda: OPS.diffusion_loss(x, x, rows[3], None, 0, *loss, 0, 3, 1.0, 0),
         "gradient of another length": lambda: OPS.diffusion_loss_backward(x[:3, 0], x, x, rows[3], None, 0, *loss, 0, 0, 1.0, 0),

@@ -18,7 +18,7 @@ from benchmarks import amdgcn, machine_code, triton_code
 
 TARGETS = os.environ.get("FASTGEN_TRITON_ARCHS", "90 gfx942").split()
 FUSION = [target for target in TARGETS if target in ("90", "gfx942")]  # of each compiler one: the same code goes into it
-MOST_NARROW_LOADS = 8  # of a thread: the row of its sample, its timestep and seed
+MOST_NARROW_LOADS = 9  # of a thread: the row of its sample, its timestep and seed
 
 
 def missing():

@@ -23,6 +23,18 @@ template <class R> struct Tile {
   const R* in[kMaxInputs] = {};
   const R* z = nullptr;
   R* out[kMaxOutputs] = {};
+
+  // Its elements from `begin` on, `most` at most.
+  FG_HD Tile part(int64_t begin, int64_t most) const {
+    Tile part = *this;
+    part.n = n - begin < most ? n - begin : most;
+    for (const R*& x : part.in)
+      if (x) x += begin;
+    if (z) part.z += begin;
+    for (R*& x : part.out)
+      if (x) x += begin;
+    return part;
+  }
 };
 
 // The coefficients of one sample, the same for the whole tile …

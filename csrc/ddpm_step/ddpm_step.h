@@ -2,6 +2,7 @@
 //
 //   x0 = clip(P·x + Q·m),   y = U·x0 + V·x + W·m + S·z;   without clipping y = A·x + B·m + S·z
 //
+// Where a network was run without its condition too, and said u, m stands for u + g·(m − u): classifier-free guidance.
 // With a learned variance the deviation is S·exp(L·v + M), v being the second half of the network's channels and S 0 or 1.
 // Host and device.
 #pragma once
@@ -12,17 +13,22 @@ namespace fastgen {
 
 struct DdpmStepColumns {
   enum { kP, kQ, kU, kV, kA, kB, kS, kL, kM, kW, kCount };  // the table's
-  enum { kBound = kCount, kInverse, kCountWithBound };  // the bound of x0 of each sample and what x0 is scaled by after
+  enum { kBound = kCount, kInverse, kCountWithBound };      // the bound of x0 of each sample and what x0 is scaled by after
 };
 
 enum ClipKind : int32_t { kNoClip, kClamp, kThreshold };
 
+// The inputs: x, m, v, u.
 struct DdpmStepArguments : Elementwise {
   ClipKind clip_kind = kNoClip;
   bool learned = false;
   double clip = 0;                  // for kClamp
   const void* threshold = nullptr;  // for kThreshold: (B,), of the type of the arithmetic
+  double guidance = 1;              // g, where there is a u
 };
+
+// What m stands for where there is a u.
+template <class V> FG_HD V guided(V m, V u, V g) { return fma(g, m - u, u); }
 
 // NaN passes, as through torch.clamp.
 template <class V> FG_HD V clamp(V x, V bound) {

@@ -7,7 +7,7 @@ namespace fastgen {
 namespace {
 
 template <class R> struct DdpmStep : DdpmStepColumns {
-  static constexpr int kInputs = 3, kOutputs = 2, kColumns = kCountWithBound;  // x, m, v; y, x0
+  static constexpr int kInputs = 4, kOutputs = 2, kColumns = kCountWithBound;  // x, m, v, u; y, x0
   static constexpr bool kSums = false;
   const DdpmStepArguments& a;
   explicit DdpmStep(const DdpmStepArguments& arguments) : a(arguments) {}
@@ -15,15 +15,30 @@ template <class R> struct DdpmStep : DdpmStepColumns {
   void load_row(int64_t b, R* row) const { ddpm_step_row(a, b, row); }
   static bool noiseless(const R* row) { return row[kS] == 0; }
 
+  // With guidance m is made beforehand, as much at a time as the first-level cache holds: no loop is compiled once more for it.
   template <bool kNoise, class C> FG_HD void apply(const C& row, const Tile<R>& t, int64_t first) const {
+    alignas(64) R m[kTile];
+    const int64_t most = t.in[3] ? kTile : t.n;
+    for (int64_t begin = 0; begin < t.n; begin += most) {
+      Tile<R> part = t.part(begin, most);
+      if (t.in[3]) {
+        const Vec<R> scale = splat<Vec<R>>(a.guidance);
+        for (int64_t i = 0; i < part.n; i += kLanes<R>)
+          store(m + i, guided(load(part.in[1] + i), load(part.in[3] + i), scale));
+        part.in[1] = m;
+      }
+      choose_clip<kNoise>(row, part, first + begin);
+    }
+  }
+
+ private:
+  template <bool kNoise, class C> FG_HD void choose_clip(const C& row, const Tile<R>& t, int64_t first) const {
     switch (a.clip_kind) {
       case kNoClip: return choose_learned<kNoise, kNoClip>(row, t, first);
       case kClamp: return choose_learned<kNoise, kClamp>(row, t, first);
       case kThreshold: return choose_learned<kNoise, kThreshold>(row, t, first);
     }
   }
-
- private:
   template <bool kNoise, ClipKind kClip, class C> FG_HD void choose_learned(const C& row, const Tile<R>& t, int64_t first) const {
     if (kNoise && a.learned) return choose_x0<kNoise, kClip, true>(row, t, first);
     choose_x0<kNoise, kClip, false>(row, t, first);

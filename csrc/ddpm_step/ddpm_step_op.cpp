@@ -9,25 +9,30 @@ namespace {
 #define PARAMETERS                                                                                                       \
   const Tensor &x, const Tensor &model_output, const Tensor &rows, const OptionalTensor &t, int64_t index,               \
       const OptionalTensor &noise, const OptionalTensor &seeds, std::optional<int64_t> seed, std::optional<double> clip, \
-      const OptionalTensor &threshold, bool learned
+      const OptionalTensor &threshold, bool learned, const OptionalTensor &unconditional, double guidance
 
-// x_t, the model's output and the dtype of the result.
+// x_t, the model's outputs and the dtype of the result.
 struct Inputs {
   Batch batch;
   int64_t factor;
   Input x, m;
+  std::optional<Input> u;
   DType dtype;
-  Inputs(const Tensor& x_t, const Tensor& model_output, bool learned)
+  Inputs(const Tensor& x_t, const Tensor& model_output, bool learned, const OptionalTensor& unconditional)
       : batch(x_t),
         factor(learned ? 2 : 1),
         x(batch.first("x_t")),
         m(batch.input(model_output, "model_output", factor)),
-        dtype(promoted(x.dtype, m.dtype)) {}
+        dtype(promoted(x.dtype, m.dtype)) {
+    if (!unconditional) return;
+    u.emplace(batch.input(*unconditional, "unconditional", factor));
+    STD_TORCH_CHECK(u->dtype == m.dtype, "unconditional: expected the dtype of model_output");
+  }
 };
 
 void run(const Inputs& inputs, const Tensor& rows, const OptionalTensor& t, int64_t index, const OptionalTensor& noise,
          const OptionalTensor& seeds, std::optional<int64_t> seed, std::optional<double> clip, const OptionalTensor& threshold,
-         bool learned, const Output& out, const Output* x0_out) {
+         bool learned, double guidance, const Output& out, const Output* x0_out) {
   const Batch& batch = inputs.batch;
   DdpmStepArguments a;
   a.geometry = batch.geometry;
@@ -42,11 +47,15 @@ void run(const Inputs& inputs, const Tensor& rows, const OptionalTensor& t, int6
     a.in[2] = a.in[1];
     a.in[2].data = static_cast<char*>(a.in[1].data) + mean_channels * size_of(inputs.m.dtype);
   }
+  if (inputs.u) {
+    a.in[3] = batch.operand(*inputs.u, inputs.factor);
+    a.guidance = guidance;
+  }
   a.noise = noise_of(seeds, seed, index, true, batch);
   std::optional<Input> given;
   if (noise) {
     given.emplace(batch.input(*noise, "noise"));
-    a.in[3] = batch.operand(*given);
+    a.in[4] = batch.operand(*given);
     a.noise.kind = kGivenNoise;
   }
   if (threshold) {
@@ -68,26 +77,27 @@ void run(const Inputs& inputs, const Tensor& rows, const OptionalTensor& t, int6
   if (x0_out) x0_out->finish();
 }
 
-#define ARGUMENTS rows, t, index, noise, seeds, seed, clip, threshold, learned
+#define ARGUMENTS rows, t, index, noise, seeds, seed, clip, threshold, learned, guidance
 
 Tensor ddpm_step_new(PARAMETERS) {
-  const Inputs inputs(x, model_output, learned);
+  const Inputs inputs(x, model_output, learned, unconditional);
   const Output out(inputs.batch, inputs.dtype);
   run(inputs, ARGUMENTS, out, nullptr);
   return out.target;
 }
 
 std::tuple<Tensor, Tensor> ddpm_step_x0(PARAMETERS) {
-  const Inputs inputs(x, model_output, learned);
+  const Inputs inputs(x, model_output, learned, unconditional);
   const Output out(inputs.batch, inputs.dtype), x0(inputs.batch, inputs.dtype);
   run(inputs, ARGUMENTS, out, &x0);
   return {out.target, x0.target};
 }
 
 void ddpm_step_into(PARAMETERS, const OptionalTensor& x0, const Tensor& out) {
-  const Inputs inputs(x, model_output, learned);
-  const Output output(inputs.batch, inputs.dtype, out,
-                      {&x, &model_output, noise ? &*noise : nullptr, threshold ? &*threshold : nullptr});
+  const Inputs inputs(x, model_output, learned, unconditional);
+  const Output output(
+      inputs.batch, inputs.dtype, out,
+      {&x, &model_output, noise ? &*noise : nullptr, threshold ? &*threshold : nullptr, unconditional ? &*unconditional : nullptr});
   std::optional<Output> x0_output;
   if (x0) x0_output.emplace(inputs.batch, inputs.dtype, *x0, std::initializer_list<const Tensor*>{&out});
   run(inputs, ARGUMENTS, output, x0_output ? &*x0_output : nullptr);
@@ -100,7 +110,7 @@ void ddpm_step_into(PARAMETERS, const OptionalTensor& x0, const Tensor& out) {
 // The defaults spare the common call the conversion of arguments that it does not use, some 0.05 µs each.
 #define SCHEMA                                                                                                              \
   "Tensor x_t, Tensor model_output, Tensor rows, Tensor? t, SymInt index, Tensor? noise=None, Tensor? seeds=None, SymInt? " \
-  "seed=None, float? clip=None, Tensor? threshold=None, bool learned=False"
+  "seed=None, float? clip=None, Tensor? threshold=None, bool learned=False, Tensor? unconditional=None, float guidance=1.0"
 #ifndef FG_CUDA
 STABLE_TORCH_LIBRARY_FRAGMENT(fastgen, m) {
   m.def("ddpm_step(" SCHEMA ") -> Tensor");

@@ -2,7 +2,8 @@
 
 x0 = clip(P·x + Q·m),   y = U·x0 + V·x + W·m + S·z;   without clipping y = A·x + B·m + S·z
 
-With a learned variance the deviation is S·exp(L·v + M), v being the second half of the network's channels and S 0 or 1.
+Where a network was run without its condition too, and said u, m stands for u + g·(m − u): classifier-free guidance. With a
+learned variance the deviation is S·exp(L·v + M), v being the second half of the network's channels and S 0 or 1.
 """
 
 import triton
@@ -25,6 +26,12 @@ COLUMNS = tl.constexpr(10)
 NO_CLIP = tl.constexpr(0)
 CLAMP = tl.constexpr(1)
 THRESHOLD = tl.constexpr(2)
+
+
+@triton.jit
+def guided(m, u, g):
+    """What m stands for where there is a u."""
+    return tl.fma(g, m - u, u)
 
 
 @triton.jit
@@ -51,7 +58,9 @@ def ddpm_step_kernel(
     t,
     seeds,
     threshold,
+    unconditional,
     clip: tl.float64,
+    guidance: tl.float64,
     index: tl.int64,
     seed: tl.int64,
     count,
@@ -65,6 +74,8 @@ def ddpm_step_kernel(
     CLIP: tl.constexpr,
     EXACT_CLIP: tl.constexpr,
     LEARNED: tl.constexpr,
+    GUIDED: tl.constexpr,
+    EXACT_GUIDANCE: tl.constexpr,
     X0: tl.constexpr,
     S: tl.constexpr,
     E: tl.constexpr,
@@ -77,12 +88,14 @@ def ddpm_step_kernel(
     block, b, live = place_of(tl.program_id(0), blocks, batch, S, LAYOUT, WIDE)
     step = timestep_of(t, index, b, live, HAS_T)
     row, known = table_row(rows, step, count, COLUMNS)
+    # where floats come as float32, a float64 step gets them as constants of the kernel
     if CLIP == THRESHOLD:
         bound = tl.load(threshold + b, mask=live, other=1.0)
         inverse = 1.0 / bound
     elif CLIP == CLAMP:
-        # where floats come as float32, a float64 step gets it as a constant of the kernel
         bound = tl.full((1, 1), clip if EXACT_CLIP is None else EXACT_CLIP, R)
+    if GUIDED:
+        g = tl.full((1, 1), guidance if EXACT_GUIDANCE is None else EXACT_GUIDANCE, R)
     # what is needed of the row, before anything is stored: the compiler would read it again after
     if CLIP != NO_CLIP or X0:
         p = column(row, known, kP)
@@ -111,6 +124,8 @@ def ddpm_step_kernel(
             j_m, _ = elements_of(block, r, event, channels, FACTOR, S, E, LAYOUT, WIDE)
             at = FACTOR * first + j_m
         m_value = tl.load(m + at, mask=inside).to(R)
+        if GUIDED:
+            m_value = guided(m_value, tl.load(unconditional + at, mask=inside).to(R), g)
         if CLIP != NO_CLIP or X0:
             x0 = tl.fma(p, x_value, q * m_value)
         if CLIP != NO_CLIP:
@@ -135,10 +150,13 @@ def ddpm_step_kernel(
             tl.store(x0_out + first + j, stored(x0, x0_out), mask=inside)
 
 
-def _run(x, model_output, rows, t, index, noise, seeds, seed, clip, threshold, learned, out, x0_out):
+def _run(x, model_output, rows, t, index, noise, seeds, seed, clip, threshold, learned, unconditional, guidance, out, x0_out=None):
     batch, factor = op.batch_of(x), 2 if learned else 1
     x = op.operand(x, x, batch.channels_last)
     m = op.same(model_output, x, batch.channels_last, factor)
+    u = None if unconditional is None else op.same(unconditional, x, batch.channels_last, factor)
+    if u is not None and u.dtype != m.dtype:
+        raise RuntimeError(f"unconditional: expected {m.dtype} like model_output, got {u.dtype}")
     dtype = _checks.result_dtype(x, m)
     rows = op.rows_of(rows, t, index, COLUMNS.value, x, _checks.compute_dtype(dtype))
     z = op.noise_of(noise, seeds, seed, x, rows.table)
@@ -148,20 +166,23 @@ def _run(x, model_output, rows, t, index, noise, seeds, seed, clip, threshold, l
         op.each_sample("threshold", threshold, x, rows.table.dtype)
     merge = not rows.has_t and threshold is None
     cut = op.tiling(batch, (x, m, noise, out), z.kind == SEEDED_NOISE.value, merge, learned)
-    exact = clip if op.passes_floats_as_float32() and rows.table.itemsize == 8 else None
+    exact = op.passes_floats_as_float32() and rows.table.itemsize == 8
+    numbers = (0.0 if clip is None or exact else clip, 0.0 if u is None or exact else guidance)
 
     def launch(out, x0_out):
         op.launch(
             wrap_triton(ddpm_step_kernel),
             *(cut.tiles * cut.blocks, x, out, rows.table if x0_out is None else x0_out, x, m, noise, rows.table, rows.t, z.seeds),
-            *(rows.table if threshold is None else threshold, 0.0 if clip is None or exact is not None else clip),
+            *(rows.table if threshold is None else threshold, rows.table if u is None else u, *numbers),
             *(rows.index, z.seed, rows.count, cut.batch, cut.event, cut.channels, cut.blocks),
             HAS_T=rows.has_t,
             NOISE=z.kind,
             SEEDS=z.seeds_kind,
             CLIP=kind.value,
-            EXACT_CLIP=exact,
+            EXACT_CLIP=clip if exact else None,
             LEARNED=learned,
+            GUIDED=u is not None,
+            EXACT_GUIDANCE=guidance if exact and u is not None else None,
             X0=x0_out is not None,
             **cut.parameters,
         )
@@ -188,9 +209,11 @@ def ddpm_step(
     clip: float | None = None,
     threshold: Tensor | None = None,
     learned: bool = False,
+    unconditional: Tensor | None = None,
+    guidance: float = 1.0,
 ) -> Tensor:
     out = _empty(x_t, model_output)
-    _run(x_t, model_output, rows, t, index, noise, seeds, seed, clip, threshold, learned, out, None)
+    _run(x_t, model_output, rows, t, index, noise, seeds, seed, clip, threshold, learned, unconditional, guidance, out)
     return out
 
 
@@ -206,9 +229,11 @@ def ddpm_step_x0(
     clip: float | None = None,
     threshold: Tensor | None = None,
     learned: bool = False,
+    unconditional: Tensor | None = None,
+    guidance: float = 1.0,
 ) -> tuple[Tensor, Tensor]:
     out, x0 = _empty(x_t, model_output), _empty(x_t, model_output)
-    _run(x_t, model_output, rows, t, index, noise, seeds, seed, clip, threshold, learned, out, x0)
+    _run(x_t, model_output, rows, t, index, noise, seeds, seed, clip, threshold, learned, unconditional, guidance, out, x0)
     return out, x0
 
 
@@ -218,13 +243,15 @@ def ddpm_step_out(
     rows: Tensor,
     t: Tensor | None,
     index: int,
-    noise: Tensor | None,
-    seeds: Tensor | None,
-    seed: int | None,
-    clip: float | None,
-    threshold: Tensor | None,
-    learned: bool,
-    x0: Tensor | None,
-    out: Tensor,
+    noise: Tensor | None = None,
+    seeds: Tensor | None = None,
+    seed: int | None = None,
+    clip: float | None = None,
+    threshold: Tensor | None = None,
+    learned: bool = False,
+    unconditional: Tensor | None = None,
+    guidance: float = 1.0,
+    x0: Tensor | None = None,
+    out: Tensor | None = None,  # never None: torch takes neither a tensor by keyword only, nor one without a default here
 ) -> None:
-    _run(x_t, model_output, rows, t, index, noise, seeds, seed, clip, threshold, learned, out, x0)
+    _run(x_t, model_output, rows, t, index, noise, seeds, seed, clip, threshold, learned, unconditional, guidance, out, x0)
