@@ -57,7 +57,9 @@ FG_HD void ddpm_step(const Get& get, V x, V m, V v, V z, V& y, V& x0) {
   if (kClip != kNoClip) {
     x0 = clamp(x0, get(C::kBound));
     if (kClip == kThreshold) x0 = x0 * get(C::kInverse);
-    y = with_noise(fma(get(C::kU), x0, get(C::kV) * x), get(C::kW), m);  // W·m, and where W is 0 no look at an infinite m
+    // where W is 0 no look at an infinite m; m is selected and not y, for a select of y nvcc makes a branch
+    const V weighed = select(get(C::kW) == splat<V>(0.0), splat<V>(0.0), m);
+    y = fma(get(C::kW), weighed, fma(get(C::kU), x0, get(C::kV) * x));
   } else {
     y = ddpm_mean(get(C::kA), x, get(C::kB), m);
   }
