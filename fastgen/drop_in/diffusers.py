@@ -362,18 +362,19 @@ def _row(state, timestep, sample, known):
         if not 0 <= t < len(known) or not known[t]:
             raise NotCovered(f"timestep {t} is not one that the scheduler visits, or its coefficients are not finite")
         return t
-    return _timesteps(timestep, sample, known)
+    t = _timesteps(timestep, sample)
+    if t.is_cpu and not _compiling() and not all(0 <= i < len(known) and known[i] for i in t.tolist()):
+        raise NotCovered("among the timesteps is one that the scheduler does not visit, or whose coefficients are not finite")
+    return t
 
 
-def _timesteps(timesteps, sample, known=None):
+def _timesteps(timesteps, sample):
     if not isinstance(timesteps, torch.Tensor) or timesteps.dtype not in INTEGERS:
         raise NotCovered(f"a timestep of type {getattr(timesteps, 'dtype', type(timesteps).__name__)}")
     batch = sample.shape[0]
     if timesteps.numel() not in (1, batch):
         raise NotCovered(f"{timesteps.numel()} timesteps for {batch} samples")
     t = timesteps.to(sample.device, torch.int64).reshape(-1)
-    if t.is_cpu and known is not None and not _compiling() and not all(0 <= i < len(known) and known[i] for i in t.tolist()):
-        raise NotCovered("among the timesteps is one that the scheduler does not visit, or whose coefficients are not finite")
     return t.expand(batch) if t.numel() != batch else t
 
 
@@ -559,8 +560,11 @@ def _noised(name, options, scheduler, x, noise, timesteps):
     if state is None:
         raise NotCovered("nothing is known of the scheduler while compiling: call set_timesteps first")
     rounded = torch.float32 if options.float32_coefficients and x.dtype.itemsize == 2 else x.dtype
-    coefficients, known = state.get((name, rounded))
-    return noised_with(coefficients, x, _timesteps(timesteps, x, known), noise=noise)
+    coefficients, _ = state.get((name, rounded))
+    try:
+        return noised_with(coefficients, x, _timesteps(timesteps, x), noise=noise)
+    except ValueError as error:  # a timestep below 0, which counts from the end in diffusers, or beyond
+        raise NotCovered(error) from None
 
 
 def _set_timesteps(original, options):
