@@ -121,18 +121,23 @@ def test_pytest_benchmarks(tmp_path):
         assert info["bytes"] > 0 and info["GB/s"] > 0 and info["share of torch.add"] > 0
         assert info["backend"] == fastgen.backend() and info["torch"] == torch.__version__
         assert {"op", "mode", "output", "size", "dtype", "fastgen", "commit", "dirty", "cpu"} <= info.keys()
-    all_peers = {"torch.add", "fastgen", "eager", "torch.compile"}
-    assert all(found == all_peers - ({"torch.compile"} if "-t_" in group else set()) for group, found in groups.items())
+    limit_and_ours = {"torch.add", "fastgen"}
+    for group, found in groups.items():
+        if group.startswith("diffusers"):
+            assert found == limit_and_ours | {"diffusers"}
+        else:
+            assert found == limit_and_ours | {"eager"} | (set() if "-t_" in group else {"torch.compile"})
     ops = {benchmark["extra_info"]["op"] for benchmark in benchmarks}
     losses = {"bce_with_logits", "gan_loss", "diffusion_loss"}
-    assert ops == {"q_sample", "ddpm_step", "ddim_step", "q_posterior", "randn"} | losses
+    drop_ins = {"diffusers DDPMScheduler.step", "diffusers DDIMScheduler.step", "diffusers add_noise"}
+    assert ops == {"q_sample", "ddpm_step", "ddim_step", "q_posterior", "randn"} | losses | drop_ins
 
 
 def test_side_by_side(tmp_path):
     output = run("-m", "benchmarks.side_by_side", "--tiny", "--json", str(tmp_path / "s.json"))
     result = json.loads((tmp_path / "s.json").read_text())
     assert result["environment"]["backend"] == fastgen.backend()
-    assert len(result["rows"]) == 23 and len(result["flatness"]) == 12
+    assert len(result["rows"]) == 23 + 2 * 5 and len(result["flatness"]) == 12
     for row in result["rows"]:
         assert "fastgen" in row["peers"] and "torch.add" in row["peers"]
         assert all(peer["ns_per_element"]["median"] > 0 for peer in row["peers"].values())
