@@ -101,7 +101,7 @@ def draw_seed(device: torch.device):
 
 def random_seed(generator: torch.Generator | None) -> int:
     """63 random bits of a generator on the CPU, by default torch's."""
-    if _dispatch_modes():  # which may not let an older tensor in
+    if _dispatch_modes() or _functorch_is_active():  # which may not let an older tensor in
         return torch.empty((), dtype=torch.int64, device="cpu").random_(generator=generator).item()
     return _scratch.bits.random_(generator=generator).item()
 
@@ -116,6 +116,7 @@ class _Scratch(threading.local):
 
 _scratch = _Scratch()
 _dispatch_modes = torch._C._len_torch_dispatch_stack
+_functorch_is_active = torch._C._are_functorch_transforms_active
 
 
 def check_seed(seed, batch: int, device):

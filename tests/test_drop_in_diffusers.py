@@ -165,6 +165,19 @@ def test_mixed_dtypes_have_the_results_of_diffusers(prediction, dtypes):
         assert_near(b.pred_original_sample, a.pred_original_sample, 0.03)
 
 
+@pytest.mark.parametrize("limit", LIMITS)
+@pytest.mark.parametrize("name", NAMES)
+def test_the_default_generator_is_drawn_from_as_by_diffusers(name, limit):
+    for options in [{"eta": 0.0}, {"eta": 0.5}] if "DDIM" in name else [{}]:
+        results, states = [], []
+        for s in both(name, **LIMITS[limit]):
+            torch.manual_seed(3)
+            results.append(chain(s, normal((2, 3, 4), 0), **options)[-1][0])
+            states.append(torch.get_rng_state())
+        assert_near(results[1], results[0])
+        assert torch.equal(*states)
+
+
 def test_generators():
     """Lists of them, and none; what is drawn, and that nothing is at timestep 0."""
     for scheduler_class in NAMES:
@@ -196,8 +209,6 @@ def test_results_are_those_of_diffusers_in_kind():
 
 def test_gradients():
     for name, limit in itertools.product(("DDPMScheduler", "DDIMScheduler"), LIMITS):
-        if limit == "thresholded":
-            continue  # diffusers differentiates the quantile too
         gradients = []
         for s in both(name, **LIMITS[limit]):
             x, m = normal((2, 3, 4), 0).requires_grad_(), normal((2, 3, 4), 1).requires_grad_()
@@ -360,12 +371,12 @@ def test_timesteps_on_a_device_are_known_by_their_place():
     """What a GPU's timestep is, without asking the GPU: views of `scheduler.timesteps` tell by their storage offset."""
     s = fast.DDPMScheduler()
     s.set_timesteps(10)
-    state = fast._state(s)
+    seen = fast._seen(s)
     for t, expected in zip(s.timesteps[3:], s.timesteps.tolist()[3:], strict=True):
-        assert fast.place(t, state.timesteps) is not None
-        assert state.host_timesteps[fast.place(t, state.timesteps)] == expected
+        assert fast.place(t, seen.timesteps) is not None
+        assert seen.state.host_timesteps[fast.place(t, seen.timesteps)] == expected
     for other in (s.timesteps[3].clone(), s.timesteps.clone()[3], s.timesteps[3].to(torch.int32), s.timesteps.view(torch.int32)[6]):
-        assert fast.place(other, state.timesteps) is None
+        assert fast.place(other, seen.timesteps) is None
 
 
 @pytest.mark.cuda
@@ -428,7 +439,10 @@ def test_copies(copied):
             assert type(other) is type(s)
             assert torch.equal(other.step(m, 500, x, generator=torch.Generator().manual_seed(1)).prev_sample, expected)
             other.set_timesteps(20)
-            other.step(m, 550, x)
+            changed = type(s)()
+            changed.set_timesteps(20)
+            y = [q.step(m, 550, x, generator=torch.Generator().manual_seed(1)).prev_sample for q in (other, changed)]
+            assert torch.equal(*y)
             assert torch.equal(s.step(m, 500, x, generator=torch.Generator().manual_seed(1)).prev_sample, expected)
 
 
@@ -478,6 +492,40 @@ def test_changes_are_noticed():
     same(550)
     change(lambda s: setattr(s, "num_inference_steps", None))
     same(549)
+    change(lambda s: setattr(s, "one", torch.tensor(0.999)))
+    change(lambda s: setattr(s, "timesteps", torch.tensor([900, 550])))
+    change(lambda s: setattr(s, "num_inference_steps", 2))
+    same(550)
+    change(lambda s: setattr(s, "_get_variance", lambda t, **_: torch.tensor(4.0)))
+    same(900)
+
+
+def test_final_alpha_is_watched():
+    theirs, ours = both("DDIMScheduler", clip_sample=False)
+    x, m = normal((2, 3, 4), 0), normal((2, 3, 4), 1)
+    for value in (1.0, 0.99999, 0.9999):
+        for s in (theirs, ours):
+            s.final_alpha_cumprod.fill_(value)
+        assert_near(ours.step(m, 0, x).prev_sample, theirs.step(m, 0, x).prev_sample)
+
+
+def test_states_are_shared_and_tables_bounded():
+    first, second, other = fast.DDIMScheduler(), fast.DDIMScheduler(), fast.DDIMScheduler(beta_end=0.03)
+    for s in (first, second, other):
+        s.set_timesteps(10)
+    state = fast._seen(first).state
+    assert fast._seen(second).state is state and fast._seen(other).state is not state
+    first.set_timesteps(20)
+    assert fast._seen(first).state is not state
+    first.set_timesteps(10)
+    assert fast._seen(first).state is state
+    x = normal((2, 3, 4), 0)
+    for k in range(2 * fast.MOST_TABLES):
+        first.step(x, 500, x, eta=k / 1000)
+    assert len(state.coefficients) <= fast.MOST_TABLES
+    for k in range(2 * fast.MOST_STATES):
+        fast.DDPMScheduler(beta_end=0.01 + k / 1e5)
+    assert len(fast._states) <= fast.MOST_STATES
 
 
 # ---- what is not covered ------------------------------------------------------------------------------------------------------
@@ -512,6 +560,19 @@ def test_what_is_not_covered_runs_diffusers_own_code_and_says_so(caplog):
         ours.step(two, 500, x, seed=1)
     theirs, ours = both("DDPMScheduler", None, rescale_betas_zero_snr=True)
     fell_through(lambda: drawn(ours, m, 999, x), drawn(theirs, m, 999, x), "not finite")
+    theirs, ours = both("DDPMScheduler", None, clip_sample_range=float("inf"))
+    with Dispatched() as ops:
+        assert_near(drawn(ours, m, 500, x), drawn(theirs, m, 500, x))
+    assert ops.of_fastgen() == 1
+    theirs, ours = both("DDIMScheduler")
+    for s in (theirs, ours):
+        s.timesteps = s.timesteps.tolist()
+    fell_through(lambda: drawn(ours, m, 500, x), drawn(theirs, m, 500, x), "timesteps is no tensor")
+    z = normal((2, 3, 4), 2, torch.float64)
+    options = {"eta": 0.5, "variance_noise": z}
+    theirs, ours = both("DDIMScheduler")
+    expected = theirs.step(m, 500, x, **options).prev_sample
+    fell_through(lambda: ours.step(m, 500, x, **options).prev_sample, expected, "variance_noise of torch.float64")
     theirs, ours = both("DDPMScheduler", None)
     fell_through(lambda: drawn(ours, m[:1], 500, x), drawn(theirs, m[:1], 500, x), "shapes")
     t = torch.tensor([3, 4])
@@ -568,17 +629,21 @@ def test_options_are_checked():
 # ---- torch.compile ------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("config", [{}, {"thresholding": True}], ids=["clipped", "thresholded"])
 @pytest.mark.parametrize("source", ("exact", "fused", "seed"))
 @pytest.mark.parametrize("name", ("DDPMScheduler", "DDIMScheduler"))
-def test_compiled_steps_have_no_graph_breaks(name, source):
+def test_compiled_steps_have_no_graph_breaks(name, source, config):
     torch._dynamo.reset()
-    s = getattr(fast, name)(rng="fused" if source == "fused" else "exact")
+    s = getattr(fast, name)(rng="fused" if source == "fused" else "exact", clip_sample_range=0.9, **config)
+    s = copy.deepcopy(s)
     options = {"seed": torch.tensor([3, 4])} if source == "seed" else {}
     options |= {"eta": 0.5} if "DDIM" in name else {}
     compiled = torch.compile(lambda m, t, x: s.step(m, t, x, **options).prev_sample, fullgraph=True, backend="aot_eager")
     x, m = normal((2, 3, 4), 0), normal((2, 3, 4), 1)
-    for steps in (10, 20):
+    for steps in (10, 20, *[10] * 12):  # the same state again and again: not compiled again
         s.set_timesteps(steps)
+        if steps == 20:
+            s.register_to_config(clip_sample_range=0.5)
         for t in s.timesteps[3:5]:
             torch.manual_seed(0)
             y = compiled(m, t, x)
@@ -588,6 +653,31 @@ def test_compiled_steps_have_no_graph_breaks(name, source):
                 assert torch.isfinite(y).all() and not torch.equal(y, compiled(m, t, x))
             else:
                 assert_near(y, expected)
+
+
+def test_compiled_noising_has_no_graph_breaks():
+    torch._dynamo.reset()
+    s = fast.DDPMParallelScheduler()
+    s.set_timesteps(10)
+    x, m, t = normal((2, 3, 4), 0), normal((2, 3, 4), 1), torch.tensor([900, 100])
+    for method in (s.add_noise, s.get_velocity, s.batch_step_no_noise):
+        last = (m, t) if method != s.batch_step_no_noise else (t, m)
+        compiled = torch.compile(lambda x, a, b, method=method: method(x, a, b), fullgraph=True, backend="aot_eager")
+        assert_near(compiled(x, *last), method(x, *last))
+
+
+@pytest.mark.parametrize("patched_first", (True, False))
+def test_compiled_under_a_patch(patched_first):
+    torch._dynamo.reset()
+    x, m = normal((2, 3, 4), 0), normal((2, 3, 4), 1)
+    s = diffusers.DDPMScheduler()
+    if not patched_first:
+        s.set_timesteps(10)
+    with fast.patch():
+        s.set_timesteps(10)
+        compiled = torch.compile(lambda m, t, x: s.step(m, t, x, seed=4).prev_sample, fullgraph=True, backend="aot_eager")
+        for t in s.timesteps[4:6]:
+            assert_near(compiled(m, t, x), s.step(m, t, x, seed=4).prev_sample)
 
 
 # ---- odd circumstances --------------------------------------------------------------------------------------------------------

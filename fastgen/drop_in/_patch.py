@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import threading
 
+import torch
+
 from .. import _checks
 
 logger = logging.getLogger("fastgen.drop_in")
@@ -16,7 +18,8 @@ _ABSENT = object()
 
 
 class Patch:
-    """Replacements in force from its creation to `unpatch()`, or to the end of a `with` block over it."""
+    """Replacements in force from its creation to `unpatch()`, or to the end of a `with` block over it. Until then an object that is
+    patched, and all that it holds, stays alive."""
 
     def __init__(self, replacements):
         """replacements: (owner, name, make) each; make(original) gives what `owner.name` becomes, `original` being what it was
@@ -73,5 +76,7 @@ def check_rng(rng) -> None:
 
 
 def fall_through(what: str, why: str) -> None:
-    """Says that the original runs, in a line of level DEBUG of the logger "fastgen.drop_in"."""
-    logger.debug("%s: not fastgen but the original runs: %s", what, why)
+    """Says that the original runs, in a line of level DEBUG of the logger "fastgen.drop_in"; but not while compiling, where nothing
+    can be logged."""
+    if not torch.compiler.is_compiling():
+        logger.debug("%s: not fastgen but the original runs: %s", what, why)

@@ -19,18 +19,22 @@ Beyond diffusers:
 - No timestep is read back from a GPU. Of a 0-dimensional one that is an element of `scheduler.timesteps` the value is known all the
   same; of another one it is not, so with it noise is drawn at timestep 0 too (and not used), and a timestep that the scheduler
   does not visit makes its sample NaN.
-- `step` compiles with `torch.compile(fullgraph=True)`, after `set_timesteps`.
+- `step` compiles with `torch.compile(fullgraph=True)`, after `set_timesteps`, but without `generator=`, which torch cannot trace.
+  It then draws at timestep 0 too (and uses nothing of it), and sees a changed `alphas_cumprod` only after another `set_timesteps`.
 - `float32_coefficients=True`: `add_noise` and `get_velocity` of half-precision samples use float32 coefficients. diffusers rounds ᾱ
   to the samples' dtype first; in bfloat16, 1 − ᾱ is then 0 for the default first 10 timesteps: no noise is added.
 
-What is not covered (variance type "learned", an infinite coefficient, a subclass with another variance, mixed shapes or dtypes)
-runs diffusers' own code and says so at level DEBUG of the logger "fastgen.drop_in". In those cases `seed=` raises ValueError.
+What is not covered (variance type "learned", an infinite coefficient, a subclass with another variance, other shapes, gradients
+through dynamic thresholding) runs diffusers' own code and says so at level DEBUG of the logger "fastgen.drop_in". In those cases
+`seed=` raises ValueError. Known to differ: half-precision results stay so where a timestep of shape (1,), or `batch_step_no_noise`,
+makes diffusers' float32; an infinite sample becomes NaN where diffusers' formula happens not to read it.
 """
 
 from __future__ import annotations
 
 import functools
 import inspect
+import math
 import weakref
 from collections import OrderedDict
 from typing import NamedTuple
@@ -68,61 +72,103 @@ def _checked_options(rng, float32_coefficients) -> Options:
 
 # ---- what a scheduler's configuration comes to --------------------------------------------------------------------------------
 
-METHODS = ("_get_variance", "previous_timestep", "_threshold_sample")  # which the tables speak for, unless a subclass has its own
+METHODS = ("_get_variance", "previous_timestep", "_threshold_sample")  # which the tables speak for, unless a scheduler has its own
+INTEGERS = (torch.int64, torch.int32)
+DTYPES = {dtype: str(dtype).removeprefix("torch.") for dtype in _checks.FLOATING}  # dynamo guards on keys by their text
+_compiling = torch.compiler.is_compiling  # found once, as in _dispatch.py
 
 
 class State:
-    """What follows from a scheduler's configuration and timesteps; kept on it until either changes."""
+    """What the values in a scheduler's configuration and timesteps come to. Schedulers that are alike share one, so that a program
+    compiled for it serves all of them, and `set_timesteps` with the same number again."""
 
-    def __init__(self, scheduler):
-        config = scheduler._internal_dict
-        self.config, self.alphas_cumprod, self.timesteps = config, scheduler.alphas_cumprod, scheduler.timesteps
-        own = scheduler.__dict__
-        self.steps, self.variance_type, self.custom_timesteps, self.final_alpha_cumprod = (
-            own.get(name) for name in ("num_inference_steps", "variance_type", "custom_timesteps", "final_alpha_cumprod")
-        )
-        tensors = self.timesteps, self.alphas_cumprod
-        self.versions = None if any(x.is_inference() for x in tensors) else tuple(x._version for x in tensors)
+    def __init__(self, family, config, alphas_cumprod, values):
+        self.steps, self.custom_timesteps, self.variance_type, self.final_alpha, self.host_timesteps, self.problem = values
+        self.alphas_cumprod = alphas_cumprod  # on the CPU
+        self.total = config.num_train_timesteps
         self.prediction, self.thresholding = config.prediction_type, config.thresholding
-        self.clip = float(config.clip_sample_range) if config.clip_sample and not config.thresholding else None
+        self.quantile, self.most = config.dynamic_thresholding_ratio, config.sample_max_value
+        bounded = config.clip_sample and not config.thresholding and config.clip_sample_range != math.inf
+        self.clip = float(config.clip_sample_range) if bounded and not self.problem else None
         self.learned = self.variance_type == "learned_range"
-        self.host_timesteps = scheduler.timesteps.tolist()
-        self.problem = _problem(scheduler)
-        self._scheduler = weakref.ref(scheduler)
-        self._coefficients = {}
+        self.coefficients = {}
         _BY_ID[id(self)] = self
-
-    def __reduce__(self):
-        return dict, ()  # a copied or unpickled scheduler makes its own
-
-    def is_of(self, own) -> bool:
-        """Whether nothing has changed since, `own` being the scheduler's __dict__: tensors count by identity and version."""
-        timesteps, alphas_cumprod = self.timesteps, self.alphas_cumprod
-        return (
-            own["timesteps"] is timesteps
-            and own["alphas_cumprod"] is alphas_cumprod
-            and own["_internal_dict"] is self.config
-            and own["num_inference_steps"] == self.steps
-            and own.get("variance_type") == self.variance_type
-            and own.get("custom_timesteps") == self.custom_timesteps
-            and own.get("final_alpha_cumprod") is self.final_alpha_cumprod
-            # those of inference mode have no version
-            and (self.versions is None or (timesteps._version, alphas_cumprod._version) == self.versions)
-        )
 
     def get(self, key):
         """(Coefficients, for each timestep whether it has a row without NaN or infinity)."""
-        if _compiling():
-            _prepare(id(self), key)
-        found = self._coefficients.get(key)
-        return self._make(key) if found is None else found
+        found = self.coefficients.get(key)
+        return self.make(key) if found is None else found
 
-    def _make(self, key):
-        with plain_tensors(), torch.no_grad(), torch.device("cpu"):
-            rows = _ROWS[key[0]](self._scheduler(), self.alphas_cumprod.cpu(), *key[1:])
+    def make(self, key):
+        with plain_tensors(), torch.no_grad():
+            rows = _ROWS[key[0]](self, *key[1:])
         coefficients = Coefficients("q_sample" if rows.shape[1] == 2 else "ddpm_step", rows)
         known = np.isfinite(rows[:, : DDPM_STEP_COLUMNS.index("S")]).all(axis=1).tolist()
-        return self._coefficients.setdefault(key, (coefficients, known))
+        if len(self.coefficients) >= MOST_TABLES:
+            self.coefficients.clear()
+        return self.coefficients.setdefault(key, (coefficients, known))
+
+
+MOST_TABLES = 64  # of one state; a DDIM chain with another eta at every step would fill the memory
+_states: OrderedDict[tuple, State] = OrderedDict()  # by value, the last ones used
+MOST_STATES = 64
+
+# Dynamo makes id(state) a constant and guards it; what it calls by that has run once the graph is made.
+_BY_ID: weakref.WeakValueDictionary[int, State] = weakref.WeakValueDictionary()
+
+
+def _prepare(identity: int, *keys) -> bool:
+    for key in keys:
+        _BY_ID[identity].get(key)
+    return True
+
+
+_prepare._dynamo_marked_constant = True  # see _tables.py
+
+
+class Seen:
+    """What a scheduler consisted of when its state was last looked up; kept on it."""
+
+    def __init__(self, scheduler):
+        own = scheduler.__dict__
+        self.config, self.alphas_cumprod, self.timesteps = (own[x] for x in ("_internal_dict", "alphas_cumprod", "timesteps"))
+        self.rest = tuple(own.get(name) for name in ("num_inference_steps", "custom_timesteps", "variance_type"))
+        self.numbers = own.get("final_alpha_cumprod"), own.get("one")
+        problem = _problem(scheduler)
+        tensors = [x for x in (self.timesteps, self.alphas_cumprod, *self.numbers) if isinstance(x, torch.Tensor)]
+        self.versions = None if any(x.is_inference() for x in tensors) else [(x, x._version) for x in tensors]
+        values, alphas_cumprod = (*self.rest, None, (), problem), self.alphas_cumprod
+        if not problem:
+            final = self.numbers[0] if self.numbers[0] is not None else self.numbers[1]
+            values = (*self.rest, float(final), tuple(self.timesteps.tolist()), "")
+            alphas_cumprod = alphas_cumprod.detach().cpu().clone()
+        # the configuration by its text: lists in it (trained_betas) cannot be hashed
+        key = type(scheduler), repr(sorted(self.config.items(), key=lambda item: item[0])), _bytes(alphas_cumprod), values
+        state = _states.pop(key, None) or State(type(scheduler), self.config, alphas_cumprod, values)
+        _states[key] = self.state = state
+        while len(_states) > MOST_STATES:
+            _states.popitem(last=False)
+
+    def __deepcopy__(self, memo):
+        return self  # of other objects than the copy's, so that the copy looks again
+
+    def __reduce__(self):
+        return dict, ()  # what is unpickled may be where there is no fastgen
+
+    def is_of(self, own) -> bool:
+        """Whether nothing has changed since, `own` being the scheduler's __dict__. Tensors count by identity and version."""
+        return (
+            own["timesteps"] is self.timesteps
+            and own["alphas_cumprod"] is self.alphas_cumprod
+            and own["_internal_dict"] is self.config
+            and (own.get("num_inference_steps"), own.get("custom_timesteps"), own.get("variance_type")) == self.rest
+            and own.get("final_alpha_cumprod") is self.numbers[0]
+            and own.get("one") is self.numbers[1]
+            and not ("_get_variance" in own or "previous_timestep" in own or "_threshold_sample" in own)
+            and (
+                self.versions is None or all(x._version == version for x, version in self.versions)
+            )  # None: inference mode has none
+        )
 
     def host_timestep(self, timestep):
         """The timestep as an int where that can be known without waiting for a GPU, else None."""
@@ -132,12 +178,12 @@ class State:
             if timestep.is_cpu:
                 return timestep.item()
             at = place(timestep, self.timesteps)
-            return None if at is None else self.host_timesteps[at]
+            return None if at is None else self.state.host_timesteps[at]
         return int(timestep) if isinstance(timestep, (int, np.integer)) and not isinstance(timestep, bool) else None
 
 
-INTEGERS = (torch.int64, torch.int32)
-_compiling = torch.compiler.is_compiling  # found once, as in _dispatch.py
+def _bytes(x):
+    return x.numpy().tobytes() if isinstance(x, torch.Tensor) and x.device.type == "cpu" and not x.requires_grad else id(x)
 
 
 def place(timestep, timesteps) -> int | None:
@@ -149,25 +195,17 @@ def place(timestep, timesteps) -> int | None:
     return at if 0 <= at < timesteps.numel() else None
 
 
-# Dynamo makes id(state) a constant and guards it; what it calls by that has run once the graph is made.
-_BY_ID: weakref.WeakValueDictionary[int, State] = weakref.WeakValueDictionary()
-
-
-def _prepare(identity: int, key: tuple) -> bool:
-    _BY_ID[identity]._make(key)
-    return True
-
-
-_prepare._dynamo_marked_constant = True  # see _tables.py
-
-
 def _problem(scheduler) -> str:
     """Why diffusers' own code has to run; "" where it has not."""
-    config, kind = scheduler._internal_dict, type(scheduler)
-    (family,) = (base for base in FAMILIES if isinstance(scheduler, base))
+    config, kind, own = scheduler._internal_dict, type(scheduler), scheduler.__dict__
+    family = next(base for base in kind.__mro__ if base in FAMILIES)
     for method in METHODS:
-        if getattr(kind, method, None) is not getattr(family, method, None):
+        if method in own or getattr(kind, method, None) is not getattr(family, method, None):
             return f"{kind.__name__} has a {method} of its own"
+    for name in ("timesteps", "alphas_cumprod"):
+        x = own[name]
+        if not isinstance(x, torch.Tensor) or x.is_meta or x.requires_grad:
+            return f"{name} is no tensor, or has no values, or requires grad"
     if config.prediction_type not in PREDICTIONS:
         return f"prediction_type is {config.prediction_type!r}"
     if config.clip_sample and not config.thresholding and not config.clip_sample_range > 0:
@@ -182,44 +220,43 @@ def _problem(scheduler) -> str:
     return ""
 
 
-def _state(scheduler) -> State | None:
-    """None while compiling, if there is none yet."""
+def _seen(scheduler) -> Seen:
     own = scheduler.__dict__
-    state = own.get("_fastgen")
+    seen = own.get("_fastgen")
     if _compiling():
-        return state
-    if type(state) is not State or not state.is_of(own):
-        state = own["_fastgen"] = State(scheduler)
-    return state
+        if not isinstance(seen, Seen):
+            raise NotCovered("nothing is known of the scheduler while compiling: call set_timesteps first")
+        return seen
+    if type(seen) is not Seen or not seen.is_of(own):
+        seen = own["_fastgen"] = Seen(scheduler)
+    return seen
 
 
 # ---- coefficients: the operations of diffusers, in its order, in float32, for all timesteps at once ---------------------------
 
 
-def _ddpm_rows(scheduler, alphas_cumprod, strided=False):
+def _ddpm_rows(state, strided=False):
     """`strided`: those of `batch_step_no_noise`, with the timestep before it a stride away and no noise."""
-    total = len(alphas_cumprod)
-    steps = scheduler.num_inference_steps
-    before = torch.arange(total) - 1
-    visited = torch.ones(total, dtype=torch.bool)
+    alpha = state.alphas_cumprod
+    total = len(alpha)
+    before, visited = np.arange(total) - 1, np.ones(total, bool)
     if strided:
-        before = torch.arange(total) - scheduler.config.num_train_timesteps // (steps or scheduler.config.num_train_timesteps)
-    elif scheduler.custom_timesteps or steps:
-        timesteps = scheduler.timesteps.tolist()
+        before = np.arange(total) - state.total // (state.steps or state.total)
+    elif state.custom_timesteps or state.steps:
         visited[:] = False
+        timesteps = state.host_timesteps
         for t, previous in reversed([*zip(timesteps, [*timesteps[1:], -1], strict=True)]):  # of repeated ones the first counts
             if 0 <= t < total:
-                before[t], visited[t] = previous, True
-    alpha = alphas_cumprod
-    alpha_before = torch.where(before >= 0, alphas_cumprod[before.clamp(min=0)], 1.0)
+                before[t], visited[t] = previous, previous < total
+    alpha_before = _before(alpha, before, 1.0 if strided else state.final_alpha)
     beta, beta_before = 1 - alpha, 1 - alpha_before
     current_alpha = alpha / alpha_before
     current_beta = 1 - current_alpha
     u = alpha_before**0.5 * current_beta / beta
     v = current_alpha**0.5 * beta_before / beta
     small = torch.clamp(beta_before / beta * current_beta, min=1e-20)
-    kind = "none" if strided else scheduler.variance_type
-    slope = intercept = torch.zeros(())
+    kind = "none" if strided else state.variance_type
+    slope = intercept = zero = torch.zeros((), device="cpu")
     if kind == "fixed_small":
         sigma = small**0.5
     elif kind == "fixed_small_log":
@@ -229,70 +266,70 @@ def _ddpm_rows(scheduler, alphas_cumprod, strided=False):
     elif kind == "fixed_large_log":
         sigma = torch.log(current_beta) ** 0.5  # NaN, as in diffusers
     elif kind == "learned_range":
-        sigma = torch.ones(total)
+        sigma = torch.ones_like(alpha)
         least, most = torch.log(small).double(), torch.log(current_beta).double()
         slope, intercept = 0.25 * (most - least), 0.25 * (most + least)
     else:
-        sigma = torch.zeros(total)
-    sigma = torch.where(torch.arange(total) > 0, sigma, 0.0)
-    p, q = _x0_columns(scheduler, alpha)
-    rows = step_columns(*(column.double().numpy() for column in (p, q, u, v, sigma, slope, intercept)))
-    rows[~visited.numpy()] = np.nan
+        sigma = zero
+    rows = step_columns(*(column.double().numpy() for column in (*_x0_columns(state), u, v, sigma, slope, intercept)))
+    rows[~visited] = np.nan
+    rows[0, DDPM_STEP_COLUMNS.index("S")] = 0.0
     return rows
 
 
-def _ddim_rows(scheduler, alphas_cumprod, eta, from_clipped):
+def _before(alpha, before, final):
+    """ᾱ of the timesteps `before`, and `final` below 0."""
+    return torch.where(torch.from_numpy(before >= 0), alpha[torch.from_numpy(before.clip(0, len(alpha) - 1))], final)
+
+
+def _ddim_rows(state, eta, from_clipped):
     """`from_clipped`: epsilon is read off the clipped x0, which is use_clipped_model_output."""
-    total = len(alphas_cumprod)
-    before = torch.arange(total) - scheduler.config.num_train_timesteps // scheduler.num_inference_steps
-    alpha = alphas_cumprod
-    alpha_before = torch.where(before >= 0, alphas_cumprod[before.clamp(min=0)], scheduler.final_alpha_cumprod.cpu())
+    alpha = state.alphas_cumprod
+    alpha_before = _before(alpha, np.arange(len(alpha)) - state.total // state.steps, state.final_alpha)
     beta = 1 - alpha
     variance = (1 - alpha_before) / beta * (1 - alpha / alpha_before)
-    sigma = eta * variance**0.5 if eta else torch.zeros(total)
+    sigma = eta * variance**0.5 if eta else torch.zeros_like(alpha)
     direction = ((1 - alpha_before - sigma**2) ** 0.5).double()
-    p, q = _x0_columns(scheduler, alpha)
     u, root, noise = (alpha_before**0.5).double(), (alpha**0.5).double(), (beta**0.5).double()
     # direction · epsilon, with epsilon from x0, from the network, or from both, as V·x_t + W·m
-    v, w = torch.zeros(()), torch.zeros(())
+    v = w = zero = torch.zeros((), device="cpu")
     if from_clipped:
         u, v = u - direction * root / noise, direction / noise
-    elif scheduler.config.prediction_type == "epsilon":
+    elif state.prediction == "epsilon":
         w = direction
-    elif scheduler.config.prediction_type == "sample":
+    elif state.prediction == "sample":
         v, w = direction / noise, -direction * root / noise
     else:
         v, w = direction * noise, direction * root
-    zero = torch.zeros(())
-    return step_columns(*(column.double().numpy() for column in (p, q, u, v, sigma, zero, zero, w)))
+    return step_columns(*(column.double().numpy() for column in (*_x0_columns(state), u, v, sigma, zero, zero, w)))
 
 
-def _x0_columns(scheduler, alpha):
+def _x0_columns(state):
+    alpha = state.alphas_cumprod
     root, noise = (alpha**0.5).double(), ((1 - alpha) ** 0.5).double()
-    if scheduler.config.prediction_type == "epsilon":
+    if state.prediction == "epsilon":
         return 1 / root, -noise / root
-    if scheduler.config.prediction_type == "sample":
-        return torch.zeros(()), torch.ones(())
+    if state.prediction == "sample":
+        return torch.zeros_like(root), torch.ones_like(root)
     return root, -noise
 
 
-def _x0_rows(scheduler, alphas_cumprod, key):
+def _x0_rows(state, key):
     """Of the step `key`, x0 alone, before anything is clipped."""
-    rows = _ROWS[key[0]](scheduler, alphas_cumprod, *key[1:])
+    rows = state.get(key)[0].rows.copy()
     column = DDPM_STEP_COLUMNS.index
-    rows[:, [column("A"), column("B"), column("S")]] = np.stack(
-        [rows[:, column("P")], rows[:, column("Q")], 0 * rows[:, 0]], axis=1
-    )
+    rows[:, [column("A"), column("B")]] = rows[:, [column("P"), column("Q")]]
+    rows[:, column("S")] = 0.0
     return rows
 
 
-def _add_noise_rows(scheduler, alphas_cumprod, dtype):
-    alpha = alphas_cumprod.to(dtype)
+def _add_noise_rows(state, dtype):
+    alpha = state.alphas_cumprod.to(getattr(torch, dtype))
     return np.stack([(alpha**0.5).double().numpy(), ((1 - alpha) ** 0.5).double().numpy()], axis=1)
 
 
-def _velocity_rows(scheduler, alphas_cumprod, dtype):
-    of_x0, of_noise = _add_noise_rows(scheduler, alphas_cumprod, dtype).T
+def _velocity_rows(state, dtype):
+    of_x0, of_noise = _add_noise_rows(state, dtype).T
     return np.stack([-of_noise, of_x0], axis=1)
 
 
@@ -308,17 +345,21 @@ _ROWS = {
 # ---- one step -----------------------------------------------------------------------------------------------------------------
 
 
-def _reverse_step(state, key, model_output, timestep, sample, draw):
+def _reverse_step(seen, key, model_output, timestep, sample, draw):
     """(previous sample, x0); draw(t, m) gives the arguments of `step_with` that say where the noise comes from. Raises NotCovered
     before anything is drawn."""
+    state = seen.state
     m, learned = _model_output(state, model_output, sample)
+    if _compiling():
+        _prepare(id(state), key, ("x0", key))
     coefficients, known = state.get(key)
-    t = _row(state, timestep, sample, known)
+    t = _row(seen, timestep, sample, known)
+    if state.thresholding and torch.is_grad_enabled() and (sample.requires_grad or m.requires_grad):
+        raise NotCovered("gradients go through the quantile of dynamic thresholding")
     noise = draw(t, m)
     threshold = None
     if state.thresholding:
-        x0 = step_with(state.get(("x0", key))[0], sample, m, t)
-        threshold = _threshold(state.config, x0)
+        threshold = _threshold(state, step_with(state.get(("x0", key))[0], sample, m, t, **NO_NOISE))
     if state.prediction == "sample" and state.clip is None and threshold is None:
         return step_with(coefficients, sample, model_output, t, learned=learned, **noise), m
     y, x0 = step_with(
@@ -329,8 +370,6 @@ def _reverse_step(state, key, model_output, timestep, sample, draw):
 
 def _model_output(state, model_output, sample):
     """The part of the network's output that predicts, and whether another part is about the variance."""
-    if state is None:
-        raise NotCovered("nothing is known of the scheduler while compiling: call set_timesteps first")
     if state.problem:
         raise NotCovered(state.problem)
     _same_kind("model_output", model_output, sample)
@@ -347,17 +386,19 @@ def _model_output(state, model_output, sample):
 def _same_kind(name, y, x):
     if type(y) is type(x) is torch.Tensor and x.is_cpu and y.is_cpu and x.dtype is y.dtype in _checks.FLOATING and x.dim():
         return  # as nearly all are
-    if not isinstance(y, torch.Tensor) or not isinstance(x, torch.Tensor) or x.dim() == 0:
+    if not isinstance(y, torch.Tensor) or not isinstance(x, torch.Tensor):
         raise NotCovered(f"{name} of type {type(y).__name__} for a sample of type {type(x).__name__}")
+    if x.dim() == 0:
+        raise NotCovered("a sample without dimensions")
     if y.dtype not in _checks.FLOATING or x.dtype not in _checks.FLOATING:
         raise NotCovered(f"dtypes {y.dtype} and {x.dtype}")
     if y.device != x.device:
         raise NotCovered(f"devices {y.device} and {x.device}")
 
 
-def _row(state, timestep, sample, known):
+def _row(seen, timestep, sample, known):
     """An int, or an int64 tensor with one of the timesteps for each sample."""
-    t = state.host_timestep(timestep)
+    t = seen.host_timestep(timestep)
     if t is not None:
         if not 0 <= t < len(known) or not known[t]:
             raise NotCovered(f"timestep {t} is not one that the scheduler visits, or its coefficients are not finite")
@@ -378,17 +419,15 @@ def _timesteps(timesteps, sample):
     return t.expand(batch) if t.numel() != batch else t
 
 
-def _threshold(config, x0):
+def _threshold(state, x0):
     """The bounds of Imagen's dynamic thresholding: of each sample's |x0| the quantile, within 1 … sample_max_value."""
     magnitudes = x0.to(_checks.compute_dtype(x0.dtype)).abs().flatten(1)
-    return torch.quantile(magnitudes, config.dynamic_thresholding_ratio, dim=1).clamp(min=1, max=config.sample_max_value)
+    return torch.quantile(magnitudes, state.quantile, dim=1).clamp(min=1, max=state.most)
 
 
 def _source(options, generator, seed, m):
     """Where noise of the shape of m comes from, as arguments of `step_with`."""
     if seed is not None:
-        if generator is not None:
-            raise ValueError("generator, seed: expected at most one, got both")
         return {"seed": seed}
     if options.rng == "fused":
         return {"seed": _drawn_seed(generator, m.shape[0])}
@@ -422,6 +461,11 @@ def _output(kind, previous, x0):
         OrderedDict.__setitem__(made, name, value)
         object.__setattr__(made, name, value)
     return made
+
+
+def _one_source(generator, seed):
+    if generator is not None and seed is not None:
+        raise ValueError("generator, seed: expected at most one, got both")
 
 
 NO_NOISE = {"seed": 0}  # at a step whose coefficient of the noise is 0: nothing is drawn, neither noise nor a seed
@@ -460,13 +504,14 @@ def _ddpm_step(output, original, options):
     def step(self, model_output, timestep, sample, generator=None, return_dict=True, *, seed=None):
         def draw(t, m):
             if t == 0 if type(t) is int else t.is_cpu and not _compiling() and not t.any():
-                return NO_NOISE
+                return NO_NOISE if seed is None else {"seed": seed}
             return _source(options or self._fastgen_options, generator, seed, m)
 
         try:
-            previous, x0 = _reverse_step(_state(self), ("ddpm",), model_output, timestep, sample, draw)
+            _one_source(generator, seed)
+            previous, x0 = _reverse_step(_seen(self), ("ddpm",), model_output, timestep, sample, draw)
         except NotCovered as why:
-            _original("DDPMScheduler.step", why, seed)
+            _original(f"{type(self).__name__}.step", why, seed)
             return original(self, model_output, timestep, sample, generator=generator, return_dict=return_dict)
         return _output(output, previous, x0) if return_dict else (previous, x0)
 
@@ -490,22 +535,25 @@ def _ddim_step(original, options):
     ):
         def draw(t, m):
             if eta == 0:
-                return NO_NOISE
+                return NO_NOISE if seed is None else {"seed": seed}
             if variance_noise is None:
                 return _source(options or self._fastgen_options, generator, seed, m)
             return {"noise": variance_noise}
 
         try:
+            _one_source(generator, seed)
             if self.num_inference_steps is None:
                 raise NotCovered("set_timesteps has not been called")
             if not isinstance(eta, (int, float)) or not 0 <= eta <= 1:
                 raise NotCovered(f"eta is {eta!r}")
             if eta > 0 and variance_noise is not None:
                 _same_kind("variance_noise", variance_noise, sample)
-                if variance_noise.shape != sample.shape or generator is not None or seed is not None:
-                    raise NotCovered(f"variance_noise of shape {tuple(variance_noise.shape)}, or beside a generator or a seed")
+                if variance_noise.shape != sample.shape or variance_noise.dtype not in (sample.dtype, model_output.dtype):
+                    raise NotCovered(f"variance_noise of {variance_noise.dtype} and shape {tuple(variance_noise.shape)}")
+                if generator is not None or seed is not None:
+                    raise NotCovered("variance_noise beside a generator or a seed")
             key = "ddim", float(eta), bool(use_clipped_model_output)
-            previous, x0 = _reverse_step(_state(self), key, model_output, timestep, sample, draw)
+            previous, x0 = _reverse_step(_seen(self), key, model_output, timestep, sample, draw)
         except NotCovered as why:
             _original("DDIMScheduler.step", why, seed)
             return original(
@@ -520,7 +568,7 @@ def _batch_step_no_noise(original, options):
     @_replacing(original)
     def batch_step_no_noise(self, model_output, timesteps, sample):
         try:
-            return _reverse_step(_state(self), ("ddpm", True), model_output, timesteps, sample, lambda t, m: NO_NOISE)[0]
+            return _reverse_step(_seen(self), ("ddpm", True), model_output, timesteps, sample, lambda t, m: NO_NOISE)[0]
         except NotCovered as why:
             fall_through("DDPMParallelScheduler.batch_step_no_noise", why)
             return original(self, model_output, timesteps, sample)
@@ -556,11 +604,13 @@ def _noised(name, options, scheduler, x, noise, timesteps):
     _same_kind("noise", noise, x)
     if noise.shape != x.shape or noise.dtype != x.dtype:
         raise NotCovered(f"shapes {tuple(x.shape)} and {tuple(noise.shape)}, dtypes {x.dtype} and {noise.dtype}")
-    state = _state(scheduler)
-    if state is None:
-        raise NotCovered("nothing is known of the scheduler while compiling: call set_timesteps first")
-    rounded = torch.float32 if options.float32_coefficients and x.dtype.itemsize == 2 else x.dtype
-    coefficients, _ = state.get((name, rounded))
+    state = _seen(scheduler).state
+    if state.problem:
+        raise NotCovered(state.problem)
+    key = name, "float32" if options.float32_coefficients and x.dtype.itemsize == 2 else DTYPES[x.dtype]
+    if _compiling():
+        _prepare(id(state), key)
+    coefficients, _ = state.get(key)
     try:
         return noised_with(coefficients, x, _timesteps(timesteps, x), noise=noise)
     except ValueError as error:  # a timestep below 0, which counts from the end in diffusers, or beyond
@@ -571,16 +621,31 @@ def _set_timesteps(original, options):
     @functools.wraps(original)
     def set_timesteps(self, *arguments, **keywords):
         original(self, *arguments, **keywords)
-        _state(self)  # now, since a compiled step cannot
+        _seen(self)  # now, since a compiled step cannot
 
     return set_timesteps
+
+
+def _register_to_config(original, options):
+    @functools.wraps(original)
+    def register_to_config(self, **keywords):
+        original(self, **keywords)
+        if "_fastgen" in self.__dict__:  # else this is the constructor, and there is nothing to look at yet
+            _seen(self)
+
+    return register_to_config
 
 
 # ---- the classes --------------------------------------------------------------------------------------------------------------
 
 FAMILIES = (diffusers.DDPMScheduler, diffusers.DDPMParallelScheduler, diffusers.DDIMScheduler)
 
-_SHARED = {"add_noise": _add_noise, "get_velocity": _get_velocity, "set_timesteps": _set_timesteps}
+_SHARED = {
+    "add_noise": _add_noise,
+    "get_velocity": _get_velocity,
+    "set_timesteps": _set_timesteps,
+    "register_to_config": _register_to_config,
+}
 _METHODS = {
     diffusers.DDPMScheduler: {**_SHARED, "step": functools.partial(_ddpm_step, DDPMSchedulerOutput)},
     diffusers.DDPMParallelScheduler: {
@@ -600,7 +665,7 @@ def _fast(base):
         self._fastgen_options = _checked_options(rng, float32_coefficients)
         base.__init__(self, *arguments, **keywords)
         self.__module__ = base.__module__  # of the instance, where a pipeline that is saved looks: diffusers will load it
-        _state(self)
+        _seen(self)
 
     parameters = [*inspect.signature(base.__init__).parameters.values()]
     for name, default in Options._field_defaults.items():
