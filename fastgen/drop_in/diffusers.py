@@ -136,7 +136,8 @@ class Seen:
         self.numbers = own.get("final_alpha_cumprod"), own.get("one")
         problem = _problem(scheduler)
         tensors = [x for x in (self.timesteps, self.alphas_cumprod, *self.numbers) if isinstance(x, torch.Tensor)]
-        self.versions = None if any(x.is_inference() for x in tensors) else [(x, x._version) for x in tensors]
+        self.watched = [x for x in tensors if not x.is_inference()]  # those of inference mode have no version
+        self.versions = [x._version for x in self.watched]
         values, alphas_cumprod = (*self.rest, None, (), problem), self.alphas_cumprod
         if not problem:
             final = self.numbers[0] if self.numbers[0] is not None else self.numbers[1]
@@ -165,9 +166,7 @@ class Seen:
             and own.get("final_alpha_cumprod") is self.numbers[0]
             and own.get("one") is self.numbers[1]
             and not ("_get_variance" in own or "previous_timestep" in own or "_threshold_sample" in own)
-            and (
-                self.versions is None or all(x._version == version for x, version in self.versions)
-            )  # None: inference mode has none
+            and [x._version for x in self.watched] == self.versions
         )
 
     def host_timestep(self, timestep):
