@@ -98,7 +98,7 @@ def seconds(call, times: int = 1) -> float:
 
 
 def warmed(calls) -> float:
-    """Calls everything once (compilation, page faults), then again, and what is short five times more; returns the shortest time."""
+    """Calls everything once (compilation, page faults), then again, what is short five times more; returns the shortest time."""
     for call in calls:
         call()
     shortest = min(seconds(call) for call in calls)
