@@ -6,6 +6,7 @@ put together only where it fails.
 
 from __future__ import annotations
 
+import math
 import operator
 import sys
 
@@ -181,6 +182,8 @@ def number(name: str, value, *, low: float, strict: bool = False) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{name}: expected a number, got {type(value).__name__}")
     if not (low < value <= sys.float_info.max if strict else low <= value <= sys.float_info.max):
+        if low == -math.inf:
+            raise ValueError(f"{name}: expected a finite number, got {value!r}")
         raise ValueError(f"{name}: expected a number {'>' if strict else '≥'} {low:g}, got {value!r}")
     return float(value)
 

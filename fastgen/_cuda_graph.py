@@ -20,7 +20,8 @@ class Graph:
     """What `function()` launches on `device`, recorded after a call of `warm_up()`; `output` is what it returned, in memory of the
     graph's own that every `replay` writes anew.
 
-    Where recording fails, the exception is the function's own if it raised one, and torch is as before.
+    Where recording fails, the exception is the function's own if it raised one. torch's random numbers are then as before; versions
+    of torch without pytorch/pytorch#180395 go on counting the failed capture, so that their allocator frees its cache less eagerly.
     """
 
     def __init__(self, function, warm_up, device: torch.device):

@@ -123,9 +123,11 @@ class Sampler:
     the second is recorded, and it and the following ones are replays; where the network cannot be recorded (it synchronises, or
     chooses by values), a warning of the logger "fastgen" says why, and all calls run step by step. True records the first call, and
     raises RuntimeError where that cannot be done. False never does. A replay gives the bits that the steps would, for its own seeds
-    and its own values of the tensors in model_kwargs. Of another kind, and to be recorded in the place of the first, is a call with
-    tensors of other shapes, other values that are no tensors, one seed instead of many, another backend, or weights that were
-    moved. Calls with a callback, a progress bar or a trajectory run step by step.
+    and its own values of the tensors in model_kwargs. What else the network reads is what was there when it was recorded: so "auto"
+    records no callable but an nn.Module, of which it sees weights, buffers and attributes that are tensors, numbers or strings. Of
+    another kind, and to be recorded in the place of the first, is a call with tensors of other shapes, other values that are no
+    tensors, one seed instead of many, another backend, or changes to what is seen of the module. Calls with a callback, a progress
+    bar or a trajectory run step by step.
 
     Replays of one sampler take turns, on whatever streams: a graph has the memory of one chain. Of a model that is no nn.Module
     it is not seen that its weights were moved, and precision settings such as TF32 stay those of the recording.
@@ -156,7 +158,7 @@ class Sampler:
         _checks.option("prediction", prediction, PREDICTIONS)
         options = {"prediction": prediction, "clip": None if clip is None else _checks.number("clip", clip, low=0.0, strict=True)}
         if guidance_scale is not None:
-            options["guidance_scale"] = _checks.number("guidance_scale", guidance_scale, low=float("-inf"))
+            options["guidance_scale"] = _checks.number("guidance_scale", guidance_scale, low=float("-inf"), strict=True)
         self._guided = guidance_scale is not None
         weight = _first_weight(model)
         self._device = _checks.device(device if device is not None else "cpu" if weight is None else weight.device)
@@ -181,9 +183,9 @@ class Sampler:
         if table.rows.size(0) < len(schedule):
             raise ValueError(f"schedule: expected coefficients for each of its {len(schedule)} steps{table.note}")
         self._options, self._noisy = options, table.noisy
-        # a view for each step, made here: no step has to make one, and none comes from the host
+        # a tensor for each step, made here: no step has to make one, none comes from the host, and none is the schedule's own
         samples = self._shape[0] * (2 if self._guided else 1)
-        self._timesteps = schedule.timestep_tensor(self._device).unsqueeze(1).expand(-1, samples).unbind()
+        self._timesteps = schedule.timestep_tensor(self._device).unsqueeze(1).repeat(1, samples).unbind()
         if cuda_graph != "auto":
             if cuda_graph is not True and cuda_graph is not False:
                 raise ValueError(f"cuda_graph: expected 'auto', True or False, got {cuda_graph!r}")
@@ -304,6 +306,8 @@ class Sampler:
         """x_0 by the graph; None where this call is to run step by step."""
         if self._cuda_graph is False or not _cuda_graph.usable(self._device):
             return None
+        if self._cuda_graph == "auto" and not isinstance(self._model, nn.Module):
+            return None  # what else such a callable reads cannot be seen, and a replay would go on with what it read first
         leaves, spec = pytree.tree_flatten(kwargs)
         tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
         if elsewhere := [x for x in tensors if x.device != self._device]:
@@ -391,10 +395,20 @@ class _Kind:
 
 
 def _weights(model):
-    """Where the weights of a module lie, and the mode of each of its parts."""
+    """Where the weights of a module lie, and what each of its parts has of tensors, numbers and strings; its mode among them."""
     if not isinstance(model, nn.Module):
         return ()
-    return tuple((m.training, *map(_place, m._parameters.values()), *map(_place, m._buffers.values())) for m in model.modules())
+    return tuple(
+        (*map(_place, m._parameters.values()), *map(_place, m._buffers.values()), *_attributes(m)) for m in model.modules()
+    )
+
+
+def _attributes(module):
+    for name, value in vars(module).items():
+        if isinstance(value, torch.Tensor):
+            yield name, _place(value)
+        elif isinstance(value, (bool, int, float, str)):
+            yield name, value
 
 
 def _place(x):

@@ -456,8 +456,35 @@ def recording(*arguments, **options):
 REPLAY = ["turn", "replay", "over"]
 
 
-def test_auto_records_the_second_call(schedule, log):
+class Tame(nn.Module):
+    """`tame` as a module: "auto" records no other callable, since it cannot see what one reads."""
+
+    def forward(self, x, t):
+        return tame(x, t)
+
+
+def test_auto_does_not_record_what_it_cannot_see_into(schedule, log):
     sampler = fastgen.Sampler(tame, SHAPE, schedule, steps=4)
+    for _ in range(3):
+        sampler(seed=1)
+    assert log == []
+
+
+def test_an_attribute_of_the_network_is_part_of_the_kind(schedule, log):
+    network = Tame()
+    network.observation, network.scale = torch.zeros(3), 1.0
+    sampler = fastgen.Sampler(network, SHAPE, schedule, steps=4, cuda_graph="auto")
+    for change in (lambda: None, lambda: setattr(network, "observation", torch.ones(3)), lambda: setattr(network, "scale", 2.0)):
+        change()
+        before = log.count("record")
+        sampler(seed=1)
+        assert log.count("record") == before  # of another kind: step by step
+        sampler(seed=1)
+        assert log.count("record") == before + 1
+
+
+def test_auto_records_the_second_call(schedule, log):
+    sampler = fastgen.Sampler(Tame(), SHAPE, schedule, steps=4)
     expected = [by_hand(tame, SHAPE, schedule.respace(4), seed=seed) for seed in range(4)]
     assert_same(sampler(seed=0), expected[0])
     assert log == []
@@ -540,7 +567,7 @@ def test_a_graph_is_not_replayed_with_other_weights(schedule, log):
 
 
 def test_what_cannot_be_recorded_runs_step_by_step(schedule, log, caplog):
-    sampler = fastgen.Sampler(tame, SHAPE, schedule, steps=4)
+    sampler = fastgen.Sampler(Tame(), SHAPE, schedule, steps=4)
     Recorded.fails = RuntimeError("operation not permitted when stream is capturing")
     expected = by_hand(tame, SHAPE, schedule.respace(4), seed=1)
     with caplog.at_level(logging.WARNING, logger="fastgen"):
@@ -555,7 +582,7 @@ def test_what_cannot_be_recorded_runs_step_by_step(schedule, log, caplog):
 
 
 def test_a_thread_that_waited_for_a_failed_recording_runs_step_by_step(schedule, log):
-    sampler, made = fastgen.Sampler(tame, SHAPE, schedule, steps=4), []
+    sampler, made = fastgen.Sampler(Tame(), SHAPE, schedule, steps=4), []
     first = sampler(seed=1)
     with sampler._lock:
         thread = threading.Thread(target=lambda: made.append(sampler(seed=1)))
@@ -773,3 +800,24 @@ def test_zero_terminal_snr(schedule):
     with pytest.raises(ValueError, match="^schedule: expected coefficients for each of its 40 steps; the last step t = 39"):
         fastgen.sample(tame, SHAPE, zero)
     assert fastgen.sample(tame, SHAPE, zero, prediction="v_prediction", clip=1.0, seed=1).isfinite().all()
+
+
+def test_guidance_scale_has_to_be_finite(schedule):
+    called = []
+    for bad in (float("-inf"), float("inf"), float("nan")):
+        with pytest.raises(ValueError, match="guidance_scale: expected a finite number"):
+            fastgen.sample(lambda x, t: called.append(t) or x, (3,), schedule, guidance_scale=bad, unconditional_kwargs={})
+    assert not called
+
+
+def test_a_network_that_writes_to_its_timesteps_leaves_the_schedule_alone():
+    schedule, seen = fastgen.Schedule.linear(4), []
+
+    def network(x, t):
+        seen.append(t.tolist())
+        t.mul_(2)
+        return x
+
+    for _ in range(2):
+        fastgen.sample(network, (1, 4), schedule, seed=1)
+    assert seen == [[3], [2], [1], [0]] * 2
