@@ -71,9 +71,6 @@ class Coefficients(Tables):
         self.op = op
         self.rows = rows
 
-    def __len__(self) -> int:
-        return self.rows.shape[0]
-
     def _rows(self, key):
         return self.rows, ""
 

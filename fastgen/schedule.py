@@ -241,8 +241,7 @@ class Schedule(Tables):
         return self._timestep_tensors[device]
 
     def _rows(self, key):
-        columns = _COLUMNS[key[0]](self, *key[1:])
-        rows = columns if isinstance(columns, np.ndarray) else np.stack(columns, axis=1)
+        rows = np.stack(_COLUMNS[key[0]](self, *key[1:]), axis=1)
         finite = np.isfinite(rows).all(axis=1)
         if not finite[:-1].all() or (len(self) == 1 and not finite[0]):
             step = int(np.flatnonzero(~finite)[0])
@@ -347,7 +346,7 @@ def _ddpm_step_columns(s: Schedule, prediction: str, variance: str):
         low, high = _log_posterior_variance(s), np.log(s.betas)
         slope, intercept = 0.25 * (high - low), 0.25 * (high + low)
     sigma[0] = 0.0
-    return step_columns(p, q, u, v, sigma, slope, intercept)
+    return step_columns(p, q, u, v, sigma, slope, intercept).T
 
 
 def _ddim_step_columns(s: Schedule, prediction: str, eta: float):
@@ -357,7 +356,7 @@ def _ddim_step_columns(s: Schedule, prediction: str, eta: float):
     # ε is read off the (clipped) x0, ε = (x_t − √ᾱ·x0)/√(1−ᾱ), as in Nichol & Dhariwal's code
     v = np.sqrt(np.maximum(1.0 - prev - sigma**2, 0.0) / total)
     u = np.sqrt(prev) - v * np.sqrt(s.alphas_cumprod)
-    return step_columns(p, q, u, v, sigma)
+    return step_columns(p, q, u, v, sigma).T
 
 
 def _diffusion_loss_columns(s: Schedule, prediction: str, gamma: float | None):

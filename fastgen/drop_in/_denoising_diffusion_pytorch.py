@@ -23,6 +23,8 @@ from ._gaussian import (
     coefficients,
     columns,
     ddim_columns,
+    noising_of,
+    posterior_of,
     widened,
     written_by_the_library,
 )
@@ -78,15 +80,6 @@ def _ddim_rows(p, q, recip, recipm1, alphas_cumprod, objective, times, eta, doub
     return ddim_columns(p, q, recip, recipm1, alpha, np.append(alphas_cumprod, 1.0)[list(times[1:])], eta, double)
 
 
-def _noising(self):
-    return coefficients(self, ("q_sample",), ("sqrt_alphas_cumprod", "sqrt_one_minus_alphas_cumprod"), columns)
-
-
-def _posterior(self):
-    names = "posterior_mean_coef1", "posterior_mean_coef2", "posterior_variance", "posterior_log_variance_clipped"
-    return coefficients(self, ("q_posterior",), names, columns)
-
-
 def _loss(self):
     names = "sqrt_one_minus_alphas_cumprod", "sqrt_alphas_cumprod", "loss_weight"
     return coefficients(self, ("diffusion_loss", self.objective), names, _loss_rows, self.objective)
@@ -111,7 +104,7 @@ def _q_sample(original, rng):
     def q_sample(self, x_start, t, noise=None):
         check("x_start", x_start)
         check_t(t, x_start)
-        noising, dtype = _noising(self), self.sqrt_alphas_cumprod.dtype
+        noising, dtype = noising_of(self), self.sqrt_alphas_cumprod.dtype
         immiscible = _immiscible(self)
         if noise is not None:
             check_like("noise", noise, x_start)
@@ -132,7 +125,7 @@ def _q_posterior(original, rng):
         check_like("x_start", x_start, x_t)
         check_t(t, x_t)
         dtype = self.posterior_mean_coef1.dtype
-        mean, variance, log_variance = posterior_with(_posterior(self), widened(x_start, dtype), x_t, t)
+        mean, variance, log_variance = posterior_with(posterior_of(self), widened(x_start, dtype), x_t, t)
         return mean, variance.to(dtype), log_variance.to(dtype)
 
     return q_posterior
@@ -224,7 +217,7 @@ def _p_losses(original, rng):
         unseen = rng == "fused" and noise is None and not strength > 0.0 and not _immiscible(self)
         if unseen and written_by_the_library(self, "q_sample", MARKS[0]):
             source = {"seed": _rng.draw_seed(x_start.device)[1]}
-            x = noised_with(_noising(self), widened(x_start, self.sqrt_alphas_cumprod.dtype), t, **source)
+            x = noised_with(noising_of(self), widened(x_start, self.sqrt_alphas_cumprod.dtype), t, **source)
         else:
             if noise is None:
                 noise = torch.randn_like(x_start)

@@ -127,6 +127,17 @@ def columns(*arrays):
     return np.stack(arrays, axis=1)
 
 
+def noising_of(owner):
+    """Of q_sample; both libraries name the attributes alike, here and below."""
+    return coefficients(owner, ("q_sample",), ("sqrt_alphas_cumprod", "sqrt_one_minus_alphas_cumprod"), columns)
+
+
+def posterior_of(owner):
+    """Of the posterior's mean, variance and log-variance."""
+    names = "posterior_mean_coef1", "posterior_mean_coef2", "posterior_variance", "posterior_log_variance_clipped"
+    return coefficients(owner, ("q_posterior",), names, columns)
+
+
 def ddim_columns(p, q, recip, recipm1, alpha, previous, eta, double=False):
     """The columns of a DDIM step from ᾱ = `alpha` to ᾱ = `previous`:
 

@@ -18,7 +18,9 @@ from ._gaussian import (
     coefficients,
     columns,
     ddim_columns,
+    noising_of,
     parameters,
+    posterior_of,
     widened,
 )
 from ._patch import NotCovered
@@ -98,15 +100,6 @@ def _ddim_rows(recip, recipm1, alpha, previous, mean, eta):
     return ddim_columns(*_weights(recip, recipm1, mean), recip, recipm1, alpha, previous, eta)
 
 
-def _noising(self):
-    return coefficients(self, ("q_sample",), ("sqrt_alphas_cumprod", "sqrt_one_minus_alphas_cumprod"), columns)
-
-
-def _posterior(self):
-    names = "posterior_mean_coef1", "posterior_mean_coef2", "posterior_variance", "posterior_log_variance_clipped"
-    return coefficients(self, ("q_posterior",), names, columns)
-
-
 # ---- methods --------------------------------------------------------------------------------------------------------------
 
 
@@ -114,7 +107,7 @@ def _q_sample(original, rng):
     def q_sample(self, x_start, t, noise=None):
         check("x_start", x_start)
         check_t(t, x_start)
-        noising = _noising(self)
+        noising = noising_of(self)
         if noise is not None:
             check_like("noise", noise, x_start)
         elif rng == "fused":
@@ -131,7 +124,7 @@ def _q_posterior_mean_variance(original, rng):
         check("x_t", x_t)
         check_like("x_start", x_start, x_t)
         check_t(t, x_t)
-        mean, *variances = posterior_with(_posterior(self), widened(x_start, torch.float32), x_t, t)
+        mean, *variances = posterior_with(posterior_of(self), widened(x_start, torch.float32), x_t, t)
         return mean, *(x.float().expand(x_t.shape) for x in variances)
 
     return q_posterior_mean_variance

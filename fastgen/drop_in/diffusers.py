@@ -350,7 +350,7 @@ def _reverse_step(seen, key, model_output, timestep, sample, draw):
     state = seen.state
     m, learned = _model_output(state, model_output, sample)
     if _compiling():
-        _prepare(id(state), key, ("x0", key))
+        _prepare(id(state), *((key, ("x0", key)) if state.thresholding else (key,)))
     coefficients, known = state.get(key)
     t = _row(seen, timestep, sample, known)
     if state.thresholding and torch.is_grad_enabled() and (sample.requires_grad or m.requires_grad):
