@@ -62,7 +62,6 @@ $(VENV)/installed-wheel: requirements/wheel.txt $(VENV)/installed
 
 bench: build
 	$(RUN) -m pytest benchmarks --benchmark-only
-	$(RUN) -m benchmarks.side_by_side
 
 # Registers, spills and instructions per element of every kernel, nvcc's and Triton's; needs nvcc, but no GPU.
 machine-code: $(VENV)/installed
