@@ -9,7 +9,7 @@ ifeq ($(shell command -v nvidia-smi),)
 export FASTGEN_CUDA ?= 0
 endif
 
-.PHONY: demo test build cuda wheel wheel-matrix triton-matrix bench machine-code gpu lint format clean
+.PHONY: demo test build cuda wheel wheel-matrix triton-matrix bench figures machine-code gpu lint format clean
 
 demo: build
 	$(RUN) examples/demo.py
@@ -62,6 +62,11 @@ $(VENV)/installed-wheel: requirements/wheel.txt $(VENV)/installed
 
 bench: build
 	$(RUN) -m pytest benchmarks --benchmark-only
+
+# Every report, plot and README's figures, from the committed benchmarks/results/*/benchmarks.json; a new one of this device:
+#     pytest benchmarks --benchmark-only --benchmark-json=FILE; python -m benchmarks.report FILE
+figures: $(VENV)/installed
+	$(RUN) -m benchmarks.report --readme
 
 # Registers, spills and instructions per element of every kernel, nvcc's and Triton's; needs nvcc, but no GPU.
 machine-code: $(VENV)/installed
