@@ -60,8 +60,10 @@ $(VENV)/installed-wheel: requirements/wheel.txt $(VENV)/installed
 	$(PIP) install -r requirements/wheel.txt
 	touch $@
 
+# Ten minutes, then a report with plots in benchmarks/results/<device>.
 bench: build
-	$(RUN) -m pytest benchmarks --benchmark-only
+	$(RUN) -m pytest benchmarks --benchmark-only --benchmark-json=build/benchmarks.json
+	$(RUN) -m benchmarks.report build/benchmarks.json
 
 # Every report, plot and README's figures, from the committed benchmarks/results/*/benchmarks.json; a new one of this device:
 #     pytest benchmarks --benchmark-only --benchmark-json=FILE; python -m benchmarks.report FILE

@@ -34,9 +34,10 @@ class Turns:
         self.tiny, self.end = config.option.tiny, time.monotonic() + 60 * config.option.minutes
         self.rows, self.notes = [], []
         self.case, self.samples, self.errors = None, {}, {}
+        self.left_out = {}  # {case: why}
 
     def measure(self, case, items):
-        """{peer: seconds of each round} of the case's peers that are among the tests to be run."""
+        """Times those of the case's peers that are among the tests to be run: `samples` are their seconds in each round."""
         if case is self.case:
             return
         wanted = [item.callspec.params for item in items if "case" in getattr(item, "callspec", _NONE).params]
@@ -46,9 +47,11 @@ class Turns:
         self.case, self.samples, self.errors = case, {}, {}
         remaining = self.end - time.monotonic()
         if remaining < 0 and not self.tiny:
-            pytest.skip("no time was left: see --minutes")
-        if not case.fits:
-            pytest.skip(f"needs more than the {common.free_bytes(case.device) / 2**30:.1f} GiB of free memory")
+            self.left_out[str(case)] = "no time was left: see --minutes"
+        elif not case.fits:
+            self.left_out[str(case)] = f"needs more than the {common.free_bytes(case.device) / 2**30:.1f} GiB of free memory"
+        if str(case) in self.left_out:
+            return
         peers.sets.cache_clear()
         threads = torch.get_num_threads()
         try:
@@ -109,8 +112,8 @@ def measure(benchmark, request):
         turns.measure(case, request.session.items)
         if peer in turns.errors:
             raise turns.errors[peer]
-        if peer not in turns.samples:
-            pytest.skip("the case was left out")
+        if str(case) in turns.left_out:
+            pytest.skip(turns.left_out[str(case)])
         benchmark.group = str(case)
         samples = turns.samples[peer]
         _clock.play(benchmark, samples)
@@ -119,6 +122,10 @@ def measure(benchmark, request):
         turns.rows.append(row | {"group": str(case), "median": common.quartiles(samples)["median"]})
 
     return run
+
+
+def pytest_benchmark_update_json(config, benchmarks, output_json):
+    output_json["left_out"] = config.stash[TURNS].left_out
 
 
 def described(case, peer, samples, tiny):

@@ -111,8 +111,8 @@ def random_seed(generator: torch.Generator | None) -> int:
 
 
 class _Scratch(threading.local):
-    """A place for random bits, for each thread: to allocate one takes longer (1.4 µs) than to draw. NumPy reads it in a third of the
-    time that Tensor.item takes."""
+    """A place for random bits, for each thread: to allocate one takes longer (1.4 µs) than to draw. NumPy reads it in a third of
+    the time that Tensor.item takes."""
 
     def __init__(self):
         with plain_tensors():
