@@ -120,15 +120,24 @@ class Refused(Exception):
     """A side cannot do what it was asked for."""
 
 
+# What a worker begins with: fastgen from its own tree, then this tree's benchmarks. setuptools' finder of editable installs would
+# look in the installed tree for every module that this fastgen lacks.
+BEGIN = """
+import sys
+sys.meta_path = [finder for finder in sys.meta_path if getattr(finder, "__name__", "") != "_EditableFinder"]
+sys.path.insert(0, {tree!r})
+import fastgen
+sys.path.insert(0, {root!r})
+from benchmarks import compare
+compare.work()
+"""
+
+
 class Worker:
     """`Side` in a process of its own, with the `fastgen` of `tree`."""
 
     def __init__(self, name: str, tree: Path):
-        # fastgen first, from its own tree; then this tree's benchmarks, which import nothing else from there
-        code = (
-            f"import sys; sys.path.insert(0, {str(tree)!r}); import fastgen; sys.path.insert(0, {str(ROOT)!r}); "
-            f"from {__package__} import compare; compare.work()"
-        )
+        code = BEGIN.format(tree=str(tree), root=str(ROOT))
         if not (tree / "fastgen/__init__.py").exists():  # else another fastgen would be found
             raise UserError(f"{name}: expected a tree with the package fastgen, got {tree}")
         self.name = name
@@ -236,10 +245,11 @@ def built(revision: str) -> Path:
         environment.setdefault("FASTGEN_CUDA", "0")
     elif "TORCH_CUDA_ARCH_LIST" not in environment:
         environment.setdefault("FASTGEN_CUDA_ARCHS", "{}.{}".format(*torch.cuda.get_device_capability()))
-    print(f"building {revision} in {tree}", file=sys.stderr)
+    print(f"building {revision} in {tree}: some minutes, if it is the first time", file=sys.stderr)
     command = [sys.executable, "setup.py", "--quiet", "build_ext", "--inplace"]
-    if subprocess.run(command, cwd=tree, env=environment, stdout=sys.stderr).returncode:
-        raise UserError(f"BASE: {revision} could not be built in {tree}")
+    build = subprocess.run(command, cwd=tree, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    if build.returncode:
+        raise UserError(f"BASE: {revision} could not be built in {tree}:\n{build.stdout[-4000:]}")
     return tree
 
 
@@ -291,6 +301,8 @@ def main():
     print(*lines(rows, left_out), sep="\n")
     if options.json:
         options.json.write_text(json.dumps(result | {"rows": rows, "left_out": left_out}, indent=1) + "\n")
+    if not rows:
+        sys.exit(1)
 
 
 if __name__ == "__main__":
