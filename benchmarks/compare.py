@@ -39,8 +39,8 @@ TREES = ROOT / "build/compare"
 # Calls before a sample that are not timed. The other side's threads go on spinning for 8 to 11 ms after its last call (libgomp, 2
 # cores), and its data are in the cache.
 SETTLE = 0.015
-# Two processes with the same code differed by up to 6% in calls on 16 elements, each the same way through its whole life: where its
-# memory lies. Hence several of each side.
+# Two processes with the same code differed by up to 6% in calls on 16 elements, each the same way through its whole life (where its
+# memory lies, probably). Hence several of each side.
 PAIRS = 3
 SAMPLE = 0.005  # about what a sample takes, unless one call takes longer
 
