@@ -9,7 +9,7 @@ ifeq ($(shell command -v nvidia-smi),)
 export FASTGEN_CUDA ?= 0
 endif
 
-.PHONY: demo test build cuda wheel wheel-matrix triton-matrix bench figures machine-code gpu lint format clean
+.PHONY: demo test build cuda wheel wheel-matrix triton-matrix bench bench-compare figures machine-code gpu lint format clean
 
 demo: build
 	$(RUN) examples/demo.py
@@ -69,6 +69,10 @@ bench: build
 #     pytest benchmarks --benchmark-only --benchmark-json=FILE; python -m benchmarks.report FILE
 figures: $(VENV)/installed
 	$(RUN) -m benchmarks.report --readme
+
+# The kernels of this tree beside those of another revision: BASE=rev, ONLY="ddpm_step-seed", COMPARE_OPTIONS="--seconds 5".
+bench-compare: build
+	$(RUN) -m benchmarks.compare $(BASE) $(if $(ONLY),--only "$(ONLY)") $(COMPARE_OPTIONS)
 
 # Registers, spills and instructions per element of every kernel, nvcc's and Triton's; needs nvcc, but no GPU.
 machine-code: $(VENV)/installed

@@ -35,7 +35,7 @@ class HandWritten:
     The common optimisations are in: the tables are float32 and on the device, no timestep is read back, no gradient is recorded.
     """
 
-    def __init__(self, schedule: fastgen.Schedule):
+    def __init__(self, schedule: fastgen.Schedule, device="cpu"):
         alphas_cumprod, variance = schedule.alphas_cumprod, schedule.posterior_variance
         previous = schedule.alphas_cumprod_prev
         columns = {
@@ -47,13 +47,13 @@ class HandWritten:
             "mean_from_x": (1 - previous) * np.sqrt(schedule.alphas) / (1 - alphas_cumprod),
             "sigma": np.sqrt(variance),  # 0 at t = 0, so that no mask is needed
         }
-        self.tables = {name: torch.tensor(column, dtype=torch.float32) for name, column in columns.items()}
+        self.tables = {name: torch.tensor(column, dtype=torch.float32, device=device) for name, column in columns.items()}
 
     def _at(self, name, t):
         return self.tables[name].gather(0, t).reshape(-1, 1, 1, 1)
 
-    def q_sample(self, x0, t):
-        noise = torch.randn_like(x0)
+    def q_sample(self, x0, t, noise=None):
+        noise = torch.randn_like(x0) if noise is None else noise
         return self._at("root", t) * x0 + self._at("noise", t) * noise
 
     def ddpm_step(self, x, epsilon, t):
@@ -189,20 +189,18 @@ def quality_table(generated: torch.Tensor, train, train_labels, held_out, held_o
 # ---- threads --------------------------------------------------------------------------------------------------------------
 
 
-def use_faster_thread_count(settings: train_ddpm.Settings, most: int, *, rounds: int = 3) -> int:
-    """Sets and returns PyTorch's number of threads: `most`, or 1 where the network runs faster so.
+def use_faster_thread_count(work, most: int, *, rounds: int = 3) -> int:
+    """Sets and returns PyTorch's number of threads: `most`, or 1 where `work()` is faster so.
 
     Threads wait for each other by spinning, so they only help on cores of their own. Two threads on two cores did 13 training
     steps per second against 8.4 of one thread while the machine was idle, and 0.5 against 4 while others used it.
     """
-    network = UNet(base_channels=settings.base_channels, image_size=common.IMAGE_SHAPE[1])
-    x, t = torch.zeros(settings.batch_size, *common.IMAGE_SHAPE), torch.zeros(settings.batch_size, dtype=torch.int64)
     spent = {count: 0.0 for count in sorted({1, most})}
     for index in range(rounds + 1):
         for count in spent:
             torch.set_num_threads(count)
             start = time.perf_counter()
-            network(x, t).sum().backward()
+            work()
             if index > 0:  # the first call sets up
                 spent[count] += time.perf_counter() - start
     fastest = min(spent, key=spent.get)
@@ -244,7 +242,10 @@ def main(arguments: list[str] | None = None) -> None:
     print(fastgen.backend_info())
     settings = train_ddpm.Settings(base_channels=options.base_channels)
     default_threads = torch.get_num_threads()
-    threads = use_faster_thread_count(settings, default_threads)
+    network = UNet(base_channels=settings.base_channels, image_size=common.IMAGE_SHAPE[1])
+    x, t = torch.zeros(settings.batch_size, *common.IMAGE_SHAPE), torch.zeros(settings.batch_size, dtype=torch.int64)
+    pass_of_network = lambda: network(x, t).sum().backward()  # noqa: E731
+    threads = use_faster_thread_count(pass_of_network, default_threads)
     print(f"{os.cpu_count()} CPU cores; {threads} thread(s) for the network, the faster choice just now\n")
     train, train_labels, held_out, held_out_labels = common.load_digits()
     checkpoint = options.out / "checkpoint.pt"
@@ -265,7 +266,7 @@ def main(arguments: list[str] | None = None) -> None:
     if trained.steps < options.steps:
         print(f"The limit of {options.seconds:g} s came before {options.steps} steps: expect rougher digits.")
 
-    use_faster_thread_count(settings, default_threads)
+    use_faster_thread_count(pass_of_network, default_threads)
     schedule = trained.schedule.respace(options.sampling_steps)
     generated = train_ddpm.sample(trained.model, schedule, common.sample_seeds(0, options.samples), progress=True)
     picture = options.out / "digits.png"

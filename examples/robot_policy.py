@@ -104,7 +104,7 @@ def chains(policy: Policy, steps: int, device) -> dict:
     found = {
         "the network alone": network_alone,
         "fastgen.Sampler": lambda observation: sampler(model_kwargs={"observation": observation}),
-        "plain PyTorch": lambda observation: by_hand(policy, observation),
+        "plain PyTorch": lambda observation: by_hand(policy, observation, lambda t: torch.randn(SHAPE, device=device)),
     }
     if by_diffusers is not None:
         found["diffusers DDPMScheduler"] = lambda observation: by_diffusers(policy, observation)

@@ -61,30 +61,9 @@ def train(
     images: (N, 1, 8, 8) in [−1, 1]. The other arguments are those of `common.training_loop`.
     """
     schedule = fastgen.Schedule.linear(settings.timesteps)
-    images = images.to(device)
-    with common.initialised_from(settings.seed):
-        model = _network(settings).to(device)
-    average = copy.deepcopy(model).eval()
-    optimizer = torch.optim.Adam(model.parameters(), lr=settings.learning_rate)
-    noise_seed = common.derived_seed(settings.seed, "noise")
-    network_timesteps = schedule.timestep_tensor(device)
-
-    def train_step(step):
-        generator = common.batch_generator(settings.seed, step)
-        batch = torch.randint(len(images), (settings.batch_size,), generator=generator)
-        t = torch.randint(len(schedule), (settings.batch_size,), generator=generator).to(device)
-        x0 = images[batch.to(device)]
-        # ε is a function of seed and offset: the loss makes it again, and it never exists as a tensor
-        x_t = fastgen.q_sample(x0, t, schedule, seed=noise_seed, offset=step)
-        loss = fastgen.diffusion_loss(model(x_t, network_timesteps[t]), x0, t, schedule, seed=noise_seed, offset=step)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        common.update_average(average, model, step, settings.ema_decay)
-        return {"loss": loss}
-
+    parts, train_step = set_up(settings, images, schedule, device)
     done, history = common.training_loop(
-        {"model": model, "optimizer": optimizer, "average": average},
+        parts,
         {"example": "ddpm", **asdict(settings)},
         train_step,
         steps=steps,
@@ -94,7 +73,41 @@ def train(
         save_every=save_every,
         progress=progress,
     )
-    return Trained(average, schedule, done, [losses["loss"] for losses in history])
+    return Trained(parts["average"], schedule, done, [losses["loss"] for losses in history])
+
+
+def set_up(settings: Settings, images: torch.Tensor, schedule: fastgen.Schedule, device="cpu", loss=None):
+    """The `parts` and the `train_step` of `common.training_loop`.
+
+    loss: (model, x0, t, step) → the mean of (ε − ε_θ(x_t, t))², each step with an ε of its own; fastgen's if None.
+    """
+    images = images.to(device)
+    with common.initialised_from(settings.seed):
+        model = _network(settings).to(device)
+    average = copy.deepcopy(model).eval()
+    optimizer = torch.optim.Adam(model.parameters(), lr=settings.learning_rate)
+    noise_seed = common.derived_seed(settings.seed, "noise")
+    network_timesteps = schedule.timestep_tensor(device)
+
+    def fused(model, x0, t, step):
+        # ε is a function of seed and offset: the loss makes it again, and it never exists as a tensor
+        x_t = fastgen.q_sample(x0, t, schedule, seed=noise_seed, offset=step)
+        return fastgen.diffusion_loss(model(x_t, network_timesteps[t]), x0, t, schedule, seed=noise_seed, offset=step)
+
+    loss_of = fused if loss is None else loss
+
+    def train_step(step):
+        generator = common.batch_generator(settings.seed, step)
+        batch = torch.randint(len(images), (settings.batch_size,), generator=generator)
+        t = torch.randint(len(schedule), (settings.batch_size,), generator=generator).to(device)
+        loss = loss_of(model, images[batch.to(device)], t, step)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        common.update_average(average, model, step, settings.ema_decay)
+        return {"loss": loss}
+
+    return {"model": model, "optimizer": optimizer, "average": average}, train_step
 
 
 def sample(

@@ -61,6 +61,30 @@ def train(
 
     images: (N, 1, 8, 8) in [−1, 1]. The other arguments are those of `common.training_loop`.
     """
+    parts, train_step = set_up(settings, images, device)
+    done, losses = common.training_loop(
+        parts,
+        {"example": "gan", **asdict(settings)},
+        train_step,
+        steps=steps,
+        checkpoint=checkpoint,
+        fresh=fresh,
+        save_every=save_every,
+        progress=progress,
+    )
+    return Trained(parts["average"], done, losses)
+
+
+FUSED_LOSSES = fastgen.discriminator_loss, fastgen.generator_loss
+
+
+def set_up(settings: Settings, images: torch.Tensor, device="cpu", *, losses=FUSED_LOSSES, randn=None):
+    """The `parts` and the `train_step` of `common.training_loop`.
+
+    losses: functions of (real logits, fake logits) and of (fake logits). randn: (shape, n) → the n-th batch of normal numbers;
+    fastgen's if None.
+    """
+    loss_of_discriminator, loss_of_generator = losses
     channels, size, _ = common.IMAGE_SHAPE
     images = images.to(device)
     with common.initialised_from(settings.seed):
@@ -72,11 +96,12 @@ def train(
     discriminator_optimizer = torch.optim.Adam(discriminator.parameters(), lr=settings.learning_rate, betas=(0.5, 0.999))
     latent_shape = (settings.batch_size, settings.latent_dim)
     latent_seed = common.derived_seed(settings.seed, "latent")
+    if randn is None:
+        randn = lambda shape, n: fastgen.randn(shape, seed=latent_seed, offset=n, device=device)  # noqa: E731
 
     def latent(step, part):
-        # k + 1 latent batches per step, each with an offset of its own
-        offset = step * (settings.k + 1) + part
-        return fastgen.randn(latent_shape, seed=latent_seed, offset=offset, device=device)
+        # k + 1 latent batches per step, each with numbers of its own
+        return randn(latent_shape, step * (settings.k + 1) + part)
 
     def train_step(step):
         batches = common.batch_generator(settings.seed, step)
@@ -84,30 +109,21 @@ def train(
             real = images[torch.randint(len(images), (settings.batch_size,), generator=batches).to(device)]
             with torch.no_grad():  # the generator is not updated here
                 fake = generator(latent(step, part))
-            discriminator_loss = fastgen.discriminator_loss(discriminator(real), discriminator(fake))
+            discriminator_loss = loss_of_discriminator(discriminator(real), discriminator(fake))
             _descend(discriminator_loss, discriminator_optimizer)
-        generator_loss = fastgen.generator_loss(discriminator(generator(latent(step, settings.k))))
+        generator_loss = loss_of_generator(discriminator(generator(latent(step, settings.k))))
         _descend(generator_loss, generator_optimizer)
         common.update_average(average, generator, step, settings.ema_decay)
         return {"discriminator": discriminator_loss, "generator": generator_loss}
 
-    done, losses = common.training_loop(
-        {
-            "generator": generator,
-            "discriminator": discriminator,
-            "generator_optimizer": generator_optimizer,
-            "discriminator_optimizer": discriminator_optimizer,
-            "average": average,
-        },
-        {"example": "gan", **asdict(settings)},
-        train_step,
-        steps=steps,
-        checkpoint=checkpoint,
-        fresh=fresh,
-        save_every=save_every,
-        progress=progress,
-    )
-    return Trained(average, done, losses)
+    parts = {
+        "generator": generator,
+        "discriminator": discriminator,
+        "generator_optimizer": generator_optimizer,
+        "discriminator_optimizer": discriminator_optimizer,
+        "average": average,
+    }
+    return parts, train_step
 
 
 def _descend(loss: torch.Tensor, optimizer: torch.optim.Optimizer) -> None:

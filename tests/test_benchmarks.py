@@ -138,7 +138,8 @@ def test_buffers_are_colder_than_the_cache(peers):
 
 
 def test_pytest_benchmarks(tmp_path):
-    arguments = ("--benchmark-only", "--tiny", "-q", f"--benchmark-json={tmp_path / 'b.json'}")
+    end_to_end = "--ignore=benchmarks/bench_end_to_end.py"  # has a test of its own
+    arguments = (end_to_end, "--benchmark-only", "--tiny", "-q", f"--benchmark-json={tmp_path / 'b.json'}")
     output = run("-m", "pytest", "benchmarks", *arguments)
     assert "bytes that must be moved, per second" in output
     benchmarks = json.loads((tmp_path / "b.json").read_text())["benchmarks"]
