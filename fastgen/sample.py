@@ -67,7 +67,8 @@ def sample(
             `unconditional_kwargs`. The network is called once, on 2B samples: B without the condition, then B with it.
         model_kwargs: a dict of what else the network is given; dicts, lists and tuples of tensors may be in it.
         unconditional_kwargs: with a guidance_scale only, what stands for "no condition", a dict like model_kwargs. Tensors with B
-            as their first dimension are put before those of model_kwargs, once; all else has to be the same in both.
+            as their first dimension are put before those of model_kwargs, once; all else has to be the same in both: equal
+            values, but on a GPU, where to compare them would be to wait, the very tensor.
         seed: int or int64 tensor of 1 element; sample b then has noise of its own by its place in the batch.
         sample_seeds: a sequence of B ints or an int64 tensor (B,), a seed for each sample. At most one of the two; with neither,
             a seed is drawn from torch's default CPU generator.
@@ -293,8 +294,11 @@ class Sampler:
                 f"unconditional_kwargs: expected the keys of model_kwargs, {sorted(conditional)}, got {sorted(unconditional)}"
             )
         leaves, spec = pytree.tree_flatten_with_path(conditional)
-        others, other_spec = pytree.tree_flatten({key: unconditional[key] for key in conditional})
-        if spec != other_spec:
+        try:
+            others = spec.flatten_up_to(unconditional)  # its dicts may be in another order
+        except ValueError:
+            others = None
+        if others is None or not all(pytree.tree_structure(u).is_leaf() for u in others):
             raise ValueError("unconditional_kwargs: expected values nested like those of model_kwargs, got others")
         batch = self._shape[0]
         joined = [_joined(pytree.keystr(path), u, c, batch) for (path, c), u in zip(leaves, others, strict=True)]
@@ -412,7 +416,8 @@ def _attributes(module):
 
 
 def _place(x):
-    return x.data_ptr() if type(x) in (torch.Tensor, nn.Parameter) else id(x)
+    plain = type(x) in (torch.Tensor, nn.Parameter) and x.layout is torch.strided  # others may have no address
+    return x.data_ptr() if plain else id(x)
 
 
 # ---- arguments and results ------------------------------------------------------------------------------------------------
@@ -439,13 +444,20 @@ def _sample_seeds(seeds, batch, device):
             raise ValueError(f"sample_seeds: expected shape ({batch},), one seed per sample, got {tuple(seeds.shape)}")
         if seeds.device != device and not seeds.is_cpu:
             raise ValueError(f"sample_seeds: expected a tensor on {device} or on the CPU, got one on {seeds.device}")
-        return seeds.to(device).contiguous()
-    if isinstance(seeds, (str, bytes)) or not hasattr(seeds, "__iter__"):
-        raise TypeError(f"sample_seeds: expected a sequence of ints or an int64 tensor, got {type(seeds).__name__}")
-    seeds = [rng.check_seed_int("sample_seeds", seed, "ints") for seed in seeds]
-    if len(seeds) != batch:
-        raise ValueError(f"sample_seeds: expected {batch} ints, one per sample, got {len(seeds)}")
-    return torch.tensor(seeds, dtype=torch.int64, device=device)
+        got = "one on the CPU"
+    else:
+        got = type(seeds).__name__
+        if isinstance(seeds, (str, bytes)) or not hasattr(seeds, "__iter__"):
+            raise TypeError(f"sample_seeds: expected a sequence of ints or an int64 tensor, got {got}")
+        seeds = [rng.check_seed_int("sample_seeds", seed, "ints") for seed in seeds]
+        if len(seeds) != batch:
+            raise ValueError(f"sample_seeds: expected {batch} ints, one per sample, got {len(seeds)}")
+        seeds = torch.tensor(seeds, dtype=torch.int64, device="cpu")
+    if seeds.device != device and rng.capturing(device):
+        raise ValueError(
+            f"sample_seeds: expected a tensor on {device} during CUDA-graph capture, which copies nothing from the host, got {got}"
+        )
+    return seeds.to(device).contiguous()
 
 
 def _keywords(name, value):
@@ -471,7 +483,14 @@ def _joined(name, unconditional, conditional, batch):
         )
     if c.dim() and c.shape[0] == batch:
         return torch.cat([u, c])
-    if u is not c and not torch.equal(u, c):
+    if u is c or (_place(u) == _place(c) and u.stride() == c.stride()):
+        return c
+    if c.device.type != "cpu":
+        raise ValueError(
+            f"unconditional_kwargs{name}: expected {batch} as first dimension, or the very tensor of model_kwargs (to compare two "
+            f"would be to wait for {c.device}), got another"
+        )
+    if not torch.equal(u, c):
         raise ValueError(
             f"unconditional_kwargs{name}: expected {batch} as first dimension, or the values of model_kwargs, got others"
         )

@@ -12,12 +12,14 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import distributed_sampling
+import numpy as np
 import pytest
 import reference
 import torch
 from conftest import array, assert_close, assert_same, channels_last, interpreted
 from dispatched import Dispatched
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import fastgen
 
@@ -216,6 +218,21 @@ def test_one_seed(schedule):
     assert_same(make(), first)
 
 
+@pytest.mark.parametrize("seeds", [SEEDS, range(3), torch.tensor(SEEDS), np.array(SEEDS)])
+def test_seeds_of_the_host_are_refused_in_a_capture(monkeypatch, seeds):
+    """The copy that would bring them to the device would end the capture with an error of CUDA's."""
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    got = "one on the CPU" if isinstance(seeds, torch.Tensor) else type(seeds).__name__
+    with pytest.raises(ValueError, match=f"^sample_seeds: expected a tensor on cuda:0 during CUDA-graph capture, .*, got {got}$"):
+        module._sample_seeds(seeds, 3, torch.device("cuda", 0))
+    with pytest.raises(TypeError, match="^sample_seeds: expected a sequence"):
+        module._sample_seeds("abc", 3, torch.device("cuda", 0))
+    assert module._sample_seeds(seeds, 3, torch.device("cpu")).tolist() == list(seeds)
+    with FakeTensorMode():
+        there = torch.zeros(3, dtype=torch.int64, device="cuda:0")
+        assert module._sample_seeds(there, 3, torch.device("cuda", 0)) is there
+
+
 NO_GLOO = not (torch.distributed.is_available() and torch.distributed.is_gloo_available())
 
 
@@ -286,9 +303,41 @@ def test_guidance_of_unequal_arguments_is_refused(schedule):
             sampler(model_kwargs=good, unconditional_kwargs=bad)
     with pytest.raises(ValueError, match=r"^unconditional_kwargs\['c'\]: expected 3 as first dimension"):
         sampler(model_kwargs={"c": torch.zeros(2)}, unconditional_kwargs={"c": torch.ones(2)})
+    for bad in ({"a": 1, "c": 2}, {"a": 1}, {"a": 1, "b": [2]}, [1, 2]):
+        with pytest.raises(ValueError, match="^unconditional_kwargs: expected values nested like"):
+            sampler(model_kwargs={"n": {"a": 1, "b": 2}}, unconditional_kwargs={"n": bad})
     half = fastgen.Sampler(lambda x, t: x[:3], SHAPE, schedule, steps=2, guidance_scale=1.5)
     with pytest.raises(ValueError, match="^model: expected an output for 6 samples under guidance"):
         half(unconditional_kwargs={})
+
+
+def test_the_order_of_keys_is_no_difference(schedule):
+    def model(x, t, first, nested):
+        return tame(x, t, first) + nested["a"] * nested["b"]
+
+    values = [torch.linspace(0, k, 3).reshape(3, 1, 1, 1) for k in (1, 2, 3)]
+    given = {"first": values[0], "nested": {"a": values[1], "b": values[2]}}
+    none = {"first": values[1], "nested": {"a": values[2], "b": values[0]}}
+    turned = {"nested": {"b": values[0], "a": values[2]}, "first": values[1]}
+    sampler = fastgen.Sampler(model, SHAPE, schedule, steps=3, guidance_scale=1.5)
+    expected = sampler(seed=1, model_kwargs=given, unconditional_kwargs=none)
+    assert_same(sampler(seed=1, model_kwargs=given, unconditional_kwargs=turned), expected)
+
+
+def test_a_shared_tensor_is_not_compared_where_that_would_wait(schedule):
+    """Off the CPU it is the very tensor, or the same memory; two are refused unseen. A NaN makes comparing say "others"."""
+    sampler = fastgen.Sampler(lambda x, t, table: x, SHAPE, schedule, steps=2, guidance_scale=1.5)
+    table = torch.full((7, 2), torch.nan)
+    for same in (table, table.view(7, 2), table[:]):
+        sampler(model_kwargs={"table": table}, unconditional_kwargs={"table": same})
+    for other in (table.clone(), torch.full((2, 7), torch.nan).T, table.expand(7, 2)[:, :1].expand(7, 2)):
+        with pytest.raises(ValueError, match=r"^unconditional_kwargs\['table'\]: expected 3 .* the values of model_kwargs"):
+            sampler(model_kwargs={"table": table}, unconditional_kwargs={"table": other})
+    with FakeTensorMode():
+        there, other = torch.zeros(7, device="cuda"), torch.zeros(7, device="cuda")
+    sampler(model_kwargs={"table": there}, unconditional_kwargs={"table": there})
+    with pytest.raises(ValueError, match=r"^unconditional_kwargs\['table'\]: expected 3 .* the very tensor of model_kwargs .*cuda"):
+        sampler(model_kwargs={"table": there}, unconditional_kwargs={"table": other})
 
 
 # ---- what runs --------------------------------------------------------------------------------------------------------
