@@ -2,12 +2,16 @@
 nor exceptions nor CUDA graphs (a stand-in of which runs here) change anything."""
 
 import contextlib
+import gc
 import importlib
+import itertools
 import logging
 import subprocess
 import sys
 import threading
-from collections import namedtuple
+import weakref
+from collections import Counter, namedtuple
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -693,39 +697,75 @@ def test_inference_mode(schedule, log):
 
 
 class Cuda:
-    """In the place of torch.cuda: writes down what is asked of it. With `invalid`, a capture that an error ended fails to end."""
+    """In the place of torch.cuda: writes down what is asked of it, and keeps the books of the allocator as a version of torch does.
+    With `invalid`, a capture that an error ended fails to end."""
 
-    def __init__(self, invalid=False):
-        self.log, self.invalid = [], invalid
+    def __init__(self, version=(2, 13), invalid=False):
+        self.log, self.version, self.invalid = [], version, invalid
+        self.underway, self.uses, self.pools = set(), Counter(), itertools.count()
         self.stream = contextlib.contextmanager(lambda stream: self._inside(f"stream {stream.name}"))
         self.device = contextlib.contextmanager(lambda device: self._inside("device"))
         self.caller = self.Stream(name="caller")
 
     def Event(self):
-        return SimpleNamespace(record=lambda stream: self.log.append(f"record on {stream.name}"))
+        asked = lambda what: lambda *stream: self.log.append(" on ".join([what, *[s.name for s in stream]]))  # noqa: E731
+        return SimpleNamespace(record=asked("record"), synchronize=asked("synchronize"))
 
     def Stream(self, device="cuda", name="side"):
         waits = lambda kind: lambda other: self.log.append(f"{name} waits for {getattr(other, 'name', kind)}")  # noqa: E731
         return SimpleNamespace(name=name, device="cpu", wait_stream=waits("stream"), wait_event=waits("event"))
 
     def CUDAGraph(self):
-        return SimpleNamespace(replay=lambda: self.log.append("replay"))
+        graph = SimpleNamespace(replay=lambda: self.log.append("replay"), pool=None, ended=False)
+        graph.reset = partial(self._reset, graph)
+        return graph
 
     def current_stream(self):
         return self.caller
 
+    def current_device(self):
+        return 0
+
+    def graph_pool_handle(self):
+        return 0, next(self.pools)
+
     @contextlib.contextmanager
-    def graph(self, graph, stream, capture_error_mode):
+    def graph(self, graph, stream, capture_error_mode, pool=None):
         assert capture_error_mode == "thread_local"
+        graph.pool = pool or (next(self.pools), 0)
+        self.underway.add(graph.pool)
+        self.uses[graph.pool] += 1
         self.log.append("begin")
         try:
             yield
         except BaseException:
             self.log.append("broken")
             if self.invalid:
+                if self.version >= (2, 13):
+                    self.underway.remove(graph.pool)
                 raise RuntimeError("capture invalidated") from None
+            self._ended(graph)
             raise
+        self._ended(graph)
         self.log.append("end")
+
+    def _ended(self, graph):
+        self.underway.remove(graph.pool)
+        graph.ended = True
+
+    def _reset(self, graph):
+        if graph.pool is not None and (graph.ended or self.version >= (2, 14)):
+            self._release(0, graph.pool)
+            graph.pool = None
+
+    def _end(self, device, pool):
+        if pool not in self.underway:
+            raise RuntimeError("endAllocatePool: not currently recording to mempool_id")
+        self.underway.remove(pool)
+
+    def _release(self, device, pool):
+        assert self.uses[pool] > 0, "torch would say so at every later empty_cache()"
+        self.uses[pool] -= 1
 
     def _inside(self, name):
         self.log.append(f"> {name}")
@@ -735,12 +775,20 @@ class Cuda:
             self.log.append(f"< {name}")
 
 
-@pytest.fixture(params=[False, True], ids=["", "invalid"])
-def cuda(request, monkeypatch):
-    fake = Cuda(request.param)
-    around = SimpleNamespace(cuda=fake, is_autocast_enabled=lambda device: False, empty=torch.empty, device=torch.device)
+def put_in_the_place_of_torch(fake, monkeypatch, functions=("_cuda_endAllocateToPool", "_cuda_releasePool")):
+    allocator = SimpleNamespace(**dict(zip(functions, (fake._end, fake._release), strict=False)))
+    around = SimpleNamespace(cuda=fake, _C=allocator, is_autocast_enabled=lambda device: False, empty=torch.empty)
     monkeypatch.setattr(module._cuda_graph, "torch", around)
+    monkeypatch.setattr(module._cuda_graph, "_broken", [])
     return fake
+
+
+VERSIONS = [((2, 10), False), *(((2, minor), True) for minor in (10, 13, 14))]
+
+
+@pytest.fixture(params=VERSIONS, ids=["ends", "2.10", "2.13", "2.14"])
+def cuda(request, monkeypatch):
+    return put_in_the_place_of_torch(Cuda(*request.param), monkeypatch)
 
 
 def test_order_of_a_recording_and_a_replay(cuda):
@@ -762,21 +810,96 @@ def test_order_of_a_recording_and_a_replay(cuda):
     with pytest.raises(KeyboardInterrupt), graph.turn([]):
         raise KeyboardInterrupt
     assert log == ["> device", "caller waits for event", "record on caller", "< device"]
+    log.clear()
+    graph.finish()
+    assert log == ["synchronize"]
+
+
+def broken():
+    try:
+        raise KeyError("something else before")
+    except KeyError:
+        raise ValueError("synchronised") from None
 
 
 def test_a_failed_recording_is_cleared_away(cuda):
     """The chain's own error comes out, the stream is the caller's again, and a capture that ends well has followed."""
+    with pytest.raises(ValueError, match="synchronised"):
+        module._cuda_graph.Graph(broken, lambda: None, "cuda")
+    assert cuda.log[3:] == ["begin", "broken", "begin", "end", "< stream side", "caller waits for side", "< device"]
+    module._cuda_graph.Graph(lambda: None, lambda: None, "cuda")  # the lock is free
+
+
+def test_a_failed_recording_gives_its_memory_back(cuda):
+    """Once, by torch or by us; where torch ends the allocation and does not release, nothing tells whether it has."""
+    with pytest.raises(ValueError, match="synchronised"):
+        module._cuda_graph.Graph(broken, lambda: None, "cuda")
+    assert not cuda.underway
+    assert cuda.uses[0, 0] == (cuda.version == (2, 13))
+    # that allocation was ended by us: the graph stays, which torch's allocator of pinned memory goes on asking
+    assert len(module._cuda_graph._broken) == (cuda.version == (2, 10) and cuda.invalid)
+
+
+def test_a_failed_recording_of_a_torch_without_the_allocators_functions(monkeypatch):
+    cuda = put_in_the_place_of_torch(Cuda((2, 10), invalid=True), monkeypatch, ())
+    with pytest.raises(ValueError, match="synchronised"):
+        module._cuda_graph.Graph(broken, lambda: None, "cuda")
+    assert cuda.underway == {(0, 0)} and cuda.uses[0, 0] == 1
+
+
+def test_an_error_keeps_no_recording_alive(cuda):
+    """What a chain has allocated is free for the next attempt once its error has been dealt with."""
+
+    class Memory:
+        pass
 
     def chain():
-        try:
-            raise KeyError("something else before")
-        except KeyError:
-            raise ValueError("synchronised") from None
+        x = Memory()
+        seen.append(weakref.ref(x))
+        broken()
 
+    seen = []
+    gc.disable()
+    try:
+        with contextlib.suppress(ValueError):
+            module._cuda_graph.Graph(chain, lambda: None, "cuda")
+        assert seen[0]() is None
+    finally:
+        gc.enable()
+
+
+def test_a_failed_warm_up_is_waited_for(cuda):
+    """Its launches may still read what the caller's stream is about to use again."""
     with pytest.raises(ValueError, match="synchronised"):
-        module._cuda_graph.Graph(chain, lambda: None, "cuda")
-    assert cuda.log[3:] == ["begin", "broken", "begin", "end", "< stream side", "< device"]
-    module._cuda_graph.Graph(lambda: None, lambda: None, "cuda")  # the lock is free
+        module._cuda_graph.Graph(lambda: None, broken, "cuda")
+    assert cuda.log[2:] == ["> stream side", "< stream side", "caller waits for side", "< device"]
+
+
+def test_a_network_may_record_in_its_warm_up(cuda):
+    graphs = []
+    record = lambda *a: graphs.append(module._cuda_graph.Graph(lambda: None, *a, "cuda"))  # noqa: E731
+    thread = threading.Thread(target=record, args=(lambda: record(lambda: None),), daemon=True)
+    thread.start()
+    thread.join(30)
+    assert len(graphs) == 2
+
+
+@pytest.mark.parametrize("waits", [True, False])
+def test_a_replay_in_the_middle_of_another_threads_recording(cuda, monkeypatch, waits):
+    """Where torch would refuse it, it comes after."""
+    monkeypatch.setattr(module._cuda_graph, "_replays_wait", waits)
+    graph = module._cuda_graph.Graph(lambda: None, lambda: None, "cuda")
+    cuda.log.clear()
+    thread = threading.Thread(target=graph.replay, daemon=True)
+
+    def chain():
+        thread.start()
+        thread.join(0.1 if waits else 30)
+
+    module._cuda_graph.Graph(chain, lambda: None, "cuda")
+    thread.join(30)
+    seen = [what for what in cuda.log if what in ("begin", "replay", "end")]
+    assert seen == (["begin", "end", "replay"] if waits else ["begin", "replay", "end"])
 
 
 # ---- errors -----------------------------------------------------------------------------------------------------------
