@@ -175,8 +175,8 @@ def plan_of_plain_step(coefficients, x_t, model_output):
 
 
 def seeded_step(plan, x_t, model_output, t, clip, seed):
-    """`step_with(..., return_x0=True)` of tensors with equal shapes, an int t of the table, a float clip or None and an int seed that are
-    as they must be: its checks take 1 of 6 µs."""
+    """`step_with(..., return_x0=True)` of tensors with equal shapes, an int t of the table, a float clip or None and an int seed,
+    all as they must be: its checks take 1 of 6 µs."""
     return _dispatch.op("ddpm_step_x0", plan.backend)(x_t, model_output, plan.rows, None, t, None, None, seed, clip)
 
 

@@ -373,7 +373,7 @@ def _reverse_step(seen, key, model_output, timestep, sample, draw):
 
 def _quick_step(state, key, m, timestep, x, draw):
     """`_reverse_step` of a call like most, where little has to be looked at; None, before anything is drawn, of any other."""
-    if not (type(m) is type(x) is type(timestep) is torch.Tensor and m.is_cpu and timestep.is_cpu and state.plain):
+    if _compiling() or not (type(m) is type(x) is type(timestep) is torch.Tensor and m.is_cpu and timestep.is_cpu and state.plain):
         return None
     if m.shape != x.shape or not (m.layout is x.layout is torch.strided) or timestep.dim() or timestep.dtype not in INTEGERS:
         return None
