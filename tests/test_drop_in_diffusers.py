@@ -4,12 +4,11 @@ import copy
 import itertools
 import logging
 import pickle
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 import torch
-from conftest import LAYOUTS, array, normal
+from conftest import LAYOUTS, array, in_threads, normal
 from dispatched import Dispatched
 
 import fastgen
@@ -586,6 +585,27 @@ def test_what_is_not_covered_runs_diffusers_own_code_and_says_so(caplog):
     fell_through(lambda: ours.step(m, 500, x, **options).prev_sample, expected, "variance_noise")
 
 
+def test_a_step_that_is_not_covered_leaves_the_noising_covered():
+    x, noise, t = normal((2, 3, 4), 0), normal((2, 3, 4), 1), torch.tensor([3, 400])
+    schedulers = [both("DDPMScheduler", None, variance_type=kind) for kind in ("learned", "mine")]
+    schedulers += [(Warmer(), Warmer()), both("DDIMScheduler", None, clip_sample_range=-1.0)]
+    schedulers.append(both("DDPMParallelScheduler"))
+    for s in schedulers[-1]:
+        s.timesteps = s.timesteps.tolist()
+    for theirs, ours in schedulers:
+        expected = theirs.add_noise(x, noise, t), theirs.get_velocity(x, noise, t)
+        with fast.patch(), Dispatched() as ops:
+            results = ours.add_noise(x, noise, t), ours.get_velocity(x, noise, t)
+        assert ops.of_fastgen() == 2
+        for y, z in zip(results, expected, strict=True):
+            assert_near(y, z)
+    theirs, ours = both("DDPMScheduler")
+    for s in (theirs, ours):
+        s.alphas_cumprod.requires_grad_()
+    with Dispatched() as ops:
+        assert ours.add_noise(x, noise, t).requires_grad and ops.of_fastgen() == 0
+
+
 def test_variance_noise():
     theirs, ours = both("DDIMScheduler")
     x, m, z = normal((2, 3, 4), 0), normal((2, 3, 4), 1), normal((2, 3, 4), 2)
@@ -716,6 +736,5 @@ def test_threads_may_share_a_scheduler():
     expected = [s.step(m, 500, x, generator=torch.Generator().manual_seed(i)).prev_sample for i in range(8)]
     other = fast.DDPMScheduler(rng="fused")
     other.set_timesteps(10)
-    with ThreadPoolExecutor(8) as pool:
-        results = pool.map(lambda i: other.step(m, 500, x, generator=torch.Generator().manual_seed(i)).prev_sample, range(8))
+    results = in_threads(8, lambda i: other.step(m, 500, x, generator=torch.Generator().manual_seed(i)).prev_sample)
     assert all(map(torch.equal, results, expected))

@@ -24,10 +24,12 @@ Beyond diffusers:
 - `float32_coefficients=True`: `add_noise` and `get_velocity` of half-precision samples use float32 coefficients. diffusers rounds ᾱ
   to the samples' dtype first; in bfloat16, 1 − ᾱ is then 0 for the default first 10 timesteps: no noise is added.
 
-What is not covered (variance type "learned", an infinite coefficient, a subclass with another variance, other shapes, gradients
-through dynamic thresholding) runs diffusers' own code and says so at level DEBUG of the logger "fastgen.drop_in". In those cases
-`seed=` raises ValueError. Known to differ: half-precision results stay so where a timestep of shape (1,), or `batch_step_no_noise`,
-makes diffusers' float32; an infinite sample becomes NaN where diffusers' formula happens not to read it.
+What is not covered (variance type "learned", where the network's output is the variance itself and the kernel takes its logarithm;
+an infinite coefficient, a subclass with another variance, other shapes, gradients through dynamic thresholding) runs diffusers' own
+code and says so at level DEBUG of the logger "fastgen.drop_in". In those cases `seed=` raises ValueError. `add_noise` and
+`get_velocity` are covered where only the reverse step is not. Known to differ: half-precision results stay so where a timestep of
+shape (1,), or `batch_step_no_noise`, makes diffusers' float32; an infinite sample becomes NaN where diffusers' formula happens not
+to read it.
 """
 
 from __future__ import annotations
@@ -83,7 +85,8 @@ class State:
     compiled for it serves all of them, and `set_timesteps` with the same number again."""
 
     def __init__(self, family, config, alphas_cumprod, values):
-        self.steps, self.custom_timesteps, self.variance_type, self.final_alpha, self.host_timesteps, self.problem = values
+        self.steps, self.custom_timesteps, self.variance_type, self.final_alpha, self.host_timesteps = values[:5]
+        self.noising_problem, self.problem = values[5:]
         self.alphas_cumprod = alphas_cumprod  # on the CPU
         self.total = config.num_train_timesteps
         self.prediction, self.thresholding = config.prediction_type, config.thresholding
@@ -134,15 +137,19 @@ class Seen:
         self.config, self.alphas_cumprod, self.timesteps = (own[x] for x in ("_internal_dict", "alphas_cumprod", "timesteps"))
         self.rest = tuple(own.get(name) for name in ("num_inference_steps", "custom_timesteps", "variance_type"))
         self.numbers = own.get("final_alpha_cumprod"), own.get("one")
-        problem = _problem(scheduler)
+        noising_problem = _tensor_problem(own, "alphas_cumprod")
+        problem = noising_problem or _step_problem(scheduler)
         tensors = [x for x in (self.timesteps, self.alphas_cumprod, *self.numbers) if isinstance(x, torch.Tensor)]
         self.watched = [x for x in tensors if not x.is_inference()]  # those of inference mode have no version
         self.versions = [x._version for x in self.watched]
-        values, alphas_cumprod = (*self.rest, None, (), problem), self.alphas_cumprod
-        if not problem:
-            final = self.numbers[0] if self.numbers[0] is not None else self.numbers[1]
-            values = (*self.rest, float(final), tuple(self.timesteps.tolist()), "")
+        self.graded = getattr(self.alphas_cumprod, "requires_grad", False)  # set in place, it leaves the version as it was
+        final, timesteps, alphas_cumprod = None, (), self.alphas_cumprod
+        if not noising_problem:
             alphas_cumprod = alphas_cumprod.detach().cpu().clone()
+        if not problem:
+            final = float(self.numbers[0] if self.numbers[0] is not None else self.numbers[1])
+            timesteps = tuple(self.timesteps.tolist())
+        values = (*self.rest, final, timesteps, noising_problem, problem)
         # the configuration by its text: lists in it (trained_betas) cannot be hashed
         key = type(scheduler), repr(sorted(self.config.items(), key=lambda item: item[0])), _bytes(alphas_cumprod), values
         state = _states.pop(key, None) or State(type(scheduler), self.config, alphas_cumprod, values)
@@ -167,6 +174,7 @@ class Seen:
             and own.get("one") is self.numbers[1]
             and not ("_get_variance" in own or "previous_timestep" in own or "_threshold_sample" in own)
             and [x._version for x in self.watched] == self.versions
+            and getattr(self.alphas_cumprod, "requires_grad", False) is self.graded
         )
 
     def host_timestep(self, timestep):
@@ -194,17 +202,22 @@ def place(timestep, timesteps) -> int | None:
     return at if 0 <= at < timesteps.numel() else None
 
 
-def _problem(scheduler) -> str:
-    """Why diffusers' own code has to run; "" where it has not."""
+def _tensor_problem(own, name) -> str:
+    """Why the values of `own[name]` cannot be had; "" where they can."""
+    x = own[name]
+    usable = isinstance(x, torch.Tensor) and not x.is_meta and not x.requires_grad
+    return "" if usable else f"{name} is no tensor, or has no values, or requires grad"
+
+
+def _step_problem(scheduler) -> str:
+    """Why diffusers' own code has to make the reverse steps; "" where it has not."""
     config, kind, own = scheduler._internal_dict, type(scheduler), scheduler.__dict__
     family = next(base for base in kind.__mro__ if base in FAMILIES)
     for method in METHODS:
         if method in own or getattr(kind, method, None) is not getattr(family, method, None):
             return f"{kind.__name__} has a {method} of its own"
-    for name in ("timesteps", "alphas_cumprod"):
-        x = own[name]
-        if not isinstance(x, torch.Tensor) or x.is_meta or x.requires_grad:
-            return f"{name} is no tensor, or has no values, or requires grad"
+    if problem := _tensor_problem(own, "timesteps"):
+        return problem
     if config.prediction_type not in PREDICTIONS:
         return f"prediction_type is {config.prediction_type!r}"
     if config.clip_sample and not config.thresholding and not config.clip_sample_range > 0:
@@ -604,8 +617,8 @@ def _noised(name, options, scheduler, x, noise, timesteps):
     if noise.shape != x.shape or noise.dtype != x.dtype:
         raise NotCovered(f"shapes {tuple(x.shape)} and {tuple(noise.shape)}, dtypes {x.dtype} and {noise.dtype}")
     state = _seen(scheduler).state
-    if state.problem:
-        raise NotCovered(state.problem)
+    if state.noising_problem:
+        raise NotCovered(state.noising_problem)
     key = name, "float32" if options.float32_coefficients and x.dtype.itemsize == 2 else DTYPES[x.dtype]
     if _compiling():
         _prepare(id(state), key)
