@@ -51,7 +51,7 @@ def q_step(x_prev, t, schedule, *, noise=None, seed=None, generator=None, offset
 
 def noised_with(coefficients, x, t, *, noise=None, seed=None, generator=None, offset=0, out=None):
     """`q_sample` with the `Coefficients` of another library: scale·x + sigma·noise."""
-    return _noised("q_sample", Coefficients.table, "x", x, t, coefficients, noise, seed, generator, offset, out)
+    return _noised("q_sample", type(coefficients).table, "x", x, t, coefficients, noise, seed, generator, offset, out)
 
 
 def check_schedule(value):
