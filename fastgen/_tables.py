@@ -48,7 +48,7 @@ class Tables:
     def _table(self, key: tuple, device: torch.device, dtype: torch.dtype) -> Table:
         """The cached table of `key` on `device`, in float64 where `dtype` is float64, else in float32."""
         if torch.compiler.is_compiling():
-            return _constant_table(id(self), key, dtype is torch.float64, device)
+            return _constant_table(id(self), tuple(map(constant, key)), dtype is torch.float64, device)
         table = self._tables.get((key, dtype is torch.float64, device))
         return self._make_table(key, dtype is torch.float64, device) if table is None else table
 
@@ -57,6 +57,8 @@ class Tables:
         noisy = bool(np.any(rows[:, _NOISE_COLUMN[key[0]]] != 0)) if key[0] in _NOISE_COLUMN else False
         with plain_tensors():
             tensor = torch.tensor(rows, dtype=torch.float64 if double else torch.float32, device=device)
+        # what torch._dynamo.mark_static does: else dynamic=True makes the length a symbol, and no guard can say whose
+        tensor._dynamo_static_indices = {0, 1}
         return self._tables.setdefault((key, double, device), Table(tensor, noisy, note))
 
 
@@ -109,3 +111,12 @@ def _constant_table(identity: int, key: tuple, double: bool, device: torch.devic
 
 # what torch.compiler.assume_constant_result does; calling it would import the whole compiler with this module
 _constant_table._dynamo_marked_constant = True
+
+
+def constant(value):
+    """`value`, in a traced program as a constant of the graph: dynamic=True makes a float a symbol, an argument's default too."""
+    if type(value) is float and torch.compiler.is_compiling():
+        from torch.fx.experimental.symbolic_shapes import guard_scalar  # which the tracer has imported, and fastgen need not
+
+        return guard_scalar(value)
+    return value

@@ -6,7 +6,7 @@ import torch
 
 from . import _checks, _dispatch
 from ._tables import Coefficients
-from .q_sample import scaled
+from .q_sample import check_schedule, scaled
 from .schedule import Schedule
 
 
@@ -41,8 +41,7 @@ def posterior_with(coefficients, x0, x_t, t):
 def _posterior(table, x0, x_t, t, schedule):
     plan = _dispatch.plan("q_posterior", schedule, x0, x_t)
     if plan is None:
-        if not isinstance(schedule, Coefficients):
-            _checks.schedule(schedule)
+        check_schedule(schedule)
         _check_tensors(x0, x_t)
         dtype = _checks.result_dtype(x0, x_t)
         plan = _dispatch.make_plan("q_posterior", schedule, x0, x_t, dtype, table(schedule, x0.device, dtype))

@@ -51,14 +51,19 @@ def q_step(x_prev, t, schedule, *, noise=None, seed=None, generator=None, offset
 
 def noised_with(coefficients, x, t, *, noise=None, seed=None, generator=None, offset=0, out=None):
     """`q_sample` with the `Coefficients` of another library: scale·x + sigma·noise."""
-    return _noised("q_sample", Coefficients.table, "x", x, t, coefficients, noise, seed, generator, offset, out)
+    return _noised("q_sample", type(coefficients).table, "x", x, t, coefficients, noise, seed, generator, offset, out)
+
+
+def check_schedule(value):
+    """A `Schedule`, or the `Coefficients` of another library in its place."""
+    if not isinstance(value, Coefficients):
+        _checks.schedule(value)
 
 
 def _noised(op, table, x_name, x, t, schedule, noise, seed, generator, offset, out):
     plan = _dispatch.plan(op, schedule, x, x)
     if plan is None:
-        if not isinstance(schedule, Coefficients):
-            _checks.schedule(schedule)
+        check_schedule(schedule)
         _checks.batched(x_name, x)
         plan = _dispatch.make_plan(op, schedule, x, x, x.dtype, table(schedule, x.device, x.dtype))
     end, note, careful = plan.end, plan.note, plan.careful

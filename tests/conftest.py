@@ -1,6 +1,8 @@
 """Fixtures and helpers shared by the tests: which backends and devices run, test data, tolerances."""
 
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -112,6 +114,18 @@ def one_thread():
 def interpreted(device):
     """Whether ops on this device run in Triton's interpreter, of whose launches each takes milliseconds: then fewer will do."""
     return torch.device(device).type == "cpu" and fastgen.backend(device) == "triton"
+
+
+def in_threads(count, work):
+    """[work(0), work(1), …], each in a thread of its own, all from the same moment on. An exception in one is raised."""
+    start = threading.Barrier(count)
+
+    def run(i):
+        start.wait()
+        return work(i)
+
+    with ThreadPoolExecutor(count) as pool:
+        return list(pool.map(run, range(count)))
 
 
 def normal(shape, seed, dtype=torch.float32, device="cpu"):

@@ -3,13 +3,8 @@
 python distributed_sampling.py RANK WORLD_SIZE RENDEZVOUS_FILE RESULT_FILE
 """
 
-import sys
-from pathlib import Path
-
+import process_group
 import torch
-
-if __name__ == "__main__":  # as a program: the tests find fastgen by themselves
-    sys.path.append(str(Path(__file__).resolve().parent.parent))
 
 import fastgen
 
@@ -29,19 +24,12 @@ def sample(rank=0, world_size=1):
     return fastgen.sample(network(), (len(seeds), *SHAPE), schedule, steps=10, clip=1.0, sample_seeds=seeds)
 
 
-def main():
-    rank, world_size, rendezvous, result = int(sys.argv[1]), int(sys.argv[2]), *sys.argv[3:]
-    torch.set_num_threads(1)
-    store = f"file://{rendezvous}"
-    torch.distributed.init_process_group("gloo", init_method=store, rank=rank, world_size=world_size)
-    try:
-        shares = [None] * world_size if rank == 0 else None
-        torch.distributed.gather_object(sample(rank, world_size), shares)
-        if rank == 0:
-            torch.save(torch.cat(shares), result)
-    finally:
-        torch.distributed.destroy_process_group()
+def gather(rank, world_size, result):
+    shares = [None] * world_size if rank == 0 else None
+    torch.distributed.gather_object(sample(rank, world_size), shares)
+    if rank == 0:
+        torch.save(torch.cat(shares), result)
 
 
 if __name__ == "__main__":
-    main()
+    process_group.main(gather)

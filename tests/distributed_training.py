@@ -3,13 +3,8 @@
 python distributed_training.py RANK WORLD_SIZE RENDEZVOUS_FILE RESULT_FILE
 """
 
-import sys
-from pathlib import Path
-
+import process_group
 import torch
-
-if __name__ == "__main__":  # as a program: the tests find fastgen by themselves
-    sys.path.append(str(Path(__file__).resolve().parent.parent))
 
 import fastgen
 from fastgen.models import UNet
@@ -45,16 +40,5 @@ def train(rank=0, world_size=1):
     return {"weights": weights, "x_t": torch.stack(noised), "losses": losses}
 
 
-def main():
-    rank, world_size, rendezvous, result = int(sys.argv[1]), int(sys.argv[2]), *sys.argv[3:]
-    torch.set_num_threads(1)
-    store = f"file://{rendezvous}"
-    torch.distributed.init_process_group("gloo", init_method=store, rank=rank, world_size=world_size)
-    try:
-        torch.save(train(rank, world_size), result)
-    finally:
-        torch.distributed.destroy_process_group()
-
-
 if __name__ == "__main__":
-    main()
+    process_group.main(lambda rank, world_size, result: torch.save(train(rank, world_size), result))

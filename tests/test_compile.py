@@ -20,10 +20,10 @@ def fresh_dynamo():
     torch._dynamo.reset()
 
 
-def compiled(function, backend="aot_eager"):
+def compiled(function, backend="aot_eager", dynamic=None):
     """`function` compiled without graph breaks, and the counter of its compilations."""
     counter = CompileCounterWithBackend(backend)
-    return torch.compile(function, fullgraph=True, backend=counter), counter
+    return torch.compile(function, fullgraph=True, backend=counter, dynamic=dynamic), counter
 
 
 FORWARD = {
@@ -172,18 +172,44 @@ def test_batch_sizes_do_not_recompile_without_bound(device, schedule):
     assert counter.frame_count <= 3
 
 
-@pytest.mark.parametrize("op", ["q_sample", "ddpm_step", "diffusion_loss", "discriminator_loss"])
-def test_dynamic_shapes_from_the_start(device, schedule, op):
-    calls = {
-        "q_sample": lambda x, t: fastgen.q_sample(x, t, schedule, seed=1),
-        "ddpm_step": lambda x, t: fastgen.ddpm_step(x, x.sin(), t, schedule, seed=1),
-        "diffusion_loss": lambda x, t: fastgen.diffusion_loss(x.sin(), x, t, schedule, seed=1, reduction="none"),
-        "discriminator_loss": lambda x, t: fastgen.discriminator_loss(x, x[1:]),
-    }
-    fast = torch.compile(calls[op], fullgraph=True, dynamic=True, backend="aot_eager")
+DYNAMIC = {
+    "q_sample": lambda s, x, t: fastgen.q_sample(x, t, s, seed=1),
+    "q_posterior": lambda s, x, t: fastgen.q_posterior(x, x.sin(), t, s)[0],
+    "ddpm_step": lambda s, x, t: fastgen.ddpm_step(x, x.sin(), t, s, seed=1),
+    "ddim_step": lambda s, x, t: fastgen.ddim_step(x, x.sin(), t, s),
+    "diffusion_loss": lambda s, x, t: fastgen.diffusion_loss(x.sin(), x, t, s, seed=1, reduction="none"),
+    "diffusion_loss_min_snr": lambda s, x, t: fastgen.diffusion_loss(x.sin(), x, t, s, seed=1, weighting="min_snr"),
+    "discriminator_loss": lambda s, x, t: fastgen.discriminator_loss(x, x[1:]),
+}
+
+
+@pytest.mark.parametrize("per_sample", [False, True], ids=["ints", "tensors"])
+@pytest.mark.parametrize("function", DYNAMIC.values(), ids=DYNAMIC)
+def test_dynamic_shapes_from_the_start(device, schedule, function, per_sample):
+    """Then numbers are symbols too: timesteps, the length of a table, what an argument is by default."""
+    fast, counter = compiled(lambda x, t: function(schedule, x, t), dynamic=True)
+    compilations = []
     for batch in (4, 3, 7):
-        x, t = normal((batch, 5), 0, device=device), torch.arange(batch, device=device)
-        assert_close(fast(x, t), calls[op](x, t), scale=50)
+        x, t = normal((batch, 5), 0, device=device), torch.arange(batch, device=device) if per_sample else 3 * batch
+        assert_close(fast(x, t), function(schedule, x, t), scale=50)
+        compilations.append(counter.frame_count)
+    assert compilations[0] == compilations[-1]
+
+
+def test_numbers_of_a_table_are_constants_wherever_they_come_from(device, schedule):
+    """A program for each eta, also where dynamo would keep it a symbol, and the same one again."""
+
+    def step(x, eta):
+        return fastgen.ddim_step(x, x.sin(), 5, schedule, eta=eta, seed=1)
+
+    fast, counter = compiled(step, dynamic=True)
+    x = normal(SHAPE, 0, device=device)
+    for eta in (0.3, 0.0, 0.7):
+        assert_close(fast(x, eta), step(x, eta), scale=50)
+    compilations = counter.frame_count
+    for eta in (0.0, 0.3):
+        assert_close(fast(x, eta), step(x, eta), scale=50)
+    assert counter.frame_count == compilations
 
 
 def test_one_tensor_in_two_places(device, schedule):

@@ -4,13 +4,13 @@ import copy
 import itertools
 import logging
 import pickle
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 import torch
-from conftest import LAYOUTS, array, normal
+from conftest import LAYOUTS, array, in_threads, normal
 from dispatched import Dispatched
+from torch._dynamo.testing import CompileCounterWithBackend
 
 import fastgen
 
@@ -216,6 +216,20 @@ def test_gradients():
             gradients.append(torch.autograd.grad((y.prev_sample.sin() + y.pred_original_sample.cos()).sum(), (x, m)))
         for a, b in zip(*gradients, strict=True):
             assert_near(b, a, 1e-4)
+
+
+def test_second_derivatives_through_two_steps():
+    for name, limit in itertools.product(("DDPMScheduler", "DDIMScheduler"), LIMITS):
+        results = []
+        for s in both(name, **LIMITS[limit]):
+            x, m = (normal((2, 3, 4), seed, torch.float64).requires_grad_() for seed in (0, 1))
+            generator, options = torch.Generator().manual_seed(1), {"eta": 0.7} if "DDIM" in name else {}
+            y = s.step(m, s.timesteps[6], x, generator=generator, **options).prev_sample
+            y = s.step(torch.tanh(y * m), s.timesteps[7], y, generator=generator, **options).prev_sample
+            first = torch.autograd.grad(y.sin().sum(), (x, m), create_graph=True)
+            results.append([*first, *torch.autograd.grad(sum(g.square().sum() for g in first), (x, m))])
+        for a, b in zip(*results, strict=True):
+            assert_near(b, a, 1e-6)
 
 
 def test_batch_step_no_noise():
@@ -578,12 +592,42 @@ def test_what_is_not_covered_runs_diffusers_own_code_and_says_so(caplog):
     t = torch.tensor([3, 4])
     fell_through(lambda: ours.add_noise(x, m.double(), t), theirs.add_noise(x, m.double(), t), "dtypes")
     fell_through(lambda: ours.add_noise(x, m[:1], t), theirs.add_noise(x, m[:1], t), "shapes")
+    sparse = x.to_sparse()
+    fell_through(lambda: ours.add_noise(sparse, sparse, t), theirs.add_noise(sparse, sparse, t), "layouts")
+    theirs, ours = both("DDPMScheduler")
+    t = torch.tensor([[500]])  # where diffusers takes the first timestep for it
+    fell_through(lambda: drawn(ours, m, t, x), drawn(theirs, m, t, x), "a timestep of shape (1, 1)")
+    theirs, ours = both("DDIMScheduler", 5, num_train_timesteps=5, trained_betas=[0.0] * 5)
+    fell_through(lambda: drawn(ours, m, 3, x), drawn(theirs, m, 3, x), "not finite")
+    theirs, ours = both("DDPMScheduler", None)
+    t = torch.tensor([3, 4])
     fell_through(lambda: ours.get_velocity(x, m, t - 10), theirs.get_velocity(x, m, t - 10), "expected timesteps within")
     theirs, ours = both("DDIMScheduler")
     z = normal((1, 3, 4), 2)
     options = {"eta": 0.5, "variance_noise": z}
     expected = theirs.step(m, 500, x, **options).prev_sample
     fell_through(lambda: ours.step(m, 500, x, **options).prev_sample, expected, "variance_noise")
+
+
+def test_a_step_that_is_not_covered_leaves_the_noising_covered():
+    x, noise, t = normal((2, 3, 4), 0), normal((2, 3, 4), 1), torch.tensor([3, 400])
+    schedulers = [both("DDPMScheduler", None, variance_type=kind) for kind in ("learned", "mine")]
+    schedulers += [(Warmer(), Warmer()), both("DDIMScheduler", None, clip_sample_range=-1.0)]
+    schedulers.append(both("DDPMParallelScheduler"))
+    for s in schedulers[-1]:
+        s.timesteps = s.timesteps.tolist()
+    for theirs, ours in schedulers:
+        expected = theirs.add_noise(x, noise, t), theirs.get_velocity(x, noise, t)
+        with fast.patch(), Dispatched() as ops:
+            results = ours.add_noise(x, noise, t), ours.get_velocity(x, noise, t)
+        assert ops.of_fastgen() == 2
+        for y, z in zip(results, expected, strict=True):
+            assert_near(y, z)
+    theirs, ours = both("DDPMScheduler")
+    for s in (theirs, ours):
+        s.alphas_cumprod.requires_grad_()
+    with Dispatched() as ops:
+        assert ours.add_noise(x, noise, t).requires_grad and ops.of_fastgen() == 0
 
 
 def test_variance_noise():
@@ -626,6 +670,17 @@ def test_options_are_checked():
     assert "_fastgen" not in vars(diffusers.DDPMScheduler())
 
 
+def test_a_nan_stays_where_it_is():
+    """In the sample, of which the prediction of x0 knows nothing, it is no part of the quantile."""
+    x, m = normal((2, 3, 4), 0), normal((2, 3, 4), 1) * 2
+    x[0, 1, 2] = torch.nan
+    theirs, ours = both("DDPMScheduler", prediction_type="sample", thresholding=True)
+    with Dispatched() as ops:
+        a, b = (s.step(m, 500, x, generator=torch.Generator().manual_seed(1)).prev_sample for s in (theirs, ours))
+    assert ops.of_fastgen() == 1 and torch.equal(a.isnan(), b.isnan()) and a.isnan().sum() == 1
+    assert_near(b.nan_to_num(), a.nan_to_num())
+
+
 # ---- torch.compile ------------------------------------------------------------------------------------------------------------
 
 
@@ -664,6 +719,47 @@ def test_compiled_noising_has_no_graph_breaks():
         last = (m, t) if method != s.batch_step_no_noise else (t, m)
         compiled = torch.compile(lambda x, a, b, method=method: method(x, a, b), fullgraph=True, backend="aot_eager")
         assert_near(compiled(x, *last), method(x, *last))
+
+
+@pytest.mark.parametrize("dynamic", (None, True))
+@pytest.mark.parametrize("name", NAMES)
+def test_one_program_for_all_of_a_schedulers_methods(name, dynamic):
+    """For every timestep, tensor or int, and of two schedulers: tables that the program is the first to ask for."""
+    torch._dynamo.reset()
+    s = getattr(fast, name)(beta_end=0.0123 if dynamic else 0.0124)
+    other = fast.DDIMScheduler(beta_end=0.0125, thresholding=True)
+    s.set_timesteps(10)
+    other.set_timesteps(10)
+
+    def step(x, m, t):
+        y = s.add_noise(x, m, t) + s.get_velocity(x, m, t) if isinstance(t, torch.Tensor) else x
+        y = s.step(m, t, y, seed=3).prev_sample
+        return other.step(m, t, other.step(m, t, y, eta=0.5, seed=4).prev_sample).prev_sample
+
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(step, fullgraph=True, dynamic=dynamic, backend=counter)
+    x, m = normal((2, 3, 4), 0), normal((2, 3, 4), 1)
+    for t in [*range(900, -1, -100), *s.timesteps]:
+        assert_near(compiled(x, m, t), step(x, m, t))
+    assert counter.frame_count <= 7
+
+
+@pytest.mark.parametrize("dynamic", (None, True))
+def test_compiled_etas_and_infinite_coefficients(dynamic):
+    """A program for each eta; where a row is infinite, an int timestep is looked at, and diffusers' own step is compiled."""
+    torch._dynamo.reset()
+    s = fast.DDIMScheduler(rescale_betas_zero_snr=True, timestep_spacing="trailing")
+    s.set_timesteps(10)
+    step = lambda m, t, x, eta: s.step(m, t, x, eta=eta).prev_sample  # noqa: E731
+    compiled = torch.compile(step, fullgraph=True, dynamic=dynamic, backend="aot_eager")
+    for batch, t, eta in ((2, 899, 0.0), (2, 999, 0.0), (3, 799, 0.0), (2, 899, 0.3), (4, 899, 0.6)):
+        x, m = normal((batch, 3, 4), 0), normal((batch, 3, 4), 1)
+        results = []
+        for f in (compiled, step):
+            torch.manual_seed(0)
+            results.append(f(m, t, x, eta))
+        assert torch.isfinite(results[0]).all()
+        assert_near(*results)
 
 
 @pytest.mark.parametrize("patched_first", (True, False))
@@ -716,6 +812,5 @@ def test_threads_may_share_a_scheduler():
     expected = [s.step(m, 500, x, generator=torch.Generator().manual_seed(i)).prev_sample for i in range(8)]
     other = fast.DDPMScheduler(rng="fused")
     other.set_timesteps(10)
-    with ThreadPoolExecutor(8) as pool:
-        results = pool.map(lambda i: other.step(m, 500, x, generator=torch.Generator().manual_seed(i)).prev_sample, range(8))
+    results = in_threads(8, lambda i: other.step(m, 500, x, generator=torch.Generator().manual_seed(i)).prev_sample)
     assert all(map(torch.equal, results, expected))

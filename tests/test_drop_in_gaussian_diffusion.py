@@ -7,7 +7,6 @@ import logging
 import pickle
 import random
 import sys
-import threading
 import weakref
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import in_threads
 from dispatched import Dispatched
 from guided_diffusion_like import GaussianDiffusion as Guided
 from guided_diffusion_like import MeanType, SpacedDiffusion, VarType
@@ -484,24 +484,17 @@ def test_fused_noise_trains():
 
 def test_threads_share_an_object():
     d = ddp.GaussianDiffusion(Affine(), image_size=8, timesteps=T)
-    x, t, failed = images(), torch.tensor([1, 6]), []
+    x, t = images(), torch.tensor([1, 6])
     expected = d.q_sample(x, t, noise=x), d.p_mean_variance(x, t)[0].detach()
 
-    def work():
+    def work(_):
         for _ in range(20):
             with patch(d), torch.no_grad():
-                if not all(
-                    torch.allclose(a, b, atol=1e-5)
-                    for a, b in zip((d.q_sample(x, t, noise=x), d.p_mean_variance(x, t)[0]), expected, strict=True)
-                ):
-                    failed.append(1)
+                for a, b in zip((d.q_sample(x, t, noise=x), d.p_mean_variance(x, t)[0]), expected, strict=True):
+                    assert torch.allclose(a, b, atol=1e-5)
 
-    threads = [threading.Thread(target=work) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not failed and "q_sample" not in vars(d)
+    in_threads(4, work)
+    assert "q_sample" not in vars(d)
 
 
 def test_buffers_made_in_inference_mode_fall_through(caplog):

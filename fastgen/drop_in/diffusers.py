@@ -15,19 +15,23 @@ Beyond diffusers:
   (one for each sample from a list of them), so no noise tensor exists. Other numbers than diffusers', of the same distribution.
 - `step(..., seed=)`: an int, or int64 tensor of 1 or B elements, one seed per sample. The noise is then
   `fastgen.randn(sample.shape, seed=seed, offset=timestep)`, whatever `rng` is.
-- `step` takes a tensor of B timesteps, one per sample.
+- `step` takes a tensor of B timesteps, one per sample, and samples of any shape (B, ...).
 - No timestep is read back from a GPU. Of a 0-dimensional one that is an element of `scheduler.timesteps` the value is known all the
   same; of another one it is not, so with it noise is drawn at timestep 0 too (and not used), and a timestep that the scheduler
   does not visit makes its sample NaN.
 - `step` compiles with `torch.compile(fullgraph=True)`, after `set_timesteps`, but without `generator=`, which torch cannot trace.
-  It then draws at timestep 0 too (and uses nothing of it), and sees a changed `alphas_cumprod` only after another `set_timesteps`.
+  No timestep's value is known then, but whether an int is 0. It makes a program for each `eta`, and sees a changed `alphas_cumprod`
+  only after another `set_timesteps`.
 - `float32_coefficients=True`: `add_noise` and `get_velocity` of half-precision samples use float32 coefficients. diffusers rounds ᾱ
   to the samples' dtype first; in bfloat16, 1 − ᾱ is then 0 for the default first 10 timesteps: no noise is added.
 
-What is not covered (variance type "learned", an infinite coefficient, a subclass with another variance, other shapes, gradients
-through dynamic thresholding) runs diffusers' own code and says so at level DEBUG of the logger "fastgen.drop_in". In those cases
-`seed=` raises ValueError. Known to differ: half-precision results stay so where a timestep of shape (1,), or `batch_step_no_noise`,
-makes diffusers' float32; an infinite sample becomes NaN where diffusers' formula happens not to read it.
+What is not covered (variance type "learned", where the network's output is the variance itself and the kernel takes its logarithm;
+an infinite coefficient, a subclass with another variance, other shapes, gradients through dynamic thresholding) runs diffusers' own
+code and says so at level DEBUG of the logger "fastgen.drop_in". In those cases `seed=` raises ValueError. `add_noise` and
+`get_velocity` are covered where only the reverse step is not. Known to differ: half-precision results stay so where a timestep of
+shape (1,), or `batch_step_no_noise`, makes diffusers' float32; where an element of the sample or of the model's output is infinite
+or NaN, or overflows on the way, the result may be another of NaN, infinite and clipped, since diffusers' formulas read and cancel
+other terms.
 """
 
 from __future__ import annotations
@@ -48,7 +52,7 @@ from diffusers.schedulers.scheduling_ddpm_parallel import DDPMParallelSchedulerO
 from diffusers.utils.torch_utils import randn_tensor
 
 from .. import _checks
-from .._tables import DDPM_STEP_COLUMNS, Coefficients, plain_tensors, step_columns
+from .._tables import DDPM_STEP_COLUMNS, Coefficients, Table, constant, plain_tensors, step_columns
 from ..ddpm_step import plan_of_plain_step, seeded_step, step_with
 from ..q_sample import noised_with
 from ..rng import random_seed
@@ -83,8 +87,10 @@ class State:
     compiled for it serves all of them, and `set_timesteps` with the same number again."""
 
     def __init__(self, family, config, alphas_cumprod, values):
-        self.steps, self.custom_timesteps, self.variance_type, self.final_alpha, self.host_timesteps, self.problem = values
+        self.steps, self.custom_timesteps, self.variance_type, self.final_alpha, self.host_timesteps = values[:5]
+        self.noising_problem, self.problem = values[5:]
         self.alphas_cumprod = alphas_cumprod  # on the CPU
+        self.end = 0 if self.noising_problem else alphas_cumprod.numel()  # timesteps 0 … end-1 have coefficients
         self.total = config.num_train_timesteps
         self.prediction, self.thresholding = config.prediction_type, config.thresholding
         self.quantile, self.most = config.dynamic_thresholding_ratio, config.sample_max_value
@@ -96,11 +102,17 @@ class State:
         _BY_ID[id(self)] = self
 
     def get(self, key):
-        """(Coefficients, for each timestep whether it has a row without NaN or infinity)."""
+        """(Coefficients, for each timestep whether it has a row without NaN or infinity, or None: see `_constant_known`)."""
+        if _compiling():
+            key = tuple(map(constant, key))
+            return Traced(id(self), key), _constant_known(id(self), key)
         found = self.coefficients.get(key)
-        return self.make(key) if found is None else found
+        return self.made(key) if found is None else found
 
-    def make(self, key):
+    def made(self, key):
+        found = self.coefficients.get(key)
+        if found is not None:
+            return found
         with plain_tensors(), torch.no_grad():
             rows = _ROWS[key[0]](self, *key[1:])
         coefficients = Coefficients("q_sample" if rows.shape[1] == 2 else "ddpm_step", rows)
@@ -114,17 +126,34 @@ MOST_TABLES = 64  # of one state; a DDIM chain with another eta at every step wo
 _states: OrderedDict[tuple, State] = OrderedDict()  # by value, the last ones used
 MOST_STATES = 64
 
-# Dynamo makes id(state) a constant and guards it; what it calls by that has run once the graph is made.
+
+class Traced(Coefficients):
+    """`Coefficients` in a program that is compiled: a state and a key. Dynamo looks into a dict once, and would not find in
+    `state.coefficients` what the program's second step has put there."""
+
+    def __init__(self, identity, key):
+        self.identity, self.key = identity, key
+
+    def table(self, device, dtype):
+        return _constant_table(self.identity, self.key, device, dtype)
+
+
+# Dynamo makes id(state) a constant and guards it; see _tables.py.
 _BY_ID: weakref.WeakValueDictionary[int, State] = weakref.WeakValueDictionary()
 
 
-def _prepare(identity: int, *keys) -> bool:
-    for key in keys:
-        _BY_ID[identity].get(key)
-    return True
+def _constant_table(identity: int, key: tuple, device: torch.device, dtype: torch.dtype) -> Table:
+    return _BY_ID[identity].made(key)[0].table(device, dtype)
 
 
-_prepare._dynamo_marked_constant = True  # see _tables.py
+def _constant_known(identity: int, key: tuple) -> list[bool] | None:
+    """None where no row is infinite: to look up an int timestep in the list makes it a constant of the program, and a program for
+    each timestep is more than dynamo allows. One that the scheduler does not visit then gives NaN."""
+    coefficients, known = _BY_ID[identity].made(key)
+    return known if np.isinf(coefficients.rows).any() else None
+
+
+_constant_table._dynamo_marked_constant = _constant_known._dynamo_marked_constant = True
 
 
 class Seen:
@@ -135,15 +164,19 @@ class Seen:
         self.config, self.alphas_cumprod, self.timesteps = (own[x] for x in ("_internal_dict", "alphas_cumprod", "timesteps"))
         self.rest = tuple(own.get(name) for name in ("num_inference_steps", "custom_timesteps", "variance_type"))
         self.numbers = own.get("final_alpha_cumprod"), own.get("one")
-        problem = _problem(scheduler)
+        noising_problem = _tensor_problem(own, "alphas_cumprod")
+        problem = noising_problem or _step_problem(scheduler)
         tensors = [x for x in (self.timesteps, self.alphas_cumprod, *self.numbers) if isinstance(x, torch.Tensor)]
         self.watched = [x for x in tensors if not x.is_inference()]  # those of inference mode have no version
         self.versions = [x._version for x in self.watched]
-        values, alphas_cumprod = (*self.rest, None, (), problem), self.alphas_cumprod
-        if not problem:
-            final = self.numbers[0] if self.numbers[0] is not None else self.numbers[1]
-            values = (*self.rest, float(final), tuple(self.timesteps.tolist()), "")
+        self.graded = getattr(self.alphas_cumprod, "requires_grad", False)  # set in place, it leaves the version as it was
+        final, timesteps, alphas_cumprod = None, (), self.alphas_cumprod
+        if not noising_problem:
             alphas_cumprod = alphas_cumprod.detach().cpu().clone()
+        if not problem:
+            final = float(self.numbers[0] if self.numbers[0] is not None else self.numbers[1])
+            timesteps = tuple(self.timesteps.tolist())
+        values = (*self.rest, final, timesteps, noising_problem, problem)
         # the configuration by its text: lists in it (trained_betas) cannot be hashed
         key = type(scheduler), repr(sorted(self.config.items(), key=lambda item: item[0])), _bytes(alphas_cumprod), values
         state = _states.pop(key, None) or State(type(scheduler), self.config, alphas_cumprod, values)
@@ -168,11 +201,14 @@ class Seen:
             and own.get("one") is self.numbers[1]
             and not ("_get_variance" in own or "previous_timestep" in own or "_threshold_sample" in own)
             and [x._version for x in self.watched] == self.versions
+            and getattr(self.alphas_cumprod, "requires_grad", False) is self.graded
         )
 
     def host_timestep(self, timestep):
         """The timestep as an int where that can be known without waiting for a GPU, else None."""
         if isinstance(timestep, torch.Tensor):
+            if timestep.dim() > 1:
+                raise NotCovered(f"a timestep of shape {tuple(timestep.shape)}")
             if timestep.numel() != 1 or timestep.dtype not in INTEGERS or _compiling():
                 return None
             if timestep.is_cpu:
@@ -195,17 +231,22 @@ def place(timestep, timesteps) -> int | None:
     return at if 0 <= at < timesteps.numel() else None
 
 
-def _problem(scheduler) -> str:
-    """Why diffusers' own code has to run; "" where it has not."""
+def _tensor_problem(own, name) -> str:
+    """Why the values of `own[name]` cannot be had; "" where they can."""
+    x = own[name]
+    usable = isinstance(x, torch.Tensor) and not x.is_meta and not x.requires_grad
+    return "" if usable else f"{name} is no tensor, or has no values, or requires grad"
+
+
+def _step_problem(scheduler) -> str:
+    """Why diffusers' own code has to make the reverse steps; "" where it has not."""
     config, kind, own = scheduler._internal_dict, type(scheduler), scheduler.__dict__
     family = next(base for base in kind.__mro__ if base in FAMILIES)
     for method in METHODS:
         if method in own or getattr(kind, method, None) is not getattr(family, method, None):
             return f"{kind.__name__} has a {method} of its own"
-    for name in ("timesteps", "alphas_cumprod"):
-        x = own[name]
-        if not isinstance(x, torch.Tensor) or x.is_meta or x.requires_grad:
-            return f"{name} is no tensor, or has no values, or requires grad"
+    if problem := _tensor_problem(own, "timesteps"):
+        return problem
     if config.prediction_type not in PREDICTIONS:
         return f"prediction_type is {config.prediction_type!r}"
     if config.clip_sample and not config.thresholding and not config.clip_sample_range > 0:
@@ -288,7 +329,7 @@ def _ddim_rows(state, eta, from_clipped):
     alpha_before = _before(alpha, np.arange(len(alpha)) - state.total // state.steps, state.final_alpha)
     beta = 1 - alpha
     variance = (1 - alpha_before) / beta * (1 - alpha / alpha_before)
-    sigma = eta * variance**0.5 if eta else torch.zeros_like(alpha)
+    sigma = eta * variance**0.5
     direction = ((1 - alpha_before - sigma**2) ** 0.5).double()
     u, root, noise = (alpha_before**0.5).double(), (alpha**0.5).double(), (beta**0.5).double()
     # direction · epsilon, with epsilon from x0, from the network, or from both, as V·x_t + W·m
@@ -314,9 +355,9 @@ def _x0_columns(state):
     return root, -noise
 
 
-def _x0_rows(state, key):
+def _x0_rows(state, *key):
     """Of the step `key`, x0 alone, before anything is clipped."""
-    rows = state.get(key)[0].rows.copy()
+    rows = state.made(key)[0].rows.copy()
     column = DDPM_STEP_COLUMNS.index
     rows[:, [column("A"), column("B")]] = rows[:, [column("P"), column("Q")]]
     rows[:, column("S")] = 0.0
@@ -353,8 +394,6 @@ def _reverse_step(seen, key, model_output, timestep, sample, draw):
     if quick is not None:
         return quick
     m, learned = _model_output(state, model_output, sample)
-    if _compiling():
-        _prepare(id(state), *((key, ("x0", key)) if state.thresholding else (key,)))
     coefficients, known = state.get(key)
     t = _row(seen, timestep, sample, known)
     if state.thresholding and torch.is_grad_enabled() and (sample.requires_grad or m.requires_grad):
@@ -362,7 +401,8 @@ def _reverse_step(seen, key, model_output, timestep, sample, draw):
     noise = draw(t, m)
     threshold = None
     if state.thresholding:
-        threshold = _threshold(state, step_with(state.get(("x0", key))[0], sample, m, t, **NO_NOISE))
+        raw = m if state.prediction == "sample" else step_with(state.get(("x0", *key))[0], sample, m, t, **NO_NOISE)
+        threshold = _threshold(state, raw)
     if state.prediction == "sample" and state.clip is None and threshold is None:
         return step_with(coefficients, sample, model_output, t, learned=learned, **noise), m
     y, x0 = step_with(
@@ -410,7 +450,8 @@ def _model_output(state, model_output, sample):
 
 
 def _same_kind(name, y, x):
-    if type(y) is type(x) is torch.Tensor and x.is_cpu and y.is_cpu and x.dtype is y.dtype in _checks.FLOATING and x.dim():
+    plain = type(y) is type(x) is torch.Tensor and x.is_cpu and y.is_cpu and x.layout is y.layout is torch.strided
+    if plain and x.dtype is y.dtype in _checks.FLOATING and x.dim():
         return  # as nearly all are
     if not isinstance(y, torch.Tensor) or not isinstance(x, torch.Tensor):
         raise NotCovered(f"{name} of type {type(y).__name__} for a sample of type {type(x).__name__}")
@@ -420,13 +461,15 @@ def _same_kind(name, y, x):
         raise NotCovered(f"dtypes {y.dtype} and {x.dtype}")
     if y.device != x.device:
         raise NotCovered(f"devices {y.device} and {x.device}")
+    if y.layout is not torch.strided or x.layout is not torch.strided:
+        raise NotCovered(f"layouts {y.layout} and {x.layout}")
 
 
 def _row(seen, timestep, sample, known):
     """An int, or an int64 tensor with one of the timesteps for each sample."""
     t = seen.host_timestep(timestep)
     if t is not None:
-        if not 0 <= t < len(known) or not known[t]:
+        if not 0 <= t < seen.state.end or (known is not None and not known[t]):
             raise NotCovered(f"timestep {t} is not one that the scheduler visits, or its coefficients are not finite")
         return t
     t = _timesteps(timestep, sample)
@@ -457,6 +500,8 @@ def _source(options, generator, seed, m):
         return {"seed": seed}
     if options.rng == "fused":
         return {"seed": _drawn_seed(generator, m.shape[0])}
+    if generator is None:  # as randn_tensor does, but for generator=, with which dynamo takes no shape of symbols
+        return {"noise": torch.randn(m.shape, device=m.device, dtype=m.dtype)}
     return {"noise": randn_tensor(m.shape, generator=generator, device=m.device, dtype=m.dtype)}
 
 
@@ -631,11 +676,9 @@ def _noised(name, options, scheduler, x, noise, timesteps):
     if noise.shape != x.shape or noise.dtype != x.dtype:
         raise NotCovered(f"shapes {tuple(x.shape)} and {tuple(noise.shape)}, dtypes {x.dtype} and {noise.dtype}")
     state = _seen(scheduler).state
-    if state.problem:
-        raise NotCovered(state.problem)
+    if state.noising_problem:
+        raise NotCovered(state.noising_problem)
     key = name, "float32" if options.float32_coefficients and x.dtype.itemsize == 2 else DTYPES[x.dtype]
-    if _compiling():
-        _prepare(id(state), key)
     coefficients, _ = state.get(key)
     try:
         return noised_with(coefficients, x, _timesteps(timesteps, x), noise=noise)

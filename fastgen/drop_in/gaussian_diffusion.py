@@ -33,7 +33,8 @@ def patch(obj_or_class, *, rng="exact") -> Patch:
 
     What is not covered runs the original and says so in the log "fastgen.drop_in" at level DEBUG: methods with other arguments or
     in classes that override a formula, `denoised_fn`, `cond_fn`, networks that predict the previous x, tensors that are not dense
-    and floating, noise of another shape, t of another kind. In a program under `torch.compile` the originals are what is compiled.
+    and floating, noise of another shape, t of another kind. In a program under `torch.compile` the originals are what is compiled,
+    covered or not, and nothing says so, since nothing can be logged there.
 
     Raises TypeError for an object of neither kind, ValueError for another rng. A timestep in a tensor outside the object's is an
     error of fastgen's, a ValueError on the CPU.
