@@ -9,7 +9,7 @@ ifeq ($(shell command -v nvidia-smi),)
 export FASTGEN_CUDA ?= 0
 endif
 
-.PHONY: demo test build cuda wheel wheel-matrix triton-matrix bench bench-compare machine-code gpu lint format clean
+.PHONY: demo test build cuda wheel wheel-matrix triton-matrix bench figures bench-compare machine-code gpu lint format clean
 
 demo: build
 	$(RUN) examples/demo.py
@@ -60,9 +60,15 @@ $(VENV)/installed-wheel: requirements/wheel.txt $(VENV)/installed
 	$(PIP) install -r requirements/wheel.txt
 	touch $@
 
+# Ten minutes, then a report with plots in benchmarks/results/<device>.
 bench: build
-	$(RUN) -m pytest benchmarks --benchmark-only
-	$(RUN) -m benchmarks.side_by_side
+	$(RUN) -m pytest benchmarks --benchmark-only --benchmark-json=build/benchmarks.json
+	$(RUN) -m benchmarks.report build/benchmarks.json
+
+# Every report, plot and README's figures, from the committed benchmarks/results/*/benchmarks.json; a new one of this device:
+#     pytest benchmarks --benchmark-only --benchmark-json=FILE; python -m benchmarks.report FILE
+figures: $(VENV)/installed
+	$(RUN) -m benchmarks.report --readme
 
 # The kernels of this tree beside those of another revision: BASE=rev, ONLY="ddpm_step-seed", COMPARE_OPTIONS="--seconds 5".
 bench-compare: build

@@ -4,7 +4,8 @@ from . import peers
 
 
 def cases(grid):
-    return [peers.bce_with_logits(*size, mode) for size in grid for mode in ("forward", "backward")]
+    forward = grid.over(grid.contiguous + grid.channels_last, peers.bce_with_logits)
+    return forward + grid.over(grid.backward, peers.bce_with_logits, peers.BACKWARD)
 
 
 def test_bce_with_logits(measure, case, peer):

@@ -1,12 +1,21 @@
-"""The reverse step: DDPM's, with the noise given and from a seed, and DDIM's, without noise."""
+"""The reverse step: DDPM's, with the noise given and from a seed, and DDIM's, without noise; and their backward."""
 
 from . import peers
 
 
 def cases(grid):
-    modes = [(mode, output) for mode in ("noise", "seed") for output in ("out", "fresh")]
-    ddpm = [peers.ddpm_step(*size, *mode) for size in grid for mode in modes]
-    return ddpm + [peers.ddim_step(*size, output) for size in grid for output in ("out", "fresh")]
+    forward = [
+        case
+        for mode in ("noise", "seed")
+        for case in (
+            *grid.over(grid.contiguous, peers.ddpm_step, mode, "out"),
+            *grid.over(grid.channels_last + grid.fresh, peers.ddpm_step, mode, "fresh"),
+        )
+    ]
+    forward += grid.over(grid.contiguous, peers.ddim_step, "out") + grid.over(grid.channels_last, peers.ddim_step, "fresh")
+    ddpm = grid.over(grid.backward, peers.ddpm_step, "seed", "fresh")
+    ddim = grid.over(grid.backward, peers.ddim_step, "fresh")
+    return forward + [peers.backward(case, 2, 3) for case in ddpm + ddim]
 
 
 def test_ddpm_step(measure, case, peer):

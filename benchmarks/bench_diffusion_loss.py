@@ -4,7 +4,7 @@ from . import peers
 
 
 def cases(grid):
-    return [peers.diffusion_loss(*size) for size in grid]
+    return grid.over(grid.contiguous + grid.channels_last, peers.diffusion_loss)
 
 
 def test_diffusion_loss(measure, case, peer):

@@ -1,15 +1,18 @@
 """Schedulers of diffusers, theirs and those of `fastgen.drop_in.diffusers`: a step outside the network."""
 
+from dataclasses import replace
+
 import pytest
 
-from . import common
+from . import peers
 
 
 def cases(grid):
     pytest.importorskip("diffusers")
     from . import drop_in
 
-    return [*drop_in.cases([(1, 2, 4), common.TINY] if grid[0][0] == common.TINY else drop_in.SHAPES)]
+    shapes = [(1, 2, 4), peers.TINY] if grid.tiny else drop_in.SHAPES
+    return [replace(case, device=grid.device) for case in drop_in.cases(shapes)]
 
 
 def test_drop_in(measure, case, peer):

@@ -4,7 +4,7 @@ from . import peers
 
 
 def cases(grid):
-    return [peers.gan_loss(*size, mode) for size in grid for mode in ("forward", "backward")]
+    return grid.over(grid.contiguous, peers.gan_loss) + grid.over(grid.backward, peers.gan_loss, peers.BACKWARD)
 
 
 def test_gan_loss(measure, case, peer):

@@ -30,8 +30,10 @@ def test_import(benchmark, pytestconfig, note):
         times.append(tuple(map(float, run.stdout.split())))
 
     benchmark.group = "import"
-    benchmark.pedantic(fresh, rounds=1 if pytestconfig.option.tiny else 15, warmup_rounds=1)
+    benchmark.pedantic(fresh, rounds=1 if pytestconfig.option.tiny else 9, warmup_rounds=1)
     torch_s, fastgen_s = (statistics.median(column) for column in zip(*times[1:] or times, strict=True))
     share = fastgen_s / (torch_s + fastgen_s)
-    benchmark.extra_info.update({"torch s": torch_s, "fastgen s": fastgen_s, "fastgen's share": share}, **common.environment())
+    benchmark.extra_info.update(
+        {"kind": "import", "torch s": torch_s, "fastgen s": fastgen_s, "fastgen's share": share}, **common.environment()
+    )
     note(f"import torch {torch_s * 1e3:.0f} ms, then import fastgen {fastgen_s * 1e3:.1f} ms, {share:.1%} of both")

@@ -1,11 +1,18 @@
-"""Forward noising, with the noise given and from a seed."""
+"""Forward noising, with the noise given and from a seed, and its backward to x0."""
 
 from . import peers
 
 
 def cases(grid):
-    modes = [(mode, output) for mode in ("noise", "seed") for output in ("out", "fresh")]
-    return [peers.q_sample(*size, *mode) for size in grid for mode in modes]
+    given = [
+        case
+        for mode in ("noise", "seed")
+        for case in (
+            *grid.over(grid.contiguous, peers.q_sample, mode, "out"),
+            *grid.over(grid.channels_last + grid.fresh, peers.q_sample, mode, "fresh"),
+        )
+    ]
+    return given + [peers.backward(case, 1, 2) for case in grid.over(grid.backward, peers.q_sample, "seed", "fresh")]
 
 
 def test_q_sample(measure, case, peer):

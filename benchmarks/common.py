@@ -7,9 +7,10 @@ import gc
 import math
 import os
 import random
+import statistics
 import subprocess
 import time
-from itertools import count, repeat
+from importlib import metadata
 from pathlib import Path
 
 import torch
@@ -17,30 +18,8 @@ import torch
 import fastgen
 
 MI = 2**20
-IMAGE = (3, 64, 64)
-TINY = (2, 3, 8, 8)
 DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 MOST_COPIES = 128
-
-
-# ---- sizes -----------------------------------------------------------------------------------------------------------
-
-
-def images(millions: int) -> tuple[int, ...]:
-    """The shape of a batch of images with about `millions` · 2²⁰ elements (within 0.5%)."""
-    return (round(millions * MI / math.prod(IMAGE)), *IMAGE)
-
-
-def grid(tiny: bool = False, large: bool = False):
-    """(shape, dtype) of every default benchmark."""
-    if tiny:
-        return [(TINY, dtype) for dtype in DTYPES]
-    sizes = (1, 4, 16, 64) if large else (1, 4, 16)
-    return [(images(size), torch.float32) for size in sizes] + [(images(4), torch.bfloat16)]
-
-
-def size_name(elements: int) -> str:
-    return f"{round(elements / MI)}M" if elements >= MI // 2 else str(elements)
 
 
 # ---- buffers ---------------------------------------------------------------------------------------------------------
@@ -88,52 +67,76 @@ def free_bytes(device: str = "cpu") -> int:
 
 # ---- timing ----------------------------------------------------------------------------------------------------------
 
+SHORT = 50e-6  # seconds; a call that is shorter is timed in runs of calls
+CUDA_SAMPLE = 2e-3  # seconds that a sample takes on a GPU, about
 
-def seconds(call, times: int = 1) -> float:
-    """The mean time of `call`, called `times` times in a row."""
-    start = time.perf_counter()
-    for _ in repeat(None, times):
+
+def seconds(calls, first: int, times: int, device: str = "cpu", by_host: bool = False) -> float:
+    """Seconds per call of `times` calls in a row, those of `calls` in turn from number `first` on. On a GPU by its own clock, the
+    host having a start; or by the host's, which is what a loop of short calls takes (`by_host`)."""
+    run = [calls[turn % len(calls)] for turn in range(first, first + times)]
+    if device == "cpu" or by_host:
+        synchronize = torch.cuda.synchronize if device == "cuda" else lambda: None
+        synchronize()
+        start = time.perf_counter()
+        for call in run:
+            call()
+        synchronize()
+        return (time.perf_counter() - start) / times
+    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    torch.cuda._sleep(100_000)  # clock cycles, some 50 µs
+    start.record()
+    for call in run:
         call()
-    return (time.perf_counter() - start) / times
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end) / 1e3 / times
 
 
-def warmed(calls) -> float:
+def warmed(calls, device: str = "cpu") -> float:
     """Calls everything once (compilation, page faults), then again, what is short five times more; returns the shortest time."""
     for call in calls:
         call()
-    shortest = min(seconds(call) for call in calls)
-    return shortest if shortest > 1e-3 else min(shortest, *(seconds(calls[0]) for _ in range(5)))
+    shortest = min(seconds(calls, turn, 1, device) for turn in range(len(calls)))
+    return shortest if shortest > 1e-3 else min(shortest, *(seconds(calls, 0, 1, device) for _ in range(5)))
 
 
-def repeats(estimate: float) -> int:
+def repeats(estimate: float, device: str = "cpu") -> int:
     """How many calls make one sample: enough for a millisecond where a call is short beside the clock, else one."""
-    return 1 if estimate > 50e-6 else math.ceil(1e-3 / estimate)
+    if device == "cuda":
+        return min(max(math.ceil(CUDA_SAMPLE / max(estimate, 1e-7)), 3), 500)
+    return 1 if estimate > SHORT else math.ceil(1e-3 / estimate)
 
 
-def in_turns(peers: dict, budget: float, tiny: bool = False) -> dict:
+def in_turns(peers: dict, budget: float, tiny: bool = False, device: str = "cpu", by_host: bool = False, least: int = 5) -> dict:
     """Times peers side by side: {name: [seconds of one call, …]}, one sample of every peer in each round.
 
     peers: {name: calls to rotate through}. Every round times every peer once, so that a noisy machine hurts all alike
     and the samples of a round can be compared as pairs; the order within a round is drawn anew, so that nobody always
     runs in the cache and the heap that the same neighbour left. The rounds last about `budget` seconds in all, and are
-    at least 9 (2 if tiny).
+    at least `least` (2 if tiny) and at most 60.
     """
-    estimates = {name: warmed(calls) for name, calls in peers.items()}
-    times = {name: 1 if tiny else repeats(estimate) for name, estimate in estimates.items()}
+    estimates = {name: warmed(calls, device) for name, calls in peers.items()}
+    times = {name: 1 if tiny else repeats(estimate, device) for name, estimate in estimates.items()}
     total = sum(estimates[name] * times[name] for name in peers)
-    rounds = 2 if tiny else min(max(9, int(budget / total)), 500)
-    samples, turn, order = {name: [] for name in peers}, count(), random.Random(0)
+    rounds = 2 if tiny else min(max(least, int(budget / total)), 60)
+    samples, turn, order = {name: [] for name in peers}, 0, random.Random(0)
     collecting = gc.isenabled()
     gc.disable()
     try:
         for _ in range(rounds):
             for name in order.sample(list(peers), len(peers)):
-                calls = peers[name]
-                samples[name].append(seconds(calls[next(turn) % len(calls)], times[name]))
+                samples[name].append(seconds(peers[name], turn, times[name], device, by_host))
+                turn += times[name]
     finally:
         if collecting:
             gc.enable()
     return samples
+
+
+def quartiles(samples) -> dict:
+    low, middle, high = statistics.quantiles(samples, n=4, method="inclusive")
+    return {"best": min(samples), "median": middle, "q1": low, "q3": high}
 
 
 # ---- machine and versions --------------------------------------------------------------------------------------------
@@ -155,31 +158,39 @@ def _cpu_model() -> str:
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "unknown")
 
 
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
 @functools.cache
-def environment() -> dict:
+def environment(device: str = "cpu") -> dict:
     """What a number depends on, apart from the code timed."""
     status = _git("status", "--porcelain")
     return {
-        "device": "cpu",
+        "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
         "cpu": _cpu_model(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "threads": torch.get_num_threads(),
         "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
-        "cache_bytes": cache_bytes(),
+        "cache_bytes": cache_bytes(device),
         "torch": torch.__version__,
         "fastgen": fastgen.__version__,
-        "backend": fastgen.backend(),
+        **{package: _version(package) for package in ("triton", "diffusers", "numpy")},
+        "backend": fastgen.backend(device),
         "capability": torch.ops.fastgen.cpu_capability() if fastgen.backend() == "cpp" else "none",
         "commit": _git("rev-parse", "--short=12", "--verify", "HEAD"),
         "dirty": None if status is None else bool(status),
     }
 
 
-def header() -> list[str]:
-    e = environment()
+def header(device: str = "cpu") -> list[str]:
+    e = environment(device)
     cache = f"last-level cache {e['cache_bytes'] / MI:.0f} MiB"
     tree = ", tree with changes" if e["dirty"] else ""
-    lines = [
+    lines = [f"device   {e['device']}"] * (device != "cpu") + [
         f"cpu      {e['cpu']}, {e['cores']} cores, {e['threads']} threads, {cache}",
         f"versions torch {e['torch']}, fastgen {e['fastgen']} (commit {e['commit'] or 'none'}{tree})",
         f"fastgen  backend {e['backend']}, instruction set {e['capability']}",

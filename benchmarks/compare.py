@@ -23,7 +23,6 @@ import subprocess
 import sys
 import time
 from contextlib import ExitStack
-from itertools import cycle, islice
 from pathlib import Path
 
 import pytest
@@ -32,7 +31,6 @@ import torch
 import fastgen
 
 from . import common, peers
-from .side_by_side import quartiles
 
 ROOT = Path(__file__).resolve().parents[1]
 TREES = ROOT / "build/compare"
@@ -57,26 +55,31 @@ def modules() -> list[str]:
 class Side:
     """What a worker does; every answer is a value for JSON."""
 
+    def __init__(self):
+        self.threads = torch.get_num_threads()
+
     def about(self):
         return {"fastgen": str(Path(fastgen.__file__).parent), "version": fastgen.__version__, "backend": fastgen.backend()}
 
-    def names(self, module, tiny):
-        """Of the module's cases."""
-        found = importlib.import_module(f"{__package__}.{module}").cases(common.grid(tiny))
-        self.tiny, self.cases = tiny, {str(case): case for case in found if case.fits}
+    def names(self, module, tiny, large):
+        """Of the module's cases, `large` ones too."""
+        self.tiny, grid = tiny, peers.Grid(tiny, "cuda" if torch.cuda.is_available() else "cpu")
+        found = importlib.import_module(f"{__package__}.{module}").cases(grid)
+        self.cases = {str(case): case for case in found if case.fits and (large or case.elements <= peers.LONGEST)}
         return list(self.cases)
 
     def prepare(self, name):
         """The seconds of one call."""
         self.release()  # what is left of a case that failed
         torch.manual_seed(0)
-        self.case = self.cases[name]
-        calls = peers.prepare(self.case, ["fastgen"], self.tiny)["fastgen"]
-        self.calls = cycle(calls)
-        return common.warmed(calls)
+        case = self.cases[name]
+        self.where = case.device, case.overhead
+        self.calls, self.turn = peers.prepare(case, ["fastgen"], self.tiny)["fastgen"], 0
+        torch.set_num_threads(case.threads or self.threads)
+        return common.warmed(self.calls, case.device)
 
     def release(self):
-        self.calls = None
+        self.calls = []
         peers.sets.cache_clear()
         gc.collect()
 
@@ -86,13 +89,11 @@ class Side:
         self.run(1)
         while time.perf_counter() < end:
             self.run(1)
-        return common.seconds(lambda: self.run(times)) / times
+        return self.run(times)
 
     def run(self, times):
-        for call in islice(self.calls, times):
-            call()
-        if self.case.device != "cpu":
-            torch.cuda.synchronize()
+        self.turn += times
+        return common.seconds(self.calls, self.turn, times, *self.where)
 
 
 def work():
@@ -195,24 +196,24 @@ def compared(pairs: list[tuple[Worker, Worker]], name: str, seconds: float, tiny
         old, fresh = in_turns(pair, name, seconds / len(pairs), tiny, order)
         base, new = base + old, new + fresh
         medians.append(statistics.median(b / n for b, n in zip(old, fresh, strict=True)))
-    ratio = quartiles([b / n for b, n in zip(base, new, strict=True)])
+    ratio = common.quartiles([b / n for b, n in zip(base, new, strict=True)])
     return {
         "case": name,
         "rounds": len(base),
-        "base": quartiles(base),
-        "new": quartiles(new),
+        "base": common.quartiles(base),
+        "new": common.quartiles(new),
         "ratio": ratio,
         "ratio of each pair": medians,
         "verdict": "" if tiny else verdict(ratio),
     }
 
 
-def all_compared(pairs, only: str, seconds: float, tiny: bool) -> tuple[list[dict], dict[str, str]]:
+def all_compared(pairs, only: str, seconds: float, tiny: bool, large: bool) -> tuple[list[dict], dict[str, str]]:
     """(rows, {case or module: why it was not compared})."""
     rows, left_out = [], {}
     for module in modules():
         try:
-            names = [side.names(module, tiny) for pair in pairs for side in reversed(pair)][0]
+            names = [side.names(module, tiny, large) for pair in pairs for side in reversed(pair)][0]
         except Refused as why:
             left_out[module] = str(why)
             continue
@@ -275,7 +276,8 @@ def main():
     parser.add_argument("base", nargs="?", metavar="BASE", help="the revision to compare this tree with")
     parser.add_argument("--base-tree", type=Path, metavar="DIR", help="instead, a tree whose libraries are built")
     parser.add_argument("--only", default="", metavar="TEXT", help='cases whose name has it: "ddpm_step-seed"')
-    parser.add_argument("--seconds", type=float, default=2.0, help="time for each case, without its set-up (default 2)")
+    parser.add_argument("--seconds", type=float, default=1.0, help="time for each case, without its set-up (default 1)")
+    parser.add_argument("--large", action="store_true", help="the cases of 10⁸ elements too")
     parser.add_argument("--pairs", type=int, default=PAIRS, help=f"processes of each side (default {PAIRS})")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers there too")
     parser.add_argument("--tiny", action="store_true", help="a few elements and two rounds: shows that everything runs")
@@ -293,7 +295,7 @@ def main():
             ]
             result = {"environment": common.environment(), "tiny": options.tiny} | {side.name: side.about() for side in pairs[0]}
             print(*common.header(), *(f"{name:8} {describe(result[name])}" for name, _ in sides), "", sep="\n", flush=True)
-            rows, left_out = all_compared(pairs, options.only, options.seconds, options.tiny)
+            rows, left_out = all_compared(pairs, options.only, options.seconds, options.tiny, options.large)
     except UserError as error:
         sys.exit(f"error: {error}")
     if not rows and not left_out:

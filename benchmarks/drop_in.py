@@ -18,7 +18,11 @@ TIMESTEP = 40  # of those; where noise is added
 class DropIn(Case):
     @property
     def peers(self):
-        return "torch.add", "fastgen", "diffusers"
+        return "limit", "fastgen", "diffusers"
+
+    @property
+    def call(self):
+        return f"{self.op} ({self.mode} noise) {tuple(self.shape)}"
 
 
 @cache
@@ -38,9 +42,9 @@ def step(name, rng, shape, dtype=torch.float32, **options):
     """`scheduler.step(m, t, x)`, t as iterating over `scheduler.timesteps` gives it: x_t and m are read, x_{t−1} and x0 written,
     and with rng "exact" noise is written and read."""
     ours, theirs = schedulers(name, rng)
-    t = [*ours.timesteps][TIMESTEP]
 
     def inputs():
+        t = [*ours.timesteps][TIMESTEP]  # on the CPU, where both keep them unless told
         return torch.randn(shape, dtype=dtype), t, torch.randn(shape, dtype=dtype)
 
     def call(scheduler):
@@ -56,10 +60,9 @@ def step(name, rng, shape, dtype=torch.float32, **options):
 def add_noise(shape, dtype=torch.float32):
     """x0 and the noise are read, x_t written."""
     ours, theirs = schedulers("DDPMScheduler", "exact")
-    t = torch.linspace(0, 999, shape[0]).long()
 
     def inputs():
-        return torch.randn(shape, dtype=dtype), torch.randn(shape, dtype=dtype), t
+        return torch.randn(shape, dtype=dtype), torch.randn(shape, dtype=dtype), torch.linspace(0, 999, shape[0]).long()
 
     label = "diffusers add_noise"
     return DropIn(

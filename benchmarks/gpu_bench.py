@@ -1,4 +1,5 @@
-"""The CUDA kernels beside eager PyTorch, torch.compile and the device's own copy, in one run, against the targets:
+"""The CUDA kernels beside eager PyTorch, torch.compile and the device's own copy, in one run, against the targets, with no package
+but torch: what `make gpu` times on a machine that has no more.
 
     python -m benchmarks.gpu_bench [--seconds S] [--json FILE] [--tiny] [--device cuda]
 
@@ -12,18 +13,14 @@ the kernels are also timed alone, behind a read that fills the cache with someth
 from __future__ import annotations
 
 import argparse
-import functools
 import json
-import math
 import os
-import random
 import statistics
 import subprocess
 import sys
 import time
 import traceback
 from dataclasses import replace
-from itertools import repeat
 from pathlib import Path
 
 import torch
@@ -31,39 +28,28 @@ import torch
 import fastgen
 
 from . import common, peers
-from .side_by_side import label as call_of
-from .side_by_side import quartiles, verdict
+from .common import quartiles
+from .peers import shape_of, size_name
+from .targets import targets, verdict
 
 SIZES = (1_000, 10_000, 100_000, 1_000_000, 10_000_000, 64_000_000, 200_000_000)
-SMALL_EVENT, EVENT = (4, 8, 8), (3, 64, 64)  # up to 10⁵ elements, and from 10⁶
-LARGE = 60_000_000  # elements from which the bytes per second are judged
 ALONE = 20_000_000  # elements up to which the kernel is timed alone too
-PEERS = ("copy", "fastgen", "triton", "eager", "torch.compile")
+PEERS = ("limit", "fastgen", "fastgen triton", "eager", "torch.compile")
 TRITON = 1_000_000  # elements from which the Triton backend is timed too: it compiles a kernel for almost every row
-SAMPLE = 2e-3  # seconds that one sample takes, about
 ROUNDS = 11
 
 
 # ---- what is measured ------------------------------------------------------------------------------------------------
 
 
-def label(case) -> str:
-    return call_of(case) if case.mode else f"{case.op}()"
-
-
-def shape_of(elements: int) -> tuple[int, ...]:
-    event = SMALL_EVENT if elements < 500_000 else EVENT
-    return (max(round(elements / math.prod(event)), 1), *event)
-
-
 def kinds():
     """(name of the maker, mode) of every op, the targets' first."""
     for make in (peers.ddpm_step, peers.q_sample):
         yield lambda shape, dtype, make=make: make(shape, dtype, "seed", "out")
-    for mode in ("forward", "backward"):
-        yield lambda shape, dtype, mode=mode: peers.bce_with_logits(shape, dtype, mode)
+    for passes in (peers.FORWARD, peers.BACKWARD):
+        yield lambda shape, dtype, passes=passes: peers.bce_with_logits(shape, dtype, passes)
     yield peers.diffusion_loss
-    yield lambda shape, dtype: peers.gan_loss(shape, dtype, "backward")
+    yield lambda shape, dtype: peers.gan_loss(shape, dtype, peers.BACKWARD)
     for make in (peers.ddpm_step, peers.q_sample):
         yield lambda shape, dtype, make=make: make(shape, dtype, "noise", "out")
     yield peers.q_posterior
@@ -74,7 +60,7 @@ def cases(device: str, tiny: bool = False):
     """Every case: first those whose bytes per second are judged, then one size in channels-last, then the rest."""
     sizes = sorted((1_000, 2_000) if tiny else SIZES, reverse=True)
     made = [replace(make(shape_of(size), dtype), device=device) for make in kinds() for dtype in common.DTYPES for size in sizes]
-    judged = [case for case in made if targets(case).get("copy")]
+    judged = [case for case in made if "limit" in targets(replace(case, device="cuda"))]
     last = [
         # a new output: torch.compile takes no out= of this layout
         replace(make(shape_of(2_000 if tiny else 10_000_000), dtype, mode, "fresh"), device=device, channels_last=True)
@@ -85,51 +71,14 @@ def cases(device: str, tiny: bool = False):
     return judged + last + [case for case in made if case not in judged]
 
 
-def targets(case) -> dict[str, float]:
-    """{peer: least (time of the peer ÷ time of fastgen)}."""
-    half = case.dtype == torch.bfloat16
-    if case.op in ("ddpm_step", "q_sample") and case.mode == "seed" and not case.channels_last:
-        moved = {"copy": 0.85 if half else 0.90} if case.elements >= LARGE else {}
-        return moved | {"torch.compile": 1.5 if half else 1.0, "eager": 5.0}
-    if case.op in ("bce_with_logits", "gan_loss") and case.elements >= LARGE:
-        return {"copy": 0.90}
-    if case.op == "diffusion_loss":
-        return {"eager": 5.0}
-    return {}
-
-
 # ---- torch.compile ---------------------------------------------------------------------------------------------------
-
-
-def graph_of(case) -> tuple:
-    """What cases with the same compiled program have in common: up to 10⁵ elements all but the batch, else the shape."""
-    dynamic = case.elements < 500_000 and case.op != "randn"
-    return (case.op, case.mode, case.output, case.dtype, case.channels_last, case.shape[1:] if dynamic else case.shape)
-
-
-def compiled(case, arguments, backend="inductor"):
-    """The eager peer compiled; `arguments` are those it will be called with first."""
-    if len(graph_of(case)[-1]) < len(case.shape):
-        for x in arguments:
-            if isinstance(x, torch.Tensor):
-                torch._dynamo.maybe_mark_dynamic(x, 0)
-    key = (*graph_of(case), backend)
-    if key not in _programs:
-        _programs.clear()
-        torch.compiler.reset()
-        # dynamic=None: static but for what is marked
-        _programs[key] = torch.compile(case.eager, fullgraph=True, backend=backend)
-    return _programs[key]
-
-
-_programs: dict = {}
 
 
 def graphs(device, tiny=False):
     """One case for each program."""
     first: dict = {}
     for case in cases(device, tiny):
-        first.setdefault(graph_of(case), case)
+        first.setdefault(peers.graph_of(case), case)
     return list(first.values())
 
 
@@ -142,7 +91,7 @@ def warm(device: str, index: int, count: int, tiny: bool) -> int:
                 arguments = case.inputs()
             if case.channels_last:
                 arguments = tuple(map(peers._channels_last, arguments))
-            case.bind(compiled(case, arguments), *arguments)()
+            case.bind(peers.compiled(case, [arguments]), *arguments)()
             done += 1
         except Exception:  # the run itself will meet it again, and note it
             traceback.print_exc()
@@ -177,32 +126,11 @@ def warm_all(device: str, seconds: float, tiny: bool) -> dict:
 # ---- timing ----------------------------------------------------------------------------------------------------------
 
 
-def timed(calls, first: int, times: int, device: str, ahead: bool = False) -> float:
-    """Seconds per call of `times` calls in a row, by the device's clock.
-
-    ahead: let the host begin before the device does, so that the first call's way through Python is not counted.
-    """
-    if device == "cpu":
-        start = time.perf_counter()
-        for turn in range(first, first + times):
-            calls[turn % len(calls)]()
-        return (time.perf_counter() - start) / times
-    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-    if ahead:
-        torch.cuda._sleep(100_000)  # clock cycles, some 50 µs
-    start.record()
-    for turn in range(first, first + times):
-        calls[turn % len(calls)]()
-    end.record()
-    end.synchronize()
-    return start.elapsed_time(end) / 1e3 / times
-
-
 def alone(calls, device: str, scratch, rounds: int = 15) -> float:
     """Seconds of one call on the device alone, its median: queued behind a read of `scratch`, which takes longer than the host
     needs to queue it and leaves nothing else in the cache."""
     if device == "cpu":
-        return statistics.median(timed(calls, turn, 1, device) for turn in range(rounds))
+        return statistics.median(common.seconds(calls, turn, 1, device) for turn in range(rounds))
     pairs = []
     for turn in range(rounds):
         scratch.sum()
@@ -215,129 +143,75 @@ def alone(calls, device: str, scratch, rounds: int = 15) -> float:
     return statistics.median(start.elapsed_time(end) / 1e3 for start, end in pairs)
 
 
-def in_turns(named: dict, device: str, ahead: bool, tiny: bool) -> dict:
-    """{name: [seconds per call, …]}, one sample of every peer in each round, the order drawn anew."""
-    times = {}
-    for name, calls in named.items():
-        for call in calls[:2]:
-            call()
-        estimate = timed(calls, 0, 1 if tiny else 3, device)
-        times[name] = 2 if tiny else min(max(math.ceil(SAMPLE / max(estimate, 1e-7)), 3), 500)
-    samples, turn, order = {name: [] for name in named}, 0, random.Random(0)
-    for _ in range(2 if tiny else ROUNDS):
-        for name in order.sample(list(named), len(named)):
-            samples[name].append(timed(named[name], turn, times[name], device, ahead))
-            turn += times[name]
-    return samples
-
-
-def on_triton(call):
-    with fastgen.use_backend("triton"):
-        return call()
-
-
-def measured(case, names, scratch, tiny: bool, backend: str = "inductor") -> dict:
+def measured(case, names, scratch, tiny: bool) -> dict:
     """One row: every peer's time per call, rate, and ratio to fastgen; a peer that fails is noted and left out."""
     peers.sets.cache_clear()
-    row = {"what": label(case), "dtype": common.DTYPES[case.dtype], "channels_last": case.channels_last}
+    row = {"what": case.call, "dtype": common.DTYPES[case.dtype], "channels_last": case.channels_last}
     row |= {"shape": case.shape, "elements": case.elements, "bytes": case.bytes, "peers": {}, "errors": {}}
     if not case.fits:
         return row | {"skipped": f"needs more than the {common.free_bytes(case.device) / 2**30:.1f} GiB of free memory"}
     named = {}
     for name in names:
-        if name == "triton" and (case.elements < TRITON or name not in fastgen.available_backends(case.device)):
+        if name == "fastgen triton" and (case.elements < TRITON or "triton" not in fastgen.available_backends(case.device)):
             continue
         try:
-            if name == "triton":
-                calls = [functools.partial(on_triton, call) for call in peers.prepare(case, ["fastgen"])["fastgen"]]
-            elif name == "torch.compile":
-                sets = peers.sets(case)
-                program = [compiled(case, arguments, backend) for arguments in sets][0]
-                calls = [case.bind(program, *arguments) for arguments in sets]
-            else:
-                calls = peers.prepare(case, [name])[name]
-            calls[0]()
-            named[name] = calls
+            named[name] = peers.prepare(case, [name], tiny)[name]
+            named[name][0]()
         except Exception as error:
+            named.pop(name, None)
             row["errors"][name] = f"{type(error).__name__}: {error}".strip()[:2000]
     if "fastgen" not in named:
         return row
-    samples = in_turns(named, case.device, case.elements >= 1_000_000, tiny)
-    wanted = targets(case)
+    samples = common.in_turns(named, 0.0, tiny, case.device, least=ROUNDS)
+    row["peers"] = compared(case, samples, tiny)
+    for name, peer in row["peers"].items():
+        peer["kernel_seconds"] = alone(named[name], case.device, scratch, 3 if tiny else 15) if case.elements < ALONE else None
+    return row
+
+
+def compared(case, samples, tiny: bool) -> dict:
+    """{peer: its times, its rate, and its ratio to fastgen}."""
+    found, wanted, ours = {}, {} if tiny else targets(case), quartiles(samples["fastgen"])
     for name in sorted(samples, key="fastgen".__ne__):
         times = quartiles(samples[name])
-        ratio = quartiles([peer / ours for peer, ours in zip(samples[name], samples["fastgen"], strict=True)])
-        target = None if tiny else wanted.get(name)
-        row["peers"][name] = {
+        ratio = quartiles([peer / mine for peer, mine in zip(samples[name], samples["fastgen"], strict=True)])
+        target = wanted.get(name)
+        found[name] = {
             "seconds": times,
-            "kernel_seconds": alone(named[name], case.device, scratch, 3 if tiny else 15) if case.elements < ALONE else None,
             "bytes_per_second": case.bytes / times["median"],
             "ratio": ratio,
             "target": target,
-            "met": verdict(target, target and ratio["median"] >= target, quartiles(samples["fastgen"]), times),
+            "met": verdict(target, ratio["median"], ours, times),
         }
-    return row
+    return found
 
 
 # ---- what a call costs -----------------------------------------------------------------------------------------------
 
 
 def overheads(device: str):
-    """(what, {peer: call}, targets) of calls whose work is nothing; by the host's clock, over loops of calls."""
-    for make, times in ((peers.bce_with_logits, 5.0), (peers.gan_loss, 4.0)):
-        loss = replace(make((64, 1), torch.float32, "backward"), device=device)
-        arguments = peers.sets(loss)[0]
-        eager, ours = loss.bind(loss.eager, *arguments), loss.ours(*arguments)
-        yield f"{loss.op} (64, 1) forward + backward", {"fastgen": ours, "eager": eager}, {"eager": times}
-    with torch.device(device):
-        sixteen, tiny_cases = torch.ones(1, 1, 4, 4), [replace(case, device=device) for case in peers.calls_of_16()]
-    for case in tiny_cases:
-        calls = {name: made[0] for name, made in peers.prepare(case, ("fastgen", "eager")).items()}
-        yield f"{label(case)}, 16 elements", calls | {"torch.add": functools.partial(torch.add, sixteen, sixteen)}, {}
-
-
-def by_the_loop(call, times: int, device: str) -> float:
-    synchronize = torch.cuda.synchronize if device == "cuda" else lambda: None
-    synchronize()
-    start = time.perf_counter()
-    for _ in repeat(None, times):
-        call()
-    synchronize()
-    return (time.perf_counter() - start) / times
+    """Calls whose work is nothing, timed by the host's clock over loops of them."""
+    for make in (peers.bce_with_logits, peers.gan_loss):
+        yield replace(make((64, 1), torch.float32, peers.BACKWARD), device=device, overhead=True)
+    for case in peers.calls_of_16():
+        yield replace(case, device=device)
 
 
 def overhead_rows(device: str, tiny: bool):
-    for what, calls, wanted in overheads(device):
-        loops = 5 if tiny else 300
-        for call in calls.values():
-            by_the_loop(call, loops, device)
-        samples = {name: [] for name in calls}
-        for _ in range(2 if tiny else 15):
-            for name, call in calls.items():
-                samples[name].append(by_the_loop(call, loops, device))
-        row = {"what": what, "peers": {}}
-        for name in calls:
-            times = quartiles(samples[name])
-            ratio = quartiles([peer / ours for peer, ours in zip(samples[name], samples["fastgen"], strict=True)])
-            target = None if tiny else wanted.get(name)
-            met = verdict(target, target and ratio["median"] >= target, quartiles(samples["fastgen"]), times)
-            row["peers"][name] = {"seconds": times, "ratio": ratio, "target": target, "met": met}
-        yield row
+    for case in overheads(device):
+        peers.sets.cache_clear()
+        calls = peers.prepare(case, ("limit", "fastgen", "eager"), tiny)
+        samples = common.in_turns(calls, 0.0, tiny, device, by_host=True, least=15)
+        row = {"what": case.call, "elements": case.elements, "dtype": common.DTYPES[case.dtype], "peers": {}}
+        yield row | {"peers": compared(case, samples, tiny)}
 
 
 # ---- text ------------------------------------------------------------------------------------------------------------
 
 
-def size_name(elements: int) -> str:
-    for unit, name in ((1e6, "M"), (1e3, "k")):
-        if elements >= 0.95 * unit:
-            return f"{elements / unit:.0f}{name}"
-    return str(elements)
-
-
 def ratio_lines(rows, peer: str, title: str) -> list[str]:
     """A table of one ratio: a line for each op and dtype, a column for each size. Missed targets have a "!"."""
-    rows = [row for row in rows if peer in row["peers"] and (peer == "copy" or not row["channels_last"])]
+    rows = [row for row in rows if peer in row["peers"] and (peer == "limit" or not row["channels_last"])]
     if not rows:
         return [f"{title}: not measured"]
     # two shapes of about as many elements share a column
@@ -377,22 +251,22 @@ def judged(result) -> list[tuple[str, str]]:
 def lines(result, most: int = 12) -> list[str]:
     """The whole result in under 100 lines."""
     rows = result["rows"]
-    text = ratio_lines(rows, "copy", "share of the device's copy speed")
+    text = ratio_lines(rows, "limit", "share of the device's copy speed")
     text += ["", *ratio_lines(rows, "torch.compile", "torch.compile ÷ fastgen")]
     text += ["", *ratio_lines(rows, "eager", "eager ÷ fastgen")]
-    first = [row for row in result["overheads"] if "(64, 1)" in row["what"] or "t tensor" in row["what"]]
+    first = [row for row in result["overheads"] if "backward" in row["what"] or "t tensor" in row["what"]]
     text += ["", *overhead_lines(first[:4])]
-    copies = [row for row in rows if "copy" in row["peers"]]
+    copies = [row for row in rows if "limit" in row["peers"]]
     if copies:
-        best = max(copies, key=lambda row: row["peers"]["copy"]["bytes_per_second"])
-        speed = best["peers"]["copy"]["bytes_per_second"] / 1e9
+        best = max(copies, key=lambda row: row["peers"]["limit"]["bytes_per_second"])
+        speed = best["peers"]["limit"]["bytes_per_second"] / 1e9
         text.append(f"the device copies {speed:.0f} GB/s (read and written), at {best['bytes'] / 2**20:.0f} MiB moved")
-    slower = [(row["peers"]["triton"]["ratio"]["median"], row) for row in rows if "triton" in row["peers"]]
+    slower = [(row["peers"]["fastgen triton"]["ratio"]["median"], row) for row in rows if "fastgen triton" in row["peers"]]
     if slower:
         ratio, row = max(slower, key=lambda pair: pair[0])
         middle = sorted(pair[0] for pair in slower)[len(slower) // 2]
         worst = f"{row['what']}, {size_name(row['elements'])} {row['dtype']}"
-        text.append(f"triton ÷ fastgen: {middle:.3g} in the middle of {len(slower)} rows, {ratio:.3g} at most ({worst})")
+        text.append(f"fastgen triton ÷ fastgen: {middle:.3g} in the middle of {len(slower)} rows, {ratio:.3g} at most ({worst})")
     found = judged(result)
     missed = [f"  {met:5}  {words}" for met, words in found if met != "yes"]
     text.append(f"targets: {len(found) - len(missed)} of {len(found)} met" + (":" if missed else ""))
@@ -410,30 +284,23 @@ def lines(result, most: int = 12) -> list[str]:
 # ---- the run ---------------------------------------------------------------------------------------------------------
 
 
-def environment(device: str) -> dict:
-    found = common.environment() | {"device": device, "backend": fastgen.backend(device), "cache_bytes": common.cache_bytes(device)}
-    if device == "cuda":
-        found["device"] = torch.cuda.get_device_name()
-    return found
-
-
-def run(device: str, seconds: float, tiny: bool, write, names=PEERS, backend: str = "inductor") -> dict:
+def run(device: str, seconds: float, tiny: bool, write) -> dict:
     """Everything, as far as the time goes; `write(result)` after every row."""
     start = time.monotonic()
-    result = {"environment": environment(device), "tiny": tiny, "rows": [], "overheads": [], "warm": None}
-    if backend == "inductor" and "torch.compile" in names:
+    result = {"environment": common.environment(device), "tiny": tiny, "rows": [], "overheads": [], "warm": None}
+    if not tiny:
         result["warm"] = warm_all(device, 0.3 * seconds, tiny)
     result["overheads"].extend(overhead_rows(device, tiny))
     write(result)
     scratch = torch.ones(2**20 if tiny else 2**27, device=device)  # 512 MiB
-    timed([scratch.sum], 0, 10, device)
+    common.seconds([scratch.sum], 0, 10, device)
     for case in cases(device, tiny):
         left = seconds - (time.monotonic() - start)
         if left < 3:
-            row = {"what": label(case), "dtype": common.DTYPES[case.dtype], "channels_last": case.channels_last}
+            row = {"what": case.call, "dtype": common.DTYPES[case.dtype], "channels_last": case.channels_last}
             row |= {"elements": case.elements, "peers": {}, "errors": {}, "skipped": "no time was left"}
         else:
-            row = measured(case, names, scratch, tiny, backend)
+            row = measured(case, PEERS, scratch, tiny)
         result["rows"].append(row)
         write(result)
     result["seconds"] = time.monotonic() - start
@@ -462,8 +329,7 @@ def main():
         if options.json:
             options.json.write_text(json.dumps(result, indent=1) + "\n")
 
-    backend = "eager" if options.tiny else "inductor"  # which takes seconds for each of some 90 programs
-    result = run(options.device, options.seconds, options.tiny, write, backend=backend)
+    result = run(options.device, options.seconds, options.tiny, write)
     print(*lines(result), sep="\n")
     if any("fastgen" in row["errors"] for row in result["rows"]):
         parser.exit(1, "gpu_bench: fastgen itself failed, see the errors\n")

@@ -1,5 +1,5 @@
-"""Every peer, written once: each op of fastgen, the same in eager PyTorch as a user writes it, torch.compile of that,
-and the limit, `torch.add(a, b, out=c)` (on a GPU `b.copy_(a)`) on as many elements as make it move the bytes that the op must move.
+"""Every peer, written once: each op of fastgen, the same in eager PyTorch as a user writes it, torch.compile of that, and the
+limit: `b.copy_(a)` on as many elements as make it move the bytes that the op must move, or for a call on a few one `torch.add`.
 
 A `Case` is one comparison: an op, how it is called, a shape and a dtype. `prepare` makes calls without arguments of it.
 """
@@ -21,8 +21,10 @@ from . import common
 
 SCHEDULE = fastgen.Schedule.linear(1000)
 SEED = 1
-# the limit first: the others are given as shares of it
-PEERS = ("torch.add", "fastgen", "eager", "torch.compile")
+BACKENDS = {"fastgen triton": "triton", "fastgen eager": "eager"}  # "fastgen" is its default, the compiled kernels
+FORWARD, BACKWARD = "forward", "forward + backward"
+COMPILED = (10_000, 1_000_000, 10_000_000)  # elements at which torch.compile is timed: a program takes seconds to make
+LONGEST = 20_000_000  # elements up to which the other peers are timed: the eager ones take seconds and gigabytes beyond
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,7 @@ class Case:
     """What all peers of a group compute, from the same buffers."""
 
     op: str
-    mode: str  # where the noise comes from, or which passes
+    mode: str  # where the noise comes from: "seed", "noise" (given); "" where there is none
     output: str  # "out" (written where told), "fresh" (a new tensor) or "scalar"
     shape: tuple[int, ...]
     dtype: torch.dtype
@@ -39,17 +41,53 @@ class Case:
     ours: Callable  # arguments → a call of fastgen that takes nothing
     eager: Callable  # the same in PyTorch, a function of the arguments
     bind: Callable = partial  # (function, *arguments) → a call of a compiled or eager function that takes nothing
+    passes: str = FORWARD
     overhead: bool = False  # a call so small that its limit is one torch.add of as many elements
+    detail: str = ""  # what else is particular about the call
     device: str = "cpu"
     channels_last: bool = False
+    threads: int | None = None  # of the CPU; None: torch's default
 
     def __str__(self):
-        dtype = common.DTYPES[self.dtype]
-        return "-".join(filter(None, (self.op, self.mode, self.output, common.size_name(self.elements), dtype)))
+        passes = "backward" if self.passes == BACKWARD else ""
+        layout = "channels_last" if self.channels_last else ""
+        threads = f"{self.threads}_threads" if self.threads else ""
+        words = (self.op, self.mode, passes, self.output, self.detail, size_name(self.elements), common.DTYPES[self.dtype])
+        return "-".join(filter(None, (*words, layout, threads))).replace(" ", "_")
+
+    @property
+    def call(self) -> str:
+        """As it is written: ddpm_step(seed=, out=)."""
+        words = [f"{self.mode}="] * bool(self.mode) + ["out="] * (self.output == "out") + [self.detail] * bool(self.detail)
+        backward = " + backward" if self.passes == BACKWARD else ""
+        if self.op == "diffusion_loss":
+            return "q_sample + diffusion_loss" + backward
+        name = "discriminator_loss" if self.op == "gan_loss" else self.op
+        return f"{name}({', '.join(words)}){backward}"
+
+    @property
+    def kind(self) -> str:
+        return "overhead" if self.overhead else "threads" if self.threads else "throughput"
 
     @property
     def peers(self) -> tuple[str, ...]:
-        return PEERS[:-1] if self.overhead else PEERS
+        """The limit first: of the others the share of it is told."""
+        if self.threads:
+            return "limit", "fastgen", "eager"
+        if self.elements > LONGEST and self.device == "cpu":
+            return "limit", "fastgen"
+        plain = self.dtype == torch.float32 and not self.channels_last
+        names = ["limit", "fastgen"] + ["fastgen eager"] * (plain and not self.overhead) + ["eager"]
+        if "triton" in fastgen.available_backends(self.device) and self.device != "cpu":  # its interpreter is for tests
+            names.append("fastgen triton")
+        near = any(abs(math.log(elements / self.elements)) < 0.5 for elements in COMPILED) or self.shape == TINY
+        if plain and near and not self.overhead:
+            names.append("torch.compile")
+        return tuple(names)
+
+    @property
+    def limit(self) -> str:
+        return "torch.add" if self.overhead else "copy"
 
     @property
     def elements(self) -> int:
@@ -67,20 +105,68 @@ class Case:
         return 2 * self.bytes * sets + 4 * self.bytes < 0.75 * common.free_bytes(self.device)
 
 
-def prepare(case: Case, names=PEERS, tiny: bool = False) -> dict[str, list[Callable]]:
-    """{peer: calls to rotate through, one for each set of buffers}; all share the sets, except torch.add."""
-    return {name: _calls(case, name, tiny) for name in names}
+# ---- where an op is timed --------------------------------------------------------------------------------------------
+
+TINY = (2, 3, 8, 8)
+SMALL_EVENT, EVENT = (4, 8, 8), (3, 64, 64)
+
+
+def size_name(elements: int) -> str:
+    for unit, name in ((1e6, "M"), (1e3, "k")):
+        if elements >= 0.95 * unit:
+            return f"{elements / unit:.0f}{name}"
+    return str(elements)
+
+
+def shape_of(elements: int) -> tuple[int, ...]:
+    """A batch of about so many elements: of latents up to 10⁵, of images from 10⁶."""
+    event = SMALL_EVENT if elements < 500_000 else EVENT
+    return (max(round(elements / math.prod(event)), 1), *event)
+
+
+class Grid:
+    """At which (shape, dtype, channels_last) an op is timed. All sizes, dtypes and layouts of everything would take hours; each is
+    varied by itself, at sizes where it matters."""
+
+    def __init__(self, tiny: bool = False, device: str = "cpu"):
+        single, half = common.DTYPES
+        small, million, ten = (TINY,) * 3 if tiny else map(shape_of, COMPILED)
+        sizes = [TINY] if tiny else [shape_of(10**k) for k in range(3, 9)]
+        halves = [million] if tiny else [million, ten]
+        self.tiny, self.device = tiny, device
+        self.contiguous = [(shape, single, False) for shape in sizes] + [(shape, half, False) for shape in halves]
+        self.channels_last = [(million, dtype, True) for dtype in (single, half)]
+        self.fresh = [(shape, single, False) for shape in dict.fromkeys((million, ten))]  # new outputs
+        self.backward = [(shape, single, False) for shape in dict.fromkeys((small, million, ten))] + [(million, half, False)]
+        self.large = ten
+
+    def over(self, points, make, *arguments):
+        """make(shape, dtype, *arguments) at each of `points`."""
+        return [
+            replace(make(shape, dtype, *arguments), device=self.device, channels_last=channels_last)
+            for shape, dtype, channels_last in points
+        ]
+
+
+def prepare(case: Case, names=None, tiny: bool = False) -> dict[str, list[Callable]]:
+    """{peer: calls to rotate through, one for each set of buffers}; all share the sets, except the limit."""
+    return {name: _calls(case, name, tiny) for name in (case.peers if names is None else names)}
 
 
 def _calls(case, name, tiny):
-    if name == "torch.add":
-        return [partial(torch.add, a, b) if c is None else partial(torch.add, a, b, out=c) for a, b, c in _limit(case)]
-    if name == "copy":
-        return [partial(b.copy_, a) for a, b in _copies(case)]
-    if name == "fastgen":
-        return [case.ours(*arguments) for arguments in sets(case)]
-    function = _compiled(case, tiny) if name == "torch.compile" else case.eager  # which is "diffusers" where that is the peer
-    return [case.bind(function, *arguments) for arguments in sets(case)]
+    if name == "limit":
+        return _limit(case)
+    if name in ("fastgen", *BACKENDS):
+        calls = [case.ours(*arguments) for arguments in sets(case)]
+        return [partial(_on_backend, BACKENDS[name], call) for call in calls] if name in BACKENDS else calls
+    arguments = sets(case)
+    function = compiled(case, arguments, tiny) if name == "torch.compile" else case.eager  # "diffusers" where that is the peer
+    return [case.bind(function, *each) for each in arguments]
+
+
+def _on_backend(name, call):
+    with fastgen.use_backend(name):
+        return call()
 
 
 @functools.lru_cache(maxsize=1)
@@ -100,29 +186,52 @@ def _channels_last(x):
     return x.detach().contiguous(memory_format=torch.channels_last).requires_grad_(x.requires_grad)
 
 
-def _copies(case):
-    elements = case.bytes // (2 * case.dtype.itemsize)
-    return common.rotation(lambda: _normal(2, (elements,), case.dtype), case.device)
-
-
 def _limit(case):
-    elements = case.elements if case.overhead else case.bytes // (3 * case.dtype.itemsize)
-    output = "fresh" if case.output == "fresh" else "out"
-    return common.rotation(lambda: (*_normal(2, (elements,), case.dtype), _output(output, (elements,), case.dtype)), case.device)
+    if case.overhead:
+        return [partial(torch.add, a, b) for a, b in common.rotation(lambda: _normal(2, case.shape, case.dtype), case.device)]
+    elements = max(case.bytes // (2 * case.dtype.itemsize), 1)
+    return [partial(b.copy_, a) for a, b in common.rotation(lambda: _normal(2, (elements,), case.dtype), case.device)]
 
 
-def _compiled(case, tiny):
-    """Compiled for this shape alone. Inductor takes seconds: where `tiny`, one case shows that it works."""
-    torch.compiler.reset()
-    inductor = not tiny or (case.op, case.mode, case.output, case.dtype) == ("q_sample", "noise", "out", torch.float32)
-    return torch.compile(case.eager, dynamic=False, fullgraph=True, backend="inductor" if inductor else "eager")
+def graph_of(case) -> tuple:
+    """What cases with the same compiled program have in common: all but the batch. But randn's shape is nowhere else to be read,
+    and a GPU gets a program of its own for each large shape, which is the best that torch.compile has to offer. On the CPU a batch
+    that is known gains nothing (q_sample(noise=) at 10⁶: 419 µs, any batch 380; bce_with_logits 1225 and 1076)."""
+    whole = case.op == "randn" or (case.device != "cpu" and case.elements > 500_000)
+    shape = case.shape if whole else case.shape[1:]
+    return case.op, case.mode, case.passes, case.output, case.dtype, case.channels_last, case.device, shape
+
+
+_programs: dict = {}
+
+
+def compiled(case, arguments, tiny=False, backend="inductor"):
+    """The eager peer compiled; `arguments` are the sets it will be called with. One program is kept. Inductor takes seconds: where
+    `tiny`, one case shows that it works."""
+    if tiny and (case.op, case.mode, case.passes, case.dtype) != ("q_sample", "noise", FORWARD, torch.float32):
+        backend = "eager"
+    key = (*graph_of(case), backend)
+    if len(key[-2]) < len(case.shape):
+        for x in (x for each in arguments for x in each):
+            if isinstance(x, torch.Tensor):
+                torch._dynamo.maybe_mark_dynamic(x, 0)
+    if key not in _programs:
+        _programs.clear()
+        torch.compiler.reset()
+        # dynamic=None: static but for what is marked
+        _programs[key] = torch.compile(case.eager, fullgraph=True, backend=backend)
+    return _programs[key]
 
 
 # ---- arguments -------------------------------------------------------------------------------------------------------
 
 
 def _normal(how_many, shape, dtype):
-    return [torch.randn(shape, dtype=dtype) for _ in range(how_many)]
+    """Large ones repeat a part: a benchmark should not spend its time on torch.randn."""
+    elements = math.prod(shape)
+    if elements <= 2**20:
+        return [torch.randn(shape, dtype=dtype) for _ in range(how_many)]
+    return [torch.randn(2**20, dtype=dtype).repeat(-(-elements // 2**20))[:elements].view(shape) for _ in range(how_many)]
 
 
 def _noise(mode, shape, dtype):
@@ -226,22 +335,17 @@ def eager_gan_loss(real, fake):
     return real_loss + F.binary_cross_entropy_with_logits(fake, torch.zeros_like(fake))
 
 
-def gradients(loss, real, fake):
-    """Forward and backward to the logits: the loss and its gradients."""
-    value = loss(real, fake)
-    return value, *torch.autograd.grad(value, (real, fake))
-
-
-def gradient(loss, input, target):
-    """Forward and backward to the logits: the loss and its gradient."""
-    value = loss(input, target)
-    return value, *torch.autograd.grad(value, input)
+def gradients(function, inputs, gradient=None):
+    """Forward and backward: what the function returns, with the gradients to `inputs`."""
+    value = function()
+    first = value[0] if isinstance(value, tuple) else value
+    return first, *torch.autograd.grad(first, inputs, gradient)
 
 
 # ---- cases -----------------------------------------------------------------------------------------------------------
 
 
-def q_sample(shape, dtype, mode, output, t=None, overhead=False):
+def q_sample(shape, dtype, mode, output, t=None):
     """mode: "noise" or "seed"; t: an int or a tensor, all timesteps in turn where it is None."""
 
     def inputs():
@@ -254,10 +358,10 @@ def q_sample(shape, dtype, mode, output, t=None, overhead=False):
         return partial(fastgen.q_sample, x0, t, SCHEDULE, noise=noise, out=out)
 
     tensors = 3 if mode == "noise" else 2
-    return Case("q_sample", mode, output, shape, dtype, tensors, inputs, ours, eager_q_sample, overhead=overhead)
+    return Case("q_sample", mode, output, shape, dtype, tensors, inputs, ours, eager_q_sample)
 
 
-def ddpm_step(shape, dtype, mode, output, t=None, overhead=False):
+def ddpm_step(shape, dtype, mode, output, t=None):
     """mode: "noise" or "seed"; t: an int or a tensor, all timesteps in turn where it is None."""
 
     def inputs():
@@ -271,7 +375,7 @@ def ddpm_step(shape, dtype, mode, output, t=None, overhead=False):
         return partial(fastgen.ddpm_step, x_t, m, t, SCHEDULE, noise=noise, out=out)
 
     tensors = 4 if mode == "noise" else 3
-    return Case("ddpm_step", mode, output, shape, dtype, tensors, inputs, ours, eager_ddpm_step, overhead=overhead)
+    return Case("ddpm_step", mode, output, shape, dtype, tensors, inputs, ours, eager_ddpm_step)
 
 
 def ddim_step(shape, dtype, output):
@@ -322,41 +426,52 @@ def diffusion_loss(shape, dtype):
         return fastgen.diffusion_loss(m, x0, t, SCHEDULE, seed=SEED), x_t
 
     bind = partial(partial, training_gradient)
-    return Case("diffusion_loss", "seed", "fresh", shape, dtype, 4, inputs, partial(bind, step), eager_training_step, bind)
+    ours = partial(bind, step)
+    return Case("diffusion_loss", "seed", "fresh", shape, dtype, 4, inputs, ours, eager_training_step, bind, passes=BACKWARD)
 
 
-def bce_with_logits(shape, dtype, mode):
-    """mode: "forward", which reads two tensors, or "backward": forward, then backward, which reads two, writes one."""
-    backward = mode == "backward"
-    bind = partial(partial, gradient) if backward else partial
+def bce_with_logits(shape, dtype, passes=FORWARD):
+    """Two tensors are read; the backward reads two and writes one."""
 
     def inputs():
         (logits,) = _normal(1, shape, dtype)
-        return logits.requires_grad_(backward), torch.rand(shape).round_().to(dtype)
+        return logits, (_normal(1, shape, dtype)[0] > 0).to(dtype)
 
-    ours = partial(bind, fastgen.bce_with_logits)
-    tensors = 5 if backward else 2
-    return Case("bce_with_logits", mode, "scalar", shape, dtype, tensors, inputs, ours, eager_bce_with_logits, bind)
+    ours = partial(partial, fastgen.bce_with_logits)
+    case = Case("bce_with_logits", "", "scalar", shape, dtype, 2, inputs, ours, eager_bce_with_logits)
+    return case if passes == FORWARD else backward(case, 1, 3)
 
 
-def gan_loss(shape, dtype, mode):
-    """The discriminator's, on as many logits of real samples as of fake ones, each of this shape. mode: "forward", which reads
-    both, or "backward": forward, then backward, which reads both again and writes as much."""
-    backward = mode == "backward"
-    bind = partial(partial, gradients) if backward else partial
+def gan_loss(shape, dtype, passes=FORWARD):
+    """The discriminator's, on as many logits of real samples as of fake ones, each of this shape: both are read; the backward reads
+    both again and writes as much."""
+    ours = partial(partial, fastgen.discriminator_loss)
+    case = Case("gan_loss", "", "scalar", shape, dtype, 2, lambda: tuple(_normal(2, shape, dtype)), ours, eager_gan_loss)
+    return case if passes == FORWARD else backward(case, 2, 4)
 
-    def inputs():
-        return tuple(x.requires_grad_(backward) for x in _normal(2, shape, dtype))
 
-    ours = partial(bind, fastgen.discriminator_loss)
-    return Case("gan_loss", mode, "scalar", shape, dtype, 6 if backward else 2, inputs, ours, eager_gan_loss, bind)
+def backward(case, inputs, tensors):
+    """A case and then its backward to the first `inputs` arguments, which moves so many tensors more."""
+
+    def with_gradient():
+        arguments = case.inputs()
+        given = None if case.output == "scalar" else _normal(1, case.shape, case.dtype)[0]
+        return given, *(x.requires_grad_() for x in arguments[:inputs]), *arguments[inputs:]
+
+    def bind(function, gradient, *arguments):
+        return partial(gradients, partial(function, *arguments), arguments[:inputs], gradient)
+
+    def ours(gradient, *arguments):
+        return partial(gradients, case.ours(*arguments), arguments[:inputs], gradient)
+
+    return replace(case, passes=BACKWARD, tensors=case.tensors + tensors, inputs=with_gradient, ours=ours, bind=bind)
 
 
 def calls_of_16():
     """One call on 16 elements each: what a call costs apart from its work. The timestep is an int or a tensor."""
-    timesteps = {"t_int": 500, "t_tensor": torch.tensor([500])}
+    timesteps = {"t int": 500, "t tensor": torch.tensor([500])}
     return [
-        replace(make((1, 1, 4, 4), torch.float32, mode, "fresh", t, overhead=True), mode=f"{mode}-{name}")
+        replace(make((1, 1, 4, 4), torch.float32, mode, "fresh", t), overhead=True, detail=name)
         for make in (ddpm_step, q_sample)
         for mode in ("seed", "noise")
         for name, t in timesteps.items()

@@ -103,15 +103,21 @@ def random_seed(generator: torch.Generator | None) -> int:
     """63 random bits of a generator on the CPU, by default torch's."""
     if _dispatch_modes() or _functorch_is_active():  # which may not let an older tensor in
         return torch.empty((), dtype=torch.int64, device="cpu").random_(generator=generator).item()
-    return _scratch.bits.random_(generator=generator).item()
+    if generator is None:
+        _scratch.draw()
+    else:
+        _scratch.draw(generator=generator)
+    return _scratch.drawn()
 
 
 class _Scratch(threading.local):
-    """A place for random bits, for each thread: to allocate one takes longer (1.4 µs) than to draw."""
+    """A place for random bits, for each thread: to allocate one takes longer (1.4 µs) than to draw. NumPy reads it in a third of
+    the time that Tensor.item takes."""
 
     def __init__(self):
         with plain_tensors():
-            self.bits = torch.empty((), dtype=torch.int64, device="cpu")
+            bits = torch.empty((), dtype=torch.int64, device="cpu")
+        self.draw, self.drawn = bits.random_, bits.numpy().item
 
 
 _scratch = _Scratch()

@@ -1,9 +1,15 @@
 """The benchmarks run, at a tiny size, and compare equal work: peers compute the same and move the declared bytes."""
 
+import importlib
 import json
+import math
 import os
+import statistics
 import subprocess
 import sys
+import time
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -28,18 +34,25 @@ def peers(monkeypatch):
 
 
 def all_cases(peers, dtype):
+    def at(make, *arguments):
+        return make(SHAPE, dtype, *arguments)
+
     for mode in ("noise", "seed"):
         for output in ("out", "fresh"):
-            yield peers.q_sample(SHAPE, dtype, mode, output)
-            yield peers.ddpm_step(SHAPE, dtype, mode, output)
+            yield at(peers.q_sample, mode, output)
+            yield at(peers.ddpm_step, mode, output)
+        yield peers.backward(at(peers.q_sample, mode, "fresh"), 1, 2)
+        yield peers.backward(at(peers.ddpm_step, mode, "fresh"), 2, 3)
     for output in ("out", "fresh"):
-        yield peers.ddim_step(SHAPE, dtype, output)
-    yield peers.q_posterior(SHAPE, dtype)
-    yield peers.randn(SHAPE, dtype)
-    yield peers.diffusion_loss(SHAPE, dtype)
-    for mode in ("forward", "backward"):
-        yield peers.bce_with_logits(SHAPE, dtype, mode)
-        yield peers.gan_loss(SHAPE, dtype, mode)
+        yield at(peers.ddim_step, output)
+    yield peers.backward(at(peers.ddim_step, "fresh"), 2, 3)
+    yield at(peers.q_posterior)
+    yield peers.backward(at(peers.q_posterior), 2, 3)
+    yield at(peers.randn)
+    yield at(peers.diffusion_loss)
+    for passes in (peers.FORWARD, peers.BACKWARD):
+        yield at(peers.bce_with_logits, passes)
+        yield at(peers.gan_loss, passes)
 
 
 def tensors(result):
@@ -59,7 +72,7 @@ def run(*arguments):
 def test_peers_compute_the_same(peers, dtype, tolerance):
     cases = [*all_cases(peers, dtype), *(case for case in peers.calls_of_16() if case.dtype == dtype)]
     for case in cases:
-        names = case.peers[1:]  # all but torch.add
+        names = [*dict.fromkeys((*case.peers[1:], "torch.compile"))]  # all but the limit
         calls = peers.prepare(case, names, tiny=True)
         # they share an out=, so each result is copied before the next peer writes
         results = {name: [x.detach().clone() for x in tensors(calls[name][0]())] for name in names}
@@ -85,16 +98,35 @@ def test_declared_bytes_are_those_of_the_tensors(peers, dtype):
         read = sum(x.nbytes for x in arguments if isinstance(x, torch.Tensor) and x.is_floating_point())
         results = [x for x in tensors(peers.prepare(case, ("fastgen",))["fastgen"][0]()) if x.shape == case.shape]
         fresh = sum(x.nbytes for x in results if not any(x is argument for argument in arguments))
-        twice = read if case.mode == "backward" else 0
+        # a loss's backward reads its tensors again; the others' reads the gradient alone
+        twice = read if case.passes == peers.BACKWARD and case.output == "scalar" else 0
         assert case.bytes == read + twice + fresh, str(case)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_limit_moves_the_declared_bytes(peers, dtype):
     for case in all_cases(peers, dtype):
-        (call,) = peers.prepare(case, ("torch.add",))["torch.add"]
-        moved = sum(x.nbytes for x in call.args) + call().nbytes
-        assert call.func is torch.add and 0 <= case.bytes - moved < 3 * dtype.itemsize, str(case)
+        (call,) = peers.prepare(case, ("limit",))["limit"]
+        (read,) = call.args
+        assert call.func.__name__ == "copy_" and 0 <= case.bytes - 2 * read.nbytes < 2 * dtype.itemsize, str(case)
+    for case in peers.calls_of_16():
+        (call,) = peers.prepare(case, ("limit",))["limit"]
+        assert call.func is torch.add and call.args[0].numel() == 16 and case.limit == "torch.add"
+
+
+def test_grid(peers):
+    """All sizes from 10³ to 10⁸, both dtypes, both layouts, and what each module makes of them has names of its own."""
+    grid = peers.Grid()
+    sizes = [math.prod(shape) for shape, dtype, _ in grid.contiguous if dtype == torch.float32]
+    assert [round(math.log10(size), 1) for size in sizes] == [3, 4, 5, 6, 7, 8]
+    assert {dtype for _, dtype, _ in grid.contiguous} == {dtype for _, dtype, _ in grid.channels_last} == set(DTYPES)
+    modules = [importlib.import_module(f"benchmarks.{path.stem}") for path in sorted((ROOT / "benchmarks").glob("bench_*.py"))]
+    cases = [case for module in modules if hasattr(module, "cases") for case in module.cases(grid)]
+    assert len({str(case) for case in cases}) == len(cases) > 150
+    ops = {"q_sample", "ddpm_step", "ddim_step", "q_posterior", "diffusion_loss", "bce_with_logits", "gan_loss"}
+    assert {case.op for case in cases if case.passes == peers.BACKWARD} == ops
+    compiled = {(case.op, case.mode, case.passes) for case in cases if "torch.compile" in case.peers}
+    assert {op for op, _, _ in compiled} == ops | {"randn"} and all(case.peers[:2] == ("limit", "fastgen") for case in cases)
 
 
 def test_buffers_are_colder_than_the_cache(peers):
@@ -114,32 +146,63 @@ def test_pytest_benchmarks(tmp_path):
     (imported,) = [benchmark for benchmark in benchmarks if benchmark["group"] == "import"]
     assert imported["extra_info"]["torch s"] > 0 and 0 < imported["extra_info"]["fastgen's share"] < 1
     assert "then import fastgen" in output
-    benchmarks.remove(imported)
+    timed = [benchmark for benchmark in benchmarks if benchmark["extra_info"]["kind"] in ("throughput", "overhead", "threads")]
     groups = {}
-    for benchmark in benchmarks:
-        info = benchmark["extra_info"]
-        groups.setdefault(benchmark["group"], set()).add(info["peer"])
-        assert info["bytes"] > 0 and info["GB/s"] > 0 and info["share of torch.add"] > 0
-        assert info["backend"] == fastgen.backend() and info["torch"] == torch.__version__
-        assert {"op", "mode", "output", "size", "dtype", "fastgen", "commit", "dirty", "cpu"} <= info.keys()
-    limit_and_ours = {"torch.add", "fastgen"}
+    for benchmark in timed:
+        info, times = benchmark["extra_info"], benchmark["stats"]["data"]
+        groups.setdefault(benchmark["group"], {})[info["peer"]] = benchmark
+        assert info["GB/s"] == pytest.approx(info["bytes"] / benchmark["stats"]["median"] / 1e9) and len(times) == 2
+        assert info["backend"] == fastgen.backend() and info["torch"] == torch.__version__ and info["device"] == "cpu"
+        known = {"op", "mode", "passes", "output", "layout", "dtype", "shape", "elements", "call", "limit", "target", "met"}
+        assert known | {"fastgen", "commit", "dirty", "cpu", "cores", "threads", "load"} <= info.keys()
     for group, found in groups.items():
+        # peers of one round are pairs
+        for name, benchmark in found.items():
+            info, times = benchmark["extra_info"], benchmark["stats"]["data"]
+            pairs = [theirs / ours for theirs, ours in zip(times, found["fastgen"]["stats"]["data"], strict=True)]
+            assert info["ratio"]["median"] == pytest.approx(statistics.median(pairs)), (group, name)
+            shares = [limit / mine for limit, mine in zip(found["limit"]["stats"]["data"], times, strict=True)]
+            assert info["share of limit"] == pytest.approx(statistics.median(shares)), (group, name)
         if group.startswith("diffusers"):
-            assert found == limit_and_ours | {"diffusers"}
+            assert found.keys() == {"limit", "fastgen", "diffusers"}
+        elif "threads" in group:
+            assert found.keys() == {"limit", "fastgen", "eager"} and found["limit"]["extra_info"]["threads"] >= 1
+        elif found["limit"]["extra_info"]["kind"] == "throughput" and group.endswith("float32"):
+            assert found.keys() == {"limit", "fastgen", "fastgen eager", "eager", "torch.compile"}
         else:
-            assert found == limit_and_ours | {"eager"} | (set() if "-t_" in group else {"torch.compile"})
-    ops = {benchmark["extra_info"]["op"] for benchmark in benchmarks}
-    losses = {"bce_with_logits", "gan_loss", "diffusion_loss"}
-    drop_ins = {"diffusers DDPMScheduler.step", "diffusers DDIMScheduler.step", "diffusers add_noise"}
-    assert ops == {"q_sample", "ddpm_step", "ddim_step", "q_posterior", "randn"} | losses | drop_ins
+            assert found.keys() == {"limit", "fastgen", "eager"}
+    layouts = {(info["layout"], info["dtype"]) for info in (benchmark["extra_info"] for benchmark in timed)}
+    assert len(layouts) == 4
 
 
-def test_side_by_side(tmp_path):
-    output = run("-m", "benchmarks.side_by_side", "--tiny", "--json", str(tmp_path / "s.json"))
-    result = json.loads((tmp_path / "s.json").read_text())
-    assert result["environment"]["backend"] == fastgen.backend()
-    assert len(result["rows"]) == 23 + 2 * 5 and len(result["flatness"]) == 12
-    for row in result["rows"]:
-        assert "fastgen" in row["peers"] and "torch.add" in row["peers"]
-        assert all(peer["ns_per_element"]["median"] > 0 for peer in row["peers"].values())
-    assert "ddpm_step(seed=, out=)" in output and "q_sample(noise=), t tensor" in output and "max ÷ min" in output
+def test_time_runs_out(tmp_path):
+    """What no time is left for is skipped, and says so."""
+    options = ("--benchmark-only", "--minutes", "0", "-rs", f"--benchmark-json={tmp_path / 'b.json'}")
+    output = run("-m", "pytest", "benchmarks/bench_overhead.py", *options)
+    assert "no time was left" in output and "passed" not in output.splitlines()[-1]
+
+
+def test_targets(peers):
+    targets = importlib.import_module("benchmarks.targets")
+    still, wild = {"median": 1.0, "best": 0.9}, {"median": 2.0, "best": 0.9}
+    assert [targets.verdict(*x) for x in ((None, 1.0, wild), (2.0, 2.0, still), (2.0, 1.9, still), (2.0, 5.0, still, wild))] == [
+        *("", "yes", "NO", "noisy")
+    ]
+    step = peers.ddpm_step(peers.shape_of(10**6), torch.float32, "seed", "out")
+    assert targets.targets(step) == {"eager": 8.0, "torch.compile": 8.0} and targets.targets(replace(step, threads=1)) == {}
+    assert all(targets.targets(case) == {"limit": 0.25} for case in peers.calls_of_16())
+
+
+def test_in_turns_times_every_peer_in_every_round():
+    common = importlib.import_module("benchmarks.common")
+    calls = {"a": [], "b": []}
+
+    def call(name, k):
+        calls[name].append(k)
+        time.sleep(1e-4)
+
+    named = {name: [partial(call, name, k) for k in range(3)] for name in calls}
+    samples = common.in_turns(named, 0.0, least=4)
+    assert {name: len(times) for name, times in samples.items()} == {"a": 4, "b": 4}
+    assert all(second >= 1e-4 for times in samples.values() for second in times)
+    assert all(set(made) == {0, 1, 2} for made in calls.values())  # every set of buffers has its turn

@@ -16,7 +16,7 @@ namespace fastgen {
 namespace {  // internal linkage: the linker must not swap one instruction set's copy for another's
 
 constexpr int64_t kTile = 1024;
-constexpr int64_t kTileBuffer = kTile + 2 * kNormalsPerBlock + 8;  // room for the last blocks of normals and for a vector tail
+constexpr int64_t kTileBuffer = kTile + kNormalsPerBlock + 8;  // room for the last block of normals and for a vector tail
 
 template <class R> struct Tile {
   int64_t n = 0;

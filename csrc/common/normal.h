@@ -49,17 +49,24 @@ __device__ __forceinline__ void box_muller_fast(uint32_t a, uint32_t b, float& z
 }
 #endif
 
+template <class V> FG_HD V radius_of(typename Lanes<V>::Bits a) {
+  const V u = fma(word_to_real(a), splat<V>(0x1p-32), splat<V>(0x1p-33));
+  return sqrt(log_positive(u) * splat<V>(-2.0));
+}
+
+template <class V> FG_HD void polar(V radius, typename Lanes<V>::Bits b, V& z_cos, V& z_sin) {
+  V sine, cosine;
+  sincos_turn<V>(b, sine, cosine);
+  z_cos = radius * cosine;
+  z_sin = radius * sine;
+}
+
 // Words in, a pair of normals out.
 template <class V> FG_HD void box_muller(typename Lanes<V>::Bits a, typename Lanes<V>::Bits b, V& z_cos, V& z_sin) {
 #ifdef __CUDA_ARCH__
   if constexpr (!kIsDouble<V>) return box_muller_fast(a, b, z_cos, z_sin);
 #endif
-  const V u = fma(word_to_real(a), splat<V>(0x1p-32), splat<V>(0x1p-33));
-  const V radius = sqrt(log_positive(u) * splat<V>(-2.0));
-  V sine, cosine;
-  sincos_turn<V>(b, sine, cosine);
-  z_cos = radius * cosine;
-  z_sin = radius * sine;
+  polar(radius_of<V>(a), b, z_cos, z_sin);
 }
 
 // The contract, one thread or host call at a time: the four normals of an element group of a sample.

@@ -9,8 +9,8 @@ template <class W> struct Philox4 {
 };
 
 // W: uint32_t, or a vector of 64-bit lanes each holding one 32-bit word (cpu_vec.h), which turns a round into two wide
-// multiplications, two shifts and two three-way xors with no shuffle.
-template <class W> FG_HD Philox4<W> philox4x32(W c0, W c1, W c2, W c3, W k0, W k1) {
+// multiplications, two shifts and two three-way xors with no shuffle. K: the same, or what stands for a key word of each round.
+template <class W, class K> FG_HD Philox4<W> philox4x32(W c0, W c1, W c2, W c3, K k0, K k1) {
   FG_UNROLL
   for (int round = 0; round < 10; ++round) {
     W high0, low0, high1, low1;
@@ -34,8 +34,8 @@ struct Stream {
 // The contract's counter and key: element group (j div 4), sample, offset and seed to four random words.
 FG_HD Philox4<uint32_t> contract_words(int64_t group, int64_t sample, int64_t offset, int64_t seed) {
   const uint64_t o = static_cast<uint64_t>(offset), s = static_cast<uint64_t>(seed);
-  return philox4x32<uint32_t>(static_cast<uint32_t>(group), static_cast<uint32_t>(sample), static_cast<uint32_t>(o),
-                              static_cast<uint32_t>(o >> 32), static_cast<uint32_t>(s), static_cast<uint32_t>(s >> 32));
+  return philox4x32<uint32_t, uint32_t>(static_cast<uint32_t>(group), static_cast<uint32_t>(sample), static_cast<uint32_t>(o),
+                                        static_cast<uint32_t>(o >> 32), static_cast<uint32_t>(s), static_cast<uint32_t>(s >> 32));
 }
 
 }  // namespace fastgen
