@@ -175,7 +175,7 @@ def works(tiny: bool = False, device: str = "cpu") -> list[Work]:
             unit="steps/s",
             call="sample(sample_seeds=, clip=)",
             shape=images,
-            steps=3 if tiny else 30,
+            steps=3 if tiny else 20,
             make=lambda peer, steps: ddpm_sampling(peer, ddpm, steps, device),
             device=device,
             passes=peers.FORWARD,
@@ -233,7 +233,7 @@ def measured(work: Work, tiny: bool = False, seconds: float = 6.0) -> tuple[dict
     """({peer: seconds of one step, a figure per round}, threads)."""
     with threads_for(work, tiny) as threads:
         runs = {peer: [work.make(peer, work.steps)] for peer in work.peers}
-        samples = common.in_turns(runs, seconds, tiny, work.device, by_host=True, least=9)
+        samples = common.in_turns(runs, seconds, tiny, work.device, by_host=True, least=7)
     return {peer: [second / work.steps for second in found] for peer, found in samples.items()}, threads
 
 
