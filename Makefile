@@ -9,7 +9,7 @@ ifeq ($(shell command -v nvidia-smi),)
 export FASTGEN_CUDA ?= 0
 endif
 
-.PHONY: demo test build cuda wheel wheel-matrix triton-matrix bench figures bench-compare machine-code gpu lint format clean
+.PHONY: demo test build cuda wheel wheel-matrix triton-matrix bench bench-compare figures machine-code gpu lint format clean
 
 demo: build
 	$(RUN) examples/demo.py

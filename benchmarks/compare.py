@@ -31,6 +31,7 @@ import torch
 import fastgen
 
 from . import common, peers
+from .common import quartiles
 
 ROOT = Path(__file__).resolve().parents[1]
 TREES = ROOT / "build/compare"
@@ -55,17 +56,16 @@ def modules() -> list[str]:
 class Side:
     """What a worker does; every answer is a value for JSON."""
 
-    def __init__(self):
-        self.threads = torch.get_num_threads()
-
     def about(self):
         return {"fastgen": str(Path(fastgen.__file__).parent), "version": fastgen.__version__, "backend": fastgen.backend()}
 
-    def names(self, module, tiny, large):
-        """Of the module's cases, `large` ones too."""
-        self.tiny, grid = tiny, peers.Grid(tiny, "cuda" if torch.cuda.is_available() else "cpu")
+    def names(self, module, tiny):
+        """Of the module's cases, on a GPU where there is one."""
+        grid = peers.Grid(tiny, "cuda" if torch.cuda.is_available() else "cpu")
         found = importlib.import_module(f"{__package__}.{module}").cases(grid)
-        self.cases = {str(case): case for case in found if case.fits and (large or case.elements <= peers.LONGEST)}
+        # what a kernel gains shows at these sizes; larger ones take gigabytes in every process
+        wanted = [case for case in found if case.elements <= peers.LONGEST and not case.threads and case.fits]
+        self.tiny, self.cases = tiny, {str(case): case for case in wanted}
         return list(self.cases)
 
     def prepare(self, name):
@@ -73,9 +73,8 @@ class Side:
         self.release()  # what is left of a case that failed
         torch.manual_seed(0)
         case = self.cases[name]
-        self.where = case.device, case.overhead
+        self.how = case.device, case.overhead  # by the host's clock where a call is all overhead
         self.calls, self.turn = peers.prepare(case, ["fastgen"], self.tiny)["fastgen"], 0
-        torch.set_num_threads(case.threads or self.threads)
         return common.warmed(self.calls, case.device)
 
     def release(self):
@@ -93,7 +92,7 @@ class Side:
 
     def run(self, times):
         self.turn += times
-        return common.seconds(self.calls, self.turn, times, *self.where)
+        return common.seconds(self.calls, self.turn, times, *self.how)
 
 
 def work():
@@ -196,24 +195,24 @@ def compared(pairs: list[tuple[Worker, Worker]], name: str, seconds: float, tiny
         old, fresh = in_turns(pair, name, seconds / len(pairs), tiny, order)
         base, new = base + old, new + fresh
         medians.append(statistics.median(b / n for b, n in zip(old, fresh, strict=True)))
-    ratio = common.quartiles([b / n for b, n in zip(base, new, strict=True)])
+    ratio = quartiles([b / n for b, n in zip(base, new, strict=True)])
     return {
         "case": name,
         "rounds": len(base),
-        "base": common.quartiles(base),
-        "new": common.quartiles(new),
+        "base": quartiles(base),
+        "new": quartiles(new),
         "ratio": ratio,
         "ratio of each pair": medians,
         "verdict": "" if tiny else verdict(ratio),
     }
 
 
-def all_compared(pairs, only: str, seconds: float, tiny: bool, large: bool) -> tuple[list[dict], dict[str, str]]:
+def all_compared(pairs, only: str, seconds: float, tiny: bool) -> tuple[list[dict], dict[str, str]]:
     """(rows, {case or module: why it was not compared})."""
     rows, left_out = [], {}
     for module in modules():
         try:
-            names = [side.names(module, tiny, large) for pair in pairs for side in reversed(pair)][0]
+            names = [side.names(module, tiny) for pair in pairs for side in reversed(pair)][0]
         except Refused as why:
             left_out[module] = str(why)
             continue
@@ -276,8 +275,7 @@ def main():
     parser.add_argument("base", nargs="?", metavar="BASE", help="the revision to compare this tree with")
     parser.add_argument("--base-tree", type=Path, metavar="DIR", help="instead, a tree whose libraries are built")
     parser.add_argument("--only", default="", metavar="TEXT", help='cases whose name has it: "ddpm_step-seed"')
-    parser.add_argument("--seconds", type=float, default=1.0, help="time for each case, without its set-up (default 1)")
-    parser.add_argument("--large", action="store_true", help="the cases of 10⁸ elements too")
+    parser.add_argument("--seconds", type=float, default=2.0, help="time for each case, without its set-up (default 2)")
     parser.add_argument("--pairs", type=int, default=PAIRS, help=f"processes of each side (default {PAIRS})")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers there too")
     parser.add_argument("--tiny", action="store_true", help="a few elements and two rounds: shows that everything runs")
@@ -295,7 +293,7 @@ def main():
             ]
             result = {"environment": common.environment(), "tiny": options.tiny} | {side.name: side.about() for side in pairs[0]}
             print(*common.header(), *(f"{name:8} {describe(result[name])}" for name, _ in sides), "", sep="\n", flush=True)
-            rows, left_out = all_compared(pairs, options.only, options.seconds, options.tiny, options.large)
+            rows, left_out = all_compared(pairs, options.only, options.seconds, options.tiny)
     except UserError as error:
         sys.exit(f"error: {error}")
     if not rows and not left_out:

@@ -22,7 +22,7 @@ class DropIn(Case):
 
     @property
     def call(self):
-        return f"{self.op} ({self.mode} noise) {tuple(self.shape)}"
+        return f"{self.op} ({self.mode} noise)"
 
 
 @cache

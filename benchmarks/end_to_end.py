@@ -275,9 +275,8 @@ def peak_bytes(work: Work, tiny: bool = False) -> dict[str, int | None]:
         return dict.fromkeys(work.peers)
     command = [sys.executable, "-m", "benchmarks.end_to_end", *(["--tiny"] if tiny else []), work.what]
     options = {"cwd": ROOT, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    running = {
-        peer: subprocess.Popen([*command, peer, work.device], **options) for peer in work.peers
-    }  # memory does not mind company
+    # at the same time: memory does not mind company
+    running = {peer: subprocess.Popen([*command, peer, work.device], **options) for peer in work.peers}
     found = {}
     try:
         for peer, process in running.items():

@@ -43,10 +43,15 @@ def _truncated(path: Path) -> bool:
     return any(sum(struct.unpack_from("<Q16xQ", segments, offset + 8)) > size for offset in offsets)
 
 
+def torch_version() -> tuple[int, ...]:
+    """(major, minor); of a version that says nothing, one that is newer than any."""
+    version = re.match(r"(\d+)\.(\d+)", torch.__version__)
+    return tuple(map(int, version.groups())) if version else (sys.maxsize,)
+
+
 def _load(library: str, registered: str, dispatch_key: str) -> str:
     """Loads `library` unless its ops exist already; returns "" or the reason why it cannot be used."""
-    version = re.match(r"(\d+)\.(\d+)", torch.__version__)
-    if version and tuple(map(int, version.groups())) < _OLDEST_TORCH:
+    if torch_version() < _OLDEST_TORCH:
         return f"torch {torch.__version__} is older than {'.'.join(map(str, _OLDEST_TORCH))}, which {library} needs"
     # A second copy of a library that has registered its ops would abort the process.
     with contextlib.suppress(RuntimeError):

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import math
 import operator
-import sys
 
 import torch
 
-from .schedule import Schedule
+from .schedule import Schedule, _number
 
 FLOATING = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
@@ -168,7 +167,10 @@ def device(value) -> torch.device:
     except RuntimeError:
         raise ValueError(f"device: expected a device that torch knows, got {value!r}") from None
     if found.type in ("cuda", "xpu") and found.index is None:
-        return torch.device(found.type, getattr(torch, found.type).current_device())
+        try:
+            return torch.device(found.type, getattr(torch, found.type).current_device())
+        except (AssertionError, RuntimeError) as error:  # AssertionError of a torch that was built without it
+            raise ValueError(f"device: expected one that torch finds here, got {value!r}: {error}") from error
     return found
 
 
@@ -178,14 +180,12 @@ def option(name: str, value, allowed: tuple) -> None:
 
 
 def number(name: str, value, *, low: float, strict: bool = False) -> float:
-    """A finite real number with value ≥ low (> low where strict)."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{name}: expected a number, got {type(value).__name__}")
-    if not (low < value <= sys.float_info.max if strict else low <= value <= sys.float_info.max):
-        if low == -math.inf:
-            raise ValueError(f"{name}: expected a finite number, got {value!r}")
-        raise ValueError(f"{name}: expected a number {'>' if strict else '≥'} {low:g}, got {value!r}")
-    return float(value)
+    """A finite real number ≥ low (> low where strict), of whatever library."""
+    found = _number(name, value)
+    if not (low < found < math.inf if strict else low <= found < math.inf):
+        bound = "" if low == -math.inf else f" {'>' if strict else '≥'} {low:g}"
+        raise ValueError(f"{name}: expected a finite number{bound}, got {value!r}")
+    return found
 
 
 def boolean(name: str, value) -> bool:

@@ -7,8 +7,14 @@ import threading
 
 import torch
 
-# torch.cuda.graph: "only one capture may be underway at a time in the process"
-_one_capture = threading.Lock()
+from . import _backend
+
+# torch.cuda.graph: "only one capture may be underway at a time in the process". A network may itself sample in its warm-up.
+_one_capture = threading.RLock()
+# Up to torch 2.11 every graph has the default generator's one state, and a replay in the middle of a capture would raise.
+_replays_wait = _backend.torch_version() < (2, 12)
+# Captures that torch's allocators go on asking whether a stream is theirs: of a graph that is gone they would ask freed memory
+_broken = []
 
 
 def usable(device: torch.device) -> bool:
@@ -20,32 +26,42 @@ class Graph:
     """What `function()` launches on `device`, recorded after a call of `warm_up()`; `output` is what it returned, in memory of the
     graph's own that every `replay` writes anew.
 
-    Where recording fails, the exception is the function's own if it raised one. torch's random numbers are then as before; versions
-    of torch without pytorch/pytorch#180395 go on counting the failed capture, so that their allocator frees its cache less eagerly.
+    Where recording fails, the exception is the function's own if it raised one, and torch's allocator and random numbers are as
+    before; but torch 2.13 keeps the memory that the recording had asked for, and 2.11 and 2.12 look for pinned memory more slowly.
     """
 
     def __init__(self, function, warm_up, device: torch.device):
         self._device, self._free = device, torch.cuda.Event()
         self._graph = torch.cuda.CUDAGraph()
-        stream = torch.cuda.Stream(device)
+        stream, pool = torch.cuda.Stream(device), torch.cuda.graph_pool_handle()
         with _one_capture, torch.cuda.device(device):
             stream.wait_stream(torch.cuda.current_stream())
-            # torch.cuda.graph does not leave its stream where ending a capture fails, the one around it does
-            with torch.cuda.stream(stream), _uncached_autocast():
-                warm_up()  # libraries and lazy modules initialise themselves outside
-                failures = []
+            try:
+                # torch.cuda.graph does not leave its stream where ending a capture fails, the one around it does
+                with torch.cuda.stream(stream), _uncached_autocast():
+                    warm_up()  # libraries and lazy modules initialise themselves outside
+                    self._record(function, stream, pool)
+            finally:  # after an error too: the memory that was lent to this stream goes back to the caller's
+                torch.cuda.current_stream().wait_stream(stream)
+
+    def _record(self, function, stream, pool):
+        errors = []  # the function's own, and that of ending the capture, which may fail for what happened in it
+        try:
+            # other threads may allocate and synchronise meanwhile
+            with torch.cuda.graph(self._graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
                 try:
-                    # other threads may allocate and synchronise meanwhile
-                    with torch.cuda.graph(self._graph, stream=stream, capture_error_mode="thread_local"):
-                        try:
-                            self.output = function()
-                        except BaseException as error:
-                            failures.append(error)
-                            raise
+                    self.output = function()
                 except BaseException as error:
-                    _recover(stream)
-                    raise (failures or [error])[0] from None  # ending the capture may fail too, for what happened in it
-            torch.cuda.current_stream().wait_stream(stream)
+                    errors.append(error)
+                    raise
+        except BaseException as error:
+            errors.append(error)
+        if errors:
+            _give_back(self._graph, pool)
+            _recover(stream)
+            # neither of them keeps the other, or this frame's list both: the chain's memory goes when the caller drops the error
+            del errors[1:]
+            raise errors.pop()
 
     @contextlib.contextmanager
     def turn(self, inputs):
@@ -62,7 +78,25 @@ class Graph:
                 self._free.record(stream)
 
     def replay(self) -> None:
-        self._graph.replay()
+        with _one_capture if _replays_wait else contextlib.nullcontext():
+            self._graph.replay()
+
+    def finish(self) -> None:
+        """Waits for the replays under way: the allocator does not know what memory they use."""
+        self._free.synchronize()
+
+
+def _give_back(graph, pool) -> None:
+    """What a capture that broke off has of the allocator. From torch 2.14 on `reset` does it, and 2.13 ends the allocation itself
+    (pytorch/pytorch#180395); up to 2.12 it goes on where ending the capture fails, and with it, until the process ends, what the
+    allocator does during captures only: memory that several streams have used is not given back, a MemPool's end aborts."""
+    end, release = getattr(torch._C, "_cuda_endAllocateToPool", None), getattr(torch._C, "_cuda_releasePool", None)
+    with contextlib.suppress(RuntimeError):
+        graph.reset()
+        if end is not None and release is not None:
+            end(torch.cuda.current_device(), pool)  # raises where torch has done so; whether it has released too is not known then
+            _broken.append(graph)
+            release(torch.cuda.current_device(), pool)
 
 
 def _recover(stream) -> None:

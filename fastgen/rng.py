@@ -91,12 +91,17 @@ def draw_seed(device: torch.device):
     if torch.compiler.is_compiling():
         # on the data's device: of a host tensor a CUDA graph would record the value, and every replay give the same noise
         return torch.randint(0, 2**63 - 1, (1,), dtype=torch.int64, device="cpu").to(device, non_blocking=True), None
-    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+    if capturing(device):
         raise RuntimeError(
             "seed: expected an int64 tensor on the device during CUDA-graph capture, got none; a seed drawn on the host would "
             "be frozen into the graph, so pass seed=tensor and advance it on the device between replays"
         )
     return None, random_seed(None)
+
+
+def capturing(device: torch.device) -> bool:
+    """Whether what is launched on `device` now goes into a CUDA graph."""
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
 
 def random_seed(generator: torch.Generator | None) -> int:
@@ -138,7 +143,7 @@ def check_seed(seed, batch: int, device):
             raise ValueError(f"seed: expected a tensor on {device} like the data or on the CPU, got one on {seed.device}")
         if torch.compiler.is_compiling():
             return seed.to(device), None
-        if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        if capturing(device):
             raise ValueError(
                 f"seed: expected a tensor on {device} during CUDA-graph capture, got one on the CPU, which the graph would freeze"
             )

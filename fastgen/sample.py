@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import weakref
 from functools import partial
 
 import torch
@@ -67,7 +68,8 @@ def sample(
             `unconditional_kwargs`. The network is called once, on 2B samples: B without the condition, then B with it.
         model_kwargs: a dict of what else the network is given; dicts, lists and tuples of tensors may be in it.
         unconditional_kwargs: with a guidance_scale only, what stands for "no condition", a dict like model_kwargs. Tensors with B
-            as their first dimension are put before those of model_kwargs, once; all else has to be the same in both.
+            as their first dimension are put before those of model_kwargs, once; all else has to be the same in both: equal
+            values, but on a GPU, where to compare them would be to wait, the very tensor.
         seed: int or int64 tensor of 1 element; sample b then has noise of its own by its place in the batch.
         sample_seeds: a sequence of B ints or an int64 tensor (B,), a seed for each sample. At most one of the two; with neither,
             a seed is drawn from torch's default CPU generator.
@@ -125,12 +127,17 @@ class Sampler:
     raises RuntimeError where that cannot be done. False never does. A replay gives the bits that the steps would, for its own seeds
     and its own values of the tensors in model_kwargs. What else the network reads is what was there when it was recorded: so "auto"
     records no callable but an nn.Module, of which it sees weights, buffers and attributes that are tensors, numbers or strings. Of
-    another kind, and to be recorded in the place of the first, is a call with tensors of other shapes, other values that are no
-    tensors, one seed instead of many, another backend, or changes to what is seen of the module. Calls with a callback, a progress
-    bar or a trajectory run step by step.
+    another kind is a call with tensors of other shapes, other values that are no tensors, one seed instead of many, another
+    backend, or changes to what is seen of the module. A sampler keeps up to four graphs, each with the memory of one chain, fewer
+    where there is no room for another; the next one takes the place of that whose kind has not come for longest, and with "auto" is
+    recorded if its kind comes again before four others. Calls with a callback, a progress bar or a trajectory run step by step;
+    inside a capture of the caller's the chain becomes part of that graph, and `sample_seeds` are a tensor on the device.
 
-    Replays of one sampler take turns, on whatever streams: a graph has the memory of one chain. Of a model that is no nn.Module
-    it is not seen that its weights were moved, and precision settings such as TF32 stay those of the recording.
+    Replays of one graph take turns, on whatever streams. Of a model that is no nn.Module it is not seen that its weights were
+    moved, and precision settings such as TF32 stay those of the recording. While a chain is recorded other threads may use the GPU;
+    but on torch 2.10 and 2.11, whose generators have one state for what is recorded and what is not, `torch.randn`, dropout and the
+    like raise RuntimeError there ("Offset increment outside graph capture"), unless with a generator of their own: record before
+    such threads start, by a call or, with "auto", two.
     """
 
     def __init__(
@@ -191,8 +198,8 @@ class Sampler:
                 raise ValueError(f"cuda_graph: expected 'auto', True or False, got {cuda_graph!r}")
             if cuda_graph and self._device.type != "cuda":
                 raise ValueError(f"cuda_graph: expected a CUDA device with True, got {self._device}")
-        # All that a call may change, by whoever holds the lock
-        self._lock, self._cuda_graph, self._graph, self._last_kind = threading.Lock(), cuda_graph, None, None
+        # All that a call may change, by whoever holds the lock; of the kinds of calls, the last comes last
+        self._lock, self._cuda_graph, self._kinds, self._room = threading.Lock(), cuda_graph, [], _GRAPHS
 
     @torch.no_grad()
     def __call__(
@@ -231,6 +238,8 @@ class Sampler:
         if trajectory is not None:
             trajectory.append(x)
         for index, t in enumerate(range(total - 1, -1, -1)[:steps]):
+            # A buffer of 2B samples, of which the step writes one half, would take 0.4 to 0.7 of cat's time and as many launches,
+            # but be the same tensor in every step, also for a network or a callback that keeps what it is given.
             m = self._output(self._model(torch.cat([x, x]) if self._guided else x, self._timesteps[t], **kwargs))
             if index == 0:
                 x = _laid_out_like(x, m)
@@ -293,8 +302,11 @@ class Sampler:
                 f"unconditional_kwargs: expected the keys of model_kwargs, {sorted(conditional)}, got {sorted(unconditional)}"
             )
         leaves, spec = pytree.tree_flatten_with_path(conditional)
-        others, other_spec = pytree.tree_flatten({key: unconditional[key] for key in conditional})
-        if spec != other_spec:
+        try:
+            others = spec.flatten_up_to(unconditional)  # its dicts may be in another order
+        except ValueError:
+            others = None
+        if others is None or not all(pytree.tree_structure(u).is_leaf() for u in others):
             raise ValueError("unconditional_kwargs: expected values nested like those of model_kwargs, got others")
         batch = self._shape[0]
         joined = [_joined(pytree.keystr(path), u, c, batch) for (path, c), u in zip(leaves, others, strict=True)]
@@ -316,24 +328,50 @@ class Sampler:
                     f"model_kwargs: expected tensors on {self._device} with cuda_graph=True, got {elsewhere[0].device}"
                 )
             return None
-        kind = _Kind(seed, leaves, spec, self._model)
+        given = _Kind(seed, leaves, spec, self._model)
         with self._lock:
             if self._cuda_graph is False:  # since another thread found out
                 return None
-            if self._graph is None or self._graph.kind != kind:
-                if self._cuda_graph == "auto" and self._last_kind != kind:
-                    self._last_kind = kind
+            # what was long ago is forgotten, but for its graph: of more kinds in turn than there is room for some stay step by step
+            self._kinds = [kind for kind in self._kinds[: -self._room] if kind.graph is not None] + self._kinds[-self._room :]
+            known = next((kind for kind in self._kinds if kind == given), None)
+            if known is not None:
+                self._kinds.remove(known)
+            kind = known or given
+            self._kinds.append(kind)
+            if kind.graph is None:
+                if known is None and self._cuda_graph == "auto":
                     return None
-                self._graph = None  # its memory, before more is asked for
                 try:
-                    self._graph = _ChainGraph(self, kind, seed, leaves, spec)
+                    kind.graph = self._recorded(seed, leaves, spec)
                 except Exception as error:
                     if self._cuda_graph is True:
                         raise RuntimeError(f"cuda_graph: the chain could not be recorded: {error}") from error
                     self._cuda_graph = False
+                    self._drop_graphs(0)
+                    self._kinds.clear()
                     logger.warning("the chain cannot be one CUDA graph and runs step by step from now on: %s", error)
                     return None
-            return self._graph(seed, tensors)
+            return kind.graph(seed, tensors)
+
+    def _recorded(self, seed, leaves, spec):
+        graphs = self._drop_graphs(self._room - 1)  # before more memory is asked for
+        try:
+            return _ChainGraph(self, seed, leaves, spec)
+        except torch.OutOfMemoryError:
+            if not graphs:
+                raise
+        self._room = graphs
+        self._drop_graphs(0)
+        return _ChainGraph(self, seed, leaves, spec)
+
+    def _drop_graphs(self, left):
+        """All but the `left` that were used last; how many there are then."""
+        kinds = [kind for kind in self._kinds if kind.graph is not None]
+        for kind in kinds[: max(len(kinds) - left, 0)]:
+            kind.graph.finish()
+            kind.graph = None
+        return min(len(kinds), left)
 
     @property
     def dtype(self):
@@ -346,11 +384,13 @@ class Sampler:
         return self._device
 
 
+_GRAPHS = 4  # that a sampler keeps: a robot's loop or a server has one or two kinds of calls
+
+
 class _ChainGraph:
     """A recorded chain and what it reads: the seeds, and the tensors that the network is given besides x and t."""
 
-    def __init__(self, sampler, kind, seed, leaves, spec):
-        self.kind = kind
+    def __init__(self, sampler, seed, leaves, spec):
         with torch.inference_mode(False), torch.no_grad():  # inference tensors could not be written to later
             count = seed.numel() if isinstance(seed, torch.Tensor) else 1
             self._seeds = torch.empty(count, dtype=torch.int64, device=sampler.device)
@@ -369,15 +409,20 @@ class _ChainGraph:
             self._graph.replay()
             return self._graph.output.clone()
 
+    def finish(self):
+        """Waits for the replays under way, whose memory is free to go then."""
+        self._graph.finish()
+
     def _write_seed(self, seed):
         # an int is part of the launch, where a copy from the host would wait for it
         self._seeds.copy_(seed) if isinstance(seed, torch.Tensor) else self._seeds.fill_(seed)
 
 
 class _Kind:
-    """What a graph takes for given: two calls of one kind differ in the values of tensors only."""
+    """What a graph takes for given: two calls of one kind differ in the values of tensors only. With the graph, if there is one."""
 
     def __init__(self, seed, leaves, spec, model):
+        self.graph = None
         self.facts = (
             seed.numel() if isinstance(seed, torch.Tensor) else 1,
             spec,
@@ -412,7 +457,21 @@ def _attributes(module):
 
 
 def _place(x):
-    return x.data_ptr() if type(x) in (torch.Tensor, nn.Parameter) else id(x)
+    """What two tensors have in common only where a graph that reads the one reads the other."""
+    if type(x) in (torch.Tensor, nn.Parameter) and x.layout is torch.strided:
+        return x.data_ptr(), x.dtype, x.shape, x.stride()
+    return None if x is None else _Itself(x)  # others may have no address
+
+
+class _Itself:
+    """Equal to no other object, not even to one that is put where it was: as its id would be."""
+
+    def __init__(self, x):
+        self._x = weakref.ref(x)
+
+    def __eq__(self, other):
+        x = self._x()
+        return x is not None and isinstance(other, _Itself) and x is other._x()
 
 
 # ---- arguments and results ------------------------------------------------------------------------------------------------
@@ -439,13 +498,20 @@ def _sample_seeds(seeds, batch, device):
             raise ValueError(f"sample_seeds: expected shape ({batch},), one seed per sample, got {tuple(seeds.shape)}")
         if seeds.device != device and not seeds.is_cpu:
             raise ValueError(f"sample_seeds: expected a tensor on {device} or on the CPU, got one on {seeds.device}")
-        return seeds.to(device).contiguous()
-    if isinstance(seeds, (str, bytes)) or not hasattr(seeds, "__iter__"):
-        raise TypeError(f"sample_seeds: expected a sequence of ints or an int64 tensor, got {type(seeds).__name__}")
-    seeds = [rng.check_seed_int("sample_seeds", seed, "ints") for seed in seeds]
-    if len(seeds) != batch:
-        raise ValueError(f"sample_seeds: expected {batch} ints, one per sample, got {len(seeds)}")
-    return torch.tensor(seeds, dtype=torch.int64, device=device)
+        got = "one on the CPU"
+    else:
+        got = type(seeds).__name__
+        if isinstance(seeds, (str, bytes)) or not hasattr(seeds, "__iter__"):
+            raise TypeError(f"sample_seeds: expected a sequence of ints or an int64 tensor, got {got}")
+        seeds = [rng.check_seed_int("sample_seeds", seed, "ints") for seed in seeds]
+        if len(seeds) != batch:
+            raise ValueError(f"sample_seeds: expected {batch} ints, one per sample, got {len(seeds)}")
+        seeds = torch.tensor(seeds, dtype=torch.int64, device="cpu")
+    if seeds.device != device and rng.capturing(device):
+        raise ValueError(
+            f"sample_seeds: expected a tensor on {device} during CUDA-graph capture, which copies nothing from the host, got {got}"
+        )
+    return seeds.to(device).contiguous()
 
 
 def _keywords(name, value):
@@ -471,7 +537,14 @@ def _joined(name, unconditional, conditional, batch):
         )
     if c.dim() and c.shape[0] == batch:
         return torch.cat([u, c])
-    if u is not c and not torch.equal(u, c):
+    if u is c or _place(u) == _place(c):
+        return c
+    if c.device.type != "cpu":
+        raise ValueError(
+            f"unconditional_kwargs{name}: expected {batch} as first dimension, or the very tensor of model_kwargs (to compare two "
+            f"would be to wait for {c.device}), got another"
+        )
+    if not torch.equal(u, c):
         raise ValueError(
             f"unconditional_kwargs{name}: expected {batch} as first dimension, or the values of model_kwargs, got others"
         )

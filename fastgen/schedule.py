@@ -6,6 +6,7 @@ The notation is that of Ho et al. 2020 with 0-based timesteps: `betas[t]`, `alph
 from __future__ import annotations
 
 import math
+import numbers
 import operator
 from collections.abc import Iterable
 
@@ -73,7 +74,7 @@ class Schedule(Tables):
     def linear(cls, steps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02) -> Schedule:
         """β_t linear from `beta_start` to `beta_end`. Source: Ho et al. 2020, section 4."""
         steps = _steps(steps)
-        _beta_range(beta_start, beta_end)
+        beta_start, beta_end = _beta_range(beta_start, beta_end)
         name = f"linear({steps}, beta_start={beta_start!r}, beta_end={beta_end!r})"
         return cls._of_betas(np.linspace(beta_start, beta_end, steps, dtype=np.float64), name)
 
@@ -81,7 +82,7 @@ class Schedule(Tables):
     def scaled_linear(cls, steps: int = 1000, beta_start: float = 0.00085, beta_end: float = 0.012) -> Schedule:
         """√β_t linear from √`beta_start` to √`beta_end`. Source: Rombach et al. 2022 (latent diffusion), its released code."""
         steps = _steps(steps)
-        _beta_range(beta_start, beta_end)
+        beta_start, beta_end = _beta_range(beta_start, beta_end)
         name = f"scaled_linear({steps}, beta_start={beta_start!r}, beta_end={beta_end!r})"
         return cls._of_betas(np.linspace(beta_start**0.5, beta_end**0.5, steps, dtype=np.float64) ** 2, name)
 
@@ -92,10 +93,10 @@ class Schedule(Tables):
         Source: Nichol & Dhariwal 2021, equation (17).
         """
         steps = _steps(steps)
-        _number("s", s)
+        s = _number("s", s)
         if not 0 <= s < math.inf:
             raise ValueError(f"s: expected a finite number ≥ 0, got {s!r}")
-        _unit_interval("max_beta", max_beta)
+        max_beta = _unit_interval("max_beta", max_beta)
         f = np.cos((np.arange(steps + 1, dtype=np.float64) / steps + s) / (1 + s) * (math.pi / 2)) ** 2
         name = f"cosine({steps}, s={s!r}, max_beta={max_beta!r})"
         return cls._of_betas(np.minimum(1.0 - f[1:] / f[:-1], max_beta), name)
@@ -107,7 +108,7 @@ class Schedule(Tables):
         Source: Xu et al. 2022 (GeoDiff); the "sigmoid" of diffusers.
         """
         steps = _steps(steps)
-        _beta_range(beta_start, beta_end)
+        beta_start, beta_end = _beta_range(beta_start, beta_end)
         s = np.linspace(-6.0, 6.0, steps, dtype=np.float64)
         name = f"sigmoid({steps}, beta_start={beta_start!r}, beta_end={beta_end!r})"
         return cls._of_betas((beta_end - beta_start) / (1.0 + np.exp(-s)) + beta_start, name)
@@ -406,17 +407,22 @@ def _steps(steps) -> int:
     return count
 
 
-def _number(name, value):
-    if not isinstance(value, (int, float)) or isinstance(value, bool):
+def _number(name, value) -> float:
+    """A real number of Python's, NumPy's or another library's; infinite where no float is large enough."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, numbers.Real)):  # the ABC last, it takes longest
         raise TypeError(f"{name}: expected a number, got {type(value).__name__}")
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf if value > 0 else -math.inf
 
 
-def _unit_interval(name, value):
-    _number(name, value)
-    if not 0 < value < 1:
+def _unit_interval(name, value) -> float:
+    number = _number(name, value)
+    if not 0 < number < 1:
         raise ValueError(f"{name}: expected a number in (0, 1), got {value!r}")
+    return number
 
 
 def _beta_range(beta_start, beta_end):
-    _unit_interval("beta_start", beta_start)
-    _unit_interval("beta_end", beta_end)
+    return _unit_interval("beta_start", beta_start), _unit_interval("beta_end", beta_end)

@@ -1,6 +1,8 @@
 """Bad input is refused by every op on every backend alike: TypeError for a wrong type or dtype, ValueError for the rest, a
 message that starts with the argument's name, and nothing written."""
 
+from fractions import Fraction
+
 import numpy as np
 import pytest
 import torch
@@ -115,6 +117,13 @@ CASES = [
     (STEPS, {"clip": float("inf")}, ValueError, "clip"),
     (STEPS, {"clip": True}, TypeError, "clip"),
     (STEPS, {"clip": "1"}, TypeError, "clip"),
+    (STEPS, {"clip": np.float32("nan")}, ValueError, "clip"),
+    (STEPS, {"clip": np.float16("inf")}, ValueError, "clip"),
+    (STEPS, {"clip": np.float32(0)}, ValueError, "clip"),
+    (STEPS, {"clip": np.True_}, TypeError, "clip"),
+    (STEPS, {"clip": np.array(1.0)}, TypeError, "clip"),
+    (STEPS, {"clip": np.complex64(1)}, TypeError, "clip"),
+    (STEPS, {"clip": Fraction(10**400)}, ValueError, "clip"),
     (STEPS, {"clip": torch.tensor(1.0)}, TypeError, "clip"),
     (STEPS, {"clip": 1.0, "threshold": torch.ones(3)}, ValueError, "clip, threshold"),
     (STEPS, {"threshold": 1.0}, TypeError, "threshold"),
@@ -129,6 +138,8 @@ CASES = [
     (("ddim_step",), {"eta": -0.1}, ValueError, "eta"),
     (("ddim_step",), {"eta": 1.1}, ValueError, "eta"),
     (("ddim_step",), {"eta": float("nan")}, ValueError, "eta"),
+    (("ddim_step",), {"eta": np.float32(1.1)}, ValueError, "eta"),
+    (("ddim_step",), {"eta": np.True_}, TypeError, "eta"),
     (("ddim_step",), {"eta": "0"}, TypeError, "eta"),
     (("ddim_step",), {"eta": True}, TypeError, "eta"),
     (("ddim_step",), {"eta": None}, TypeError, "eta"),
@@ -375,6 +386,56 @@ def test_numpy_ints_are_ints(device, op, t):
     actual = getattr(fastgen, op)(**{**kwargs, "t": t})
     first = lambda y: y[0] if isinstance(y, tuple) else y  # noqa: E731
     assert torch.equal(first(actual), first(expected))
+
+
+# (op, the arguments that take any real number, all representable in half precision)
+REALS = [
+    ("ddpm_step", {"clip": 1.5}),
+    ("ddim_step", {"clip": 1.5, "eta": 0.25}),
+    ("ddpm_step", guidance(2.5)),
+    ("diffusion_loss", {"weighting": "min_snr", "snr_gamma": 4.5}),
+    ("diffusion_loss", {"loss": "huber", "delta": 0.5}),
+    ("discriminator_loss", {"label_smoothing": 0.125}),
+]
+
+
+@pytest.mark.parametrize("op, options", REALS)
+@pytest.mark.parametrize("kind", [np.float16, np.float32, np.float64, np.longdouble, Fraction])
+def test_a_real_number_is_a_number(device, op, options, kind):
+    seed = {"seed": 1} if op in STEPS else {}
+    plain = {**arguments(op, device), **seed, **{name: moved(value, device) for name, value in options.items()}}
+    given = {**plain, **{name: kind(value) for name, value in options.items() if isinstance(value, float)}}
+    assert torch.equal(getattr(fastgen, op)(**given), getattr(fastgen, op)(**plain))
+
+
+def test_a_real_number_is_a_number_of_a_schedule():
+    for make, numbers in [
+        (fastgen.Schedule.linear, (0.125, 0.25)),
+        (fastgen.Schedule.scaled_linear, (0.125, 0.25)),
+        (fastgen.Schedule.sigmoid, (0.125, 0.25)),
+        (fastgen.Schedule.cosine, (0.125, 0.5)),
+    ]:
+        expected = make(10, *numbers)
+        for kind in (np.float16, np.float32, np.float64, Fraction):
+            made = make(10, *map(kind, numbers))
+            assert (made.betas == expected.betas).all() and repr(made) == repr(expected)
+
+
+@pytest.mark.parametrize("name", ["cuda", "xpu"])
+@pytest.mark.parametrize("error", [AssertionError, RuntimeError])
+def test_a_device_that_is_not_here(monkeypatch, name, error):
+    """What torch raises by how it was built, as a complaint about the argument."""
+
+    def current_device():
+        raise error("there is none")
+
+    monkeypatch.setattr(getattr(torch, name), "current_device", current_device)
+    for call in (
+        lambda: fastgen.randn(SHAPE, seed=1, device=name),
+        lambda: fastgen.sample(lambda x, t: x, SHAPE, fastgen.Schedule.linear(2), device=name),
+    ):
+        with pytest.raises(ValueError, match=f"^device: expected one that torch finds here, got '{name}': there is none"):
+            call()
 
 
 # ---- out= -----------------------------------------------------------------------------------------------------------

@@ -3,6 +3,8 @@
 Values, dtypes, layouts and gradients are in the files of the ops, whose tests run on every device.
 """
 
+import contextlib
+import gc
 import itertools
 import threading
 from functools import partial
@@ -218,6 +220,12 @@ def test_a_seed_on_the_host_is_refused_in_a_capture():
     fastgen.q_sample(x, 5, SCHEDULE, seed=seed)
     with pytest.raises(ValueError, match="^seed: expected a tensor on cuda"), torch.cuda.graph(torch.cuda.CUDAGraph()):
         fastgen.q_sample(x, 5, SCHEDULE, seed=seed)
+    (sampler,) = samplers(False)
+    for seeds in ([1, 2, 3], torch.tensor([1, 2, 3])):
+        sampler(sample_seeds=seeds)
+        message = "^sample_seeds: expected a tensor on cuda"
+        with pytest.raises(ValueError, match=message), torch.cuda.graph(torch.cuda.CUDAGraph()):
+            sampler(sample_seeds=seeds)
 
 
 NOISY = {
@@ -352,12 +360,17 @@ def test_a_chain_as_one_graph(name, per_sample):
         made.append(graph(**seeds, **kwargs))
         assert_same(made[-1], expected)
         assert_same(automatic(**seeds, **kwargs), expected)
-    assert graph._graph is not None and automatic._graph is not None
+    for sampler in (graph, automatic):
+        assert sum(kind.graph is not None for kind in sampler._kinds) == 1
     assert not any(torch.equal(a, b) for a, b in itertools.combinations(made, 2))
 
 
-def test_a_chain_does_not_synchronise():
-    (sampler,) = samplers(False)
+@pytest.mark.parametrize("guided", [False, True])
+def test_a_chain_does_not_synchronise(guided):
+    """Nor do arguments that both halves of guidance share."""
+    shared = {"shift": torch.zeros(1, 1, 1, 1, device=DEVICE)}
+    (sampler,) = samplers(False, **({"guidance_scale": 2.0} if guided else {}))
+    sampler = partial(sampler, model_kwargs=shared, unconditional_kwargs=dict(shared) if guided else None)
     seeds = torch.arange(3, device=DEVICE)
     sampler(sample_seeds=seeds)
     torch.cuda.synchronize()
@@ -384,6 +397,83 @@ def test_a_network_that_synchronises_falls_back(caplog):
     assert torch.randn(3, device=DEVICE).isfinite().all()
     (good,) = samplers(True)
     assert_same(good(seed=1), eager(seed=1))
+
+
+@pytest.mark.parametrize("fails", ["in the warm-up", "in the capture", "at its end"])
+def test_a_failed_recording_leaves_the_allocator_as_it_was(fails):
+    """Memory that two streams have used comes back only while the allocator knows of no capture."""
+
+    class Fails(Network):
+        calls = 0
+
+        def forward(self, x, t):
+            self.calls += 1
+            if fails == "at its end" or self.calls == {"in the warm-up": 2, "in the capture": 4}[fails]:
+                if fails != "at its end":
+                    raise ValueError("on purpose")
+                with contextlib.suppress(RuntimeError):
+                    x.sum().item()  # which a capture does not survive
+            return super().forward(x, t)
+
+    (graph,) = samplers(True, model=Fails().to(DEVICE).eval())
+    with pytest.raises(RuntimeError, match="^cuda_graph: the chain could not be recorded"):
+        graph(seed=1)
+    del graph
+    gc.collect()
+    torch.cuda.synchronize()
+    torch.empty(1, device=DEVICE)  # an allocation looks for what has become free
+    before, side = torch.cuda.memory_allocated(), torch.cuda.Stream()
+    for _ in range(2):
+        x = torch.zeros(2**22, device=DEVICE)
+        with torch.cuda.stream(side):
+            x.add_(1)
+        x.record_stream(side)
+        del x
+        torch.cuda.synchronize()
+        torch.empty(1, device=DEVICE)
+    assert torch.cuda.memory_allocated() == before
+    torch.cuda.MemPool()  # up to torch 2.12 its end would abort the process
+
+
+def test_a_recording_and_another_threads_work(kernels):
+    """Its replays on every torch, its random numbers on those whose generators know a recording from what is none."""
+    eager, replayed, recorded = samplers(False, True, True)
+    expected, over, seen, errors = eager(seed=1), threading.Event(), [], []
+    replayed(seed=1)
+
+    def work():
+        try:
+            with fastgen.use_backend(kernels), torch.cuda.stream(torch.cuda.Stream()):
+                while not over.is_set():
+                    seen.append(replayed(seed=1))
+                    if fastgen._backend.torch_version() >= (2, 12):
+                        torch.randn(3, device=DEVICE)
+                torch.cuda.current_stream().synchronize()
+        except RuntimeError as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    try:
+        for k in range(3):
+            recorded(seed=1, model_kwargs={"shift": float(k)})  # three kinds
+    finally:
+        over.set()
+        thread.join()
+    assert seen and not errors
+    for x in [*seen, recorded(seed=1, model_kwargs={"shift": 0.0})]:
+        assert_same(x, expected)
+
+
+@pytest.mark.parametrize("count", [2, 6])
+def test_kinds_of_calls_in_turn(count):
+    """Up to four keep their graphs; of more, each gives its memory to the next while the last replay may still run."""
+    eager, graph = samplers(False, True)
+    kinds = [{"model_kwargs": {"shift": 0.1 * k}} for k in range(count)]
+    made = [graph(seed=1, **kind) for _ in range(3) for kind in kinds]
+    for x, kind in zip(made, kinds * 3, strict=True):
+        assert_same(x, eager(seed=1, **kind))
+    assert sum(kind.graph is not None for kind in graph._kinds) == min(count, 4)
 
 
 def test_replays_on_several_streams_and_threads(kernels):
@@ -433,12 +523,17 @@ def test_a_chain_in_the_callers_graph():
 
 
 def test_a_graph_under_autocast():
-    """The weights that autocast casts are not read from its cache, which ends with it."""
+    """The weights that autocast casts are not read from its cache, which ends with it; without it, and with another dtype, the
+    chain is another one."""
     eager, graph = samplers(False, True)
     for seed in range(3):
-        with torch.autocast("cuda", dtype=torch.bfloat16):
-            made = graph(seed=seed)
-            assert_same(made, eager(seed=seed))
+        made = []
+        for how in ({"enabled": False}, {"dtype": torch.bfloat16}, {"dtype": torch.float16}):
+            with torch.autocast("cuda", **how):
+                made.append(graph(seed=seed))
+                assert_same(made[-1], eager(seed=seed))
+        assert not any(torch.equal(a, b) for a, b in itertools.combinations(made, 2))
+    assert sum(kind.graph is not None for kind in graph._kinds) == 3
 
 
 # ---- several devices ------------------------------------------------------------------------------------------------

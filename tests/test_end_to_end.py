@@ -34,17 +34,8 @@ def curve(train_step):
 def test_every_peer_has_an_entry(tmp_path):
     # pytest-benchmark measures nothing beside xdist, which this is not
     environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST_XDIST")}
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "benchmarks/bench_end_to_end.py",
-        "--benchmark-only",
-        "--tiny",
-        "-q",
-        "--bench-device=cpu",
-    ]
-    command += [f"--benchmark-json={tmp_path / 'b.json'}", "-p", "no:cacheprovider"]
+    command = [sys.executable, "-m", "pytest", "benchmarks/bench_end_to_end.py", "--benchmark-only", "--tiny", "-q"]
+    command += ["--bench-device=cpu", f"--benchmark-json={tmp_path / 'b.json'}", "-p", "no:cacheprovider"]
     result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stdout + result.stderr
     groups = {}

@@ -2,22 +2,28 @@
 nor exceptions nor CUDA graphs (a stand-in of which runs here) change anything."""
 
 import contextlib
+import gc
 import importlib
+import itertools
 import logging
 import subprocess
 import sys
 import threading
-from collections import namedtuple
+import weakref
+from collections import Counter, namedtuple
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
 import distributed_sampling
+import numpy as np
 import pytest
 import reference
 import torch
 from conftest import array, assert_close, assert_same, channels_last, interpreted
 from dispatched import Dispatched
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import fastgen
 
@@ -216,6 +222,21 @@ def test_one_seed(schedule):
     assert_same(make(), first)
 
 
+@pytest.mark.parametrize("seeds", [SEEDS, range(3), torch.tensor(SEEDS), np.array(SEEDS)])
+def test_seeds_of_the_host_are_refused_in_a_capture(monkeypatch, seeds):
+    """The copy that would bring them to the device would end the capture with an error of CUDA's."""
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    got = "one on the CPU" if isinstance(seeds, torch.Tensor) else type(seeds).__name__
+    with pytest.raises(ValueError, match=f"^sample_seeds: expected a tensor on cuda:0 during CUDA-graph capture, .*, got {got}$"):
+        module._sample_seeds(seeds, 3, torch.device("cuda", 0))
+    with pytest.raises(TypeError, match="^sample_seeds: expected a sequence"):
+        module._sample_seeds("abc", 3, torch.device("cuda", 0))
+    assert module._sample_seeds(seeds, 3, torch.device("cpu")).tolist() == list(seeds)
+    with FakeTensorMode():
+        there = torch.zeros(3, dtype=torch.int64, device="cuda:0")
+        assert module._sample_seeds(there, 3, torch.device("cuda", 0)) is there
+
+
 NO_GLOO = not (torch.distributed.is_available() and torch.distributed.is_gloo_available())
 
 
@@ -286,9 +307,41 @@ def test_guidance_of_unequal_arguments_is_refused(schedule):
             sampler(model_kwargs=good, unconditional_kwargs=bad)
     with pytest.raises(ValueError, match=r"^unconditional_kwargs\['c'\]: expected 3 as first dimension"):
         sampler(model_kwargs={"c": torch.zeros(2)}, unconditional_kwargs={"c": torch.ones(2)})
+    for bad in ({"a": 1, "c": 2}, {"a": 1}, {"a": 1, "b": [2]}, [1, 2]):
+        with pytest.raises(ValueError, match="^unconditional_kwargs: expected values nested like"):
+            sampler(model_kwargs={"n": {"a": 1, "b": 2}}, unconditional_kwargs={"n": bad})
     half = fastgen.Sampler(lambda x, t: x[:3], SHAPE, schedule, steps=2, guidance_scale=1.5)
     with pytest.raises(ValueError, match="^model: expected an output for 6 samples under guidance"):
         half(unconditional_kwargs={})
+
+
+def test_the_order_of_keys_is_no_difference(schedule):
+    def model(x, t, first, nested):
+        return tame(x, t, first) + nested["a"] * nested["b"]
+
+    values = [torch.linspace(0, k, 3).reshape(3, 1, 1, 1) for k in (1, 2, 3)]
+    given = {"first": values[0], "nested": {"a": values[1], "b": values[2]}}
+    none = {"first": values[1], "nested": {"a": values[2], "b": values[0]}}
+    turned = {"nested": {"b": values[0], "a": values[2]}, "first": values[1]}
+    sampler = fastgen.Sampler(model, SHAPE, schedule, steps=3, guidance_scale=1.5)
+    expected = sampler(seed=1, model_kwargs=given, unconditional_kwargs=none)
+    assert_same(sampler(seed=1, model_kwargs=given, unconditional_kwargs=turned), expected)
+
+
+def test_a_shared_tensor_is_not_compared_where_that_would_wait(schedule):
+    """Off the CPU it is the very tensor, or the same memory; two are refused unseen. A NaN makes comparing say "others"."""
+    sampler = fastgen.Sampler(lambda x, t, table: x, SHAPE, schedule, steps=2, guidance_scale=1.5)
+    table = torch.full((7, 2), torch.nan)
+    for same in (table, table.view(7, 2), table[:]):
+        sampler(model_kwargs={"table": table}, unconditional_kwargs={"table": same})
+    for other in (table.clone(), torch.full((2, 7), torch.nan).T, table.expand(7, 2)[:, :1].expand(7, 2)):
+        with pytest.raises(ValueError, match=r"^unconditional_kwargs\['table'\]: expected 3 .* the values of model_kwargs"):
+            sampler(model_kwargs={"table": table}, unconditional_kwargs={"table": other})
+    with FakeTensorMode():
+        there, other = torch.zeros(7, device="cuda"), torch.zeros(7, device="cuda")
+    sampler(model_kwargs={"table": there}, unconditional_kwargs={"table": there})
+    with pytest.raises(ValueError, match=r"^unconditional_kwargs\['table'\]: expected 3 .* the very tensor of model_kwargs .*cuda"):
+        sampler(model_kwargs={"table": there}, unconditional_kwargs={"table": other})
 
 
 # ---- what runs --------------------------------------------------------------------------------------------------------
@@ -415,12 +468,13 @@ class Recorded:
     """In the place of `_cuda_graph.Graph`: a replay calls the function again, which reads the static tensors and nothing else."""
 
     log: list = []
-    fails = None
+    fails, times = None, -1  # what a recording raises, and how many do; -1 for all
 
     def __init__(self, function, warm_up, device):
         self.log.append("record")
         warm_up()
-        if Recorded.fails is not None:
+        if Recorded.fails is not None and Recorded.times != 0:
+            Recorded.times -= 1
             raise Recorded.fails
         self.function, self.output = function, function().clone()
 
@@ -435,12 +489,16 @@ class Recorded:
         self.log.append("replay")
         self.output.copy_(self.function())
 
+    def finish(self):
+        self.log.append("finish")
+
 
 @pytest.fixture
 def log(monkeypatch):
     """What graphs were asked to do."""
     monkeypatch.setattr(Recorded, "log", [])
     monkeypatch.setattr(Recorded, "fails", None)
+    monkeypatch.setattr(Recorded, "times", -1)
     monkeypatch.setattr(module._cuda_graph, "Graph", Recorded)
     monkeypatch.setattr(module._cuda_graph, "usable", lambda device: True)
     return Recorded.log
@@ -461,6 +519,11 @@ class Tame(nn.Module):
 
     def forward(self, x, t):
         return tame(x, t)
+
+
+class Shifted(nn.Module):
+    def forward(self, x, t, shift):
+        return tame(x, t, shift)
 
 
 def test_auto_does_not_record_what_it_cannot_see_into(schedule, log):
@@ -509,18 +572,18 @@ def test_never_and_at_once(schedule, log):
 
 
 def test_static_inputs_are_written_before_a_replay(schedule, log):
-    """Seeds and the tensors among the arguments; those of the caller are let alone."""
+    """Seeds and the tensors among the arguments; those of the caller, of the recorded call too, are let alone."""
     sampler = recording(tame, SHAPE, schedule, steps=3)
     eager = fastgen.Sampler(tame, SHAPE, schedule, steps=3, cuda_graph=False)
+    given = []
     for k in range(3):
-        shift = torch.full((3, 1, 1, 1), 0.1 * k)
-        seeds = torch.tensor(SEEDS) + k
-        made = sampler(sample_seeds=seeds, model_kwargs={"shift": shift})
-        assert_same(made, eager(sample_seeds=seeds, model_kwargs={"shift": shift}))
-        assert (shift == 0.1 * k).all()
-    assert log.count("record") == 1
-    seed = torch.tensor([3])
-    assert_same(sampler(seed=seed, model_kwargs={"shift": shift}), eager(seed=3, model_kwargs={"shift": shift}))
+        for seed in ({"sample_seeds": torch.tensor(SEEDS) + k}, {"seed": torch.tensor([3 + k])}):
+            shift = torch.full((3, 1, 1, 1), 0.1 * k)
+            given += [(x, x.clone()) for x in (shift, *seed.values())]
+            assert_same(sampler(**seed, model_kwargs={"shift": shift}), eager(**seed, model_kwargs={"shift": shift}))
+    assert log.count("record") == 2
+    for x, before in given:
+        assert_same(x, before)
 
 
 def test_another_kind_of_call_is_recorded_anew(schedule, log):
@@ -551,6 +614,107 @@ def test_auto_records_no_call_that_comes_once(schedule, log):
     assert log == []
 
 
+def shifts(count):
+    return [{"model_kwargs": {"shift": 0.1 * k}} for k in range(count)]
+
+
+def test_kinds_in_turn_have_a_graph_each(schedule, log):
+    """Of each kind the first call runs step by step and the second is recorded, whatever comes between."""
+    sampler = fastgen.Sampler(Shifted(), SHAPE, schedule, steps=4)
+    expected = [sampler(seed=1, **kind, callback=lambda *a: None) for kind in shifts(4)]
+    for call in range(4):
+        for kind, x in zip(shifts(4), expected, strict=True):
+            assert_same(sampler(seed=1, **kind), x)
+        assert log.count("record") == (4 if call else 0) and log.count("replay") == 4 * call
+    assert "finish" not in log
+
+
+def test_the_kind_that_was_not_called_for_longest_gives_way(schedule, log):
+    """Its memory before that of the next is asked for, and its replays over; called again it is recorded again."""
+    sampler = recording(tame, SHAPE, schedule, steps=2)
+    a, b, c, d, e = shifts(5)
+    for kind in (a, b, c, d, a):
+        sampler(seed=1, **kind)
+    log.clear()
+    sampler(seed=1, **e)
+    assert log == ["finish", "record", *REPLAY]
+    log.clear()
+    for kind in (a, c, d, e):
+        sampler(seed=1, **kind)
+    assert log == REPLAY * 4
+    expected = fastgen.sample(tame, SHAPE, schedule, steps=2, seed=1, **b)
+    assert_same(sampler(seed=1, **b), expected)
+    assert log == [*REPLAY * 4, "finish", "record", *REPLAY]
+
+
+def test_more_kinds_in_turn_than_graphs(schedule, log):
+    """With "auto" none is recorded to be dropped before its replay: those that have a graph keep it, the rest run step by step."""
+    sampler = fastgen.Sampler(Shifted(), SHAPE, schedule, steps=2)
+    for _ in range(3):
+        for kind in shifts(5):
+            sampler(seed=1, **kind)
+    assert log == []
+    for kind in shifts(4):
+        for _ in range(2):
+            sampler(seed=1, **kind)
+    log.clear()
+    for _ in range(3):
+        for kind in shifts(5):
+            sampler(seed=1, **kind)
+    assert log == REPLAY * 12
+    sampler(seed=1, **shifts(5)[4])  # twice running, but
+    assert log == [*REPLAY * 12, "finish", "record", *REPLAY]
+
+
+def test_graphs_make_room_for_another(schedule, log):
+    """And from then on there are no more of them than fitted."""
+    sampler = recording(tame, SHAPE, schedule, steps=2)
+    a, b, c = shifts(3)
+    for kind in (a, b):
+        sampler(seed=1, **kind)
+    log.clear()
+    Recorded.fails, Recorded.times = torch.OutOfMemoryError("CUDA out of memory"), 1
+    assert_same(sampler(seed=1, **c), fastgen.sample(tame, SHAPE, schedule, steps=2, seed=1, **c))
+    assert log == ["record", "finish", "finish", "record", *REPLAY]
+    log.clear()
+    for kind in (c, b, a, b):
+        sampler(seed=1, **kind)
+    assert log == [*REPLAY, "record", *REPLAY, "finish", "record", *REPLAY, *REPLAY]
+    log.clear()
+    Recorded.times = 2
+    for records in (2, 1):  # then there is nothing to drop
+        with pytest.raises(RuntimeError, match="^cuda_graph: the chain could not be recorded: CUDA out of memory"):
+            sampler(seed=1, **c)
+        assert log.count("record") == records
+        log.clear()
+        Recorded.times = 1
+
+
+def test_two_kinds_in_turn_with_room_for_one(schedule, log):
+    sampler = fastgen.Sampler(Shifted(), SHAPE, schedule, steps=2)
+    a, b = shifts(2)
+    for kind in (a, a, b):
+        sampler(seed=1, **kind)
+    Recorded.fails, Recorded.times = torch.OutOfMemoryError("CUDA out of memory"), 1
+    sampler(seed=1, **b)
+    log.clear()
+    for kind in (a, b, a, b):
+        sampler(seed=1, **kind)
+    assert log == REPLAY * 2
+
+
+def test_autocast_on_and_off(schedule, log):
+    """Two kinds: of the CPU's ops autocast of CUDA says nothing, so only the records show it."""
+    sampler = recording(tame, SHAPE, schedule, steps=2)
+    for on in (False, True) * 3:
+        torch.set_autocast_enabled("cuda", on)
+        try:
+            sampler(seed=1)
+        finally:
+            torch.set_autocast_enabled("cuda", False)
+    assert log == ["record", *REPLAY] * 2 + REPLAY * 4
+
+
 def test_a_graph_is_not_replayed_with_other_weights(schedule, log):
     model = Network()
     sampler = recording(model, SHAPE, schedule, steps=2)
@@ -566,6 +730,50 @@ def test_a_graph_is_not_replayed_with_other_weights(schedule, log):
     assert log.count("record") == 3
 
 
+class Weight(torch.Tensor):
+    """A tensor of another library's class, whose memory cannot be told from here."""
+
+
+MEMORY = torch.zeros(4)
+IN_ONE_PLACE = {
+    "strides": lambda k: MEMORY.as_strided((2, 2), ((2, 1), (1, 2))[k]),
+    "dtypes": lambda k: MEMORY.view((torch.float32, torch.int32)[k]),
+    "shapes": lambda k: MEMORY[: k + 1],
+    "subclass": lambda k: torch.ones(2).as_subclass(Weight),
+    "sparse": lambda k: torch.ones(2).to_sparse(),
+}
+
+
+def test_an_id_that_is_used_again_is_no_identity(schedule, log):
+    model = Tame()
+    sampler = recording(model, SHAPE, schedule, steps=2)
+    model.weight = MEMORY.as_subclass(Weight)
+    sampler(seed=1)
+    before, kept = id(model.weight), []
+    del model.weight
+    while id(made := MEMORY.as_subclass(Weight)) != before:
+        kept.append(made)
+        if len(kept) == 1000:
+            pytest.skip("Python did not use the id again")
+    model.weight = made
+    sampler(seed=1)
+    assert log.count("record") == 2
+
+
+@pytest.mark.parametrize("make", IN_ONE_PLACE.values(), ids=IN_ONE_PLACE)
+def test_other_weights_in_the_same_place_are_other_weights(schedule, log, make):
+    """Python and the allocator give to the next tensor what the last one has left."""
+    model = Tame()
+    model.register_parameter("none", None)
+    sampler = recording(model, SHAPE, schedule, steps=2)
+    for k in range(2):
+        model.weight = make(k)
+        for _ in range(2):
+            sampler(seed=1)
+        assert log.count("record") == k + 1
+        del model.weight
+
+
 def test_what_cannot_be_recorded_runs_step_by_step(schedule, log, caplog):
     sampler = fastgen.Sampler(Tame(), SHAPE, schedule, steps=4)
     Recorded.fails = RuntimeError("operation not permitted when stream is capturing")
@@ -579,6 +787,18 @@ def test_what_cannot_be_recorded_runs_step_by_step(schedule, log, caplog):
     sampler = recording(tame, SHAPE, schedule, steps=4)
     with pytest.raises(RuntimeError, match="^cuda_graph: the chain could not be recorded: operation not permitted"):
         sampler(seed=1)
+
+
+def test_a_kind_that_cannot_be_recorded_ends_the_graphs_of_the_others(schedule, log):
+    sampler = fastgen.Sampler(Shifted(), SHAPE, schedule, steps=2)
+    a, b = shifts(2)
+    for kind in (a, a, b):
+        sampler(seed=1, **kind)
+    Recorded.fails = RuntimeError("operation not permitted when stream is capturing")
+    log.clear()
+    for kind in (b, a, a, b, b):
+        sampler(seed=1, **kind)
+    assert log == ["record", "finish"]
 
 
 def test_a_thread_that_waited_for_a_failed_recording_runs_step_by_step(schedule, log):
@@ -644,39 +864,75 @@ def test_inference_mode(schedule, log):
 
 
 class Cuda:
-    """In the place of torch.cuda: writes down what is asked of it. With `invalid`, a capture that an error ended fails to end."""
+    """In the place of torch.cuda: writes down what is asked of it, and keeps the books of the allocator as a version of torch does.
+    With `invalid`, a capture that an error ended fails to end."""
 
-    def __init__(self, invalid=False):
-        self.log, self.invalid = [], invalid
+    def __init__(self, version=(2, 13), invalid=False):
+        self.log, self.version, self.invalid = [], version, invalid
+        self.underway, self.uses, self.pools = set(), Counter(), itertools.count()
         self.stream = contextlib.contextmanager(lambda stream: self._inside(f"stream {stream.name}"))
         self.device = contextlib.contextmanager(lambda device: self._inside("device"))
         self.caller = self.Stream(name="caller")
 
     def Event(self):
-        return SimpleNamespace(record=lambda stream: self.log.append(f"record on {stream.name}"))
+        asked = lambda what: lambda *stream: self.log.append(" on ".join([what, *[s.name for s in stream]]))  # noqa: E731
+        return SimpleNamespace(record=asked("record"), synchronize=asked("synchronize"))
 
     def Stream(self, device="cuda", name="side"):
         waits = lambda kind: lambda other: self.log.append(f"{name} waits for {getattr(other, 'name', kind)}")  # noqa: E731
         return SimpleNamespace(name=name, device="cpu", wait_stream=waits("stream"), wait_event=waits("event"))
 
     def CUDAGraph(self):
-        return SimpleNamespace(replay=lambda: self.log.append("replay"))
+        graph = SimpleNamespace(replay=lambda: self.log.append("replay"), pool=None, ended=False)
+        graph.reset = partial(self._reset, graph)
+        return graph
 
     def current_stream(self):
         return self.caller
 
+    def current_device(self):
+        return 0
+
+    def graph_pool_handle(self):
+        return 0, next(self.pools)
+
     @contextlib.contextmanager
-    def graph(self, graph, stream, capture_error_mode):
+    def graph(self, graph, stream, capture_error_mode, pool=None):
         assert capture_error_mode == "thread_local"
+        graph.pool = pool or (next(self.pools), 0)
+        self.underway.add(graph.pool)
+        self.uses[graph.pool] += 1
         self.log.append("begin")
         try:
             yield
         except BaseException:
             self.log.append("broken")
             if self.invalid:
+                if self.version >= (2, 13):
+                    self.underway.remove(graph.pool)
                 raise RuntimeError("capture invalidated") from None
+            self._ended(graph)
             raise
+        self._ended(graph)
         self.log.append("end")
+
+    def _ended(self, graph):
+        self.underway.remove(graph.pool)
+        graph.ended = True
+
+    def _reset(self, graph):
+        if graph.pool is not None and (graph.ended or self.version >= (2, 14)):
+            self._release(0, graph.pool)
+            graph.pool = None
+
+    def _end(self, device, pool):
+        if pool not in self.underway:
+            raise RuntimeError("endAllocatePool: not currently recording to mempool_id")
+        self.underway.remove(pool)
+
+    def _release(self, device, pool):
+        assert self.uses[pool] > 0, "torch would say so at every later empty_cache()"
+        self.uses[pool] -= 1
 
     def _inside(self, name):
         self.log.append(f"> {name}")
@@ -686,12 +942,20 @@ class Cuda:
             self.log.append(f"< {name}")
 
 
-@pytest.fixture(params=[False, True], ids=["", "invalid"])
-def cuda(request, monkeypatch):
-    fake = Cuda(request.param)
-    around = SimpleNamespace(cuda=fake, is_autocast_enabled=lambda device: False, empty=torch.empty, device=torch.device)
+def put_in_the_place_of_torch(fake, monkeypatch, functions=("_cuda_endAllocateToPool", "_cuda_releasePool")):
+    allocator = SimpleNamespace(**dict(zip(functions, (fake._end, fake._release), strict=False)))
+    around = SimpleNamespace(cuda=fake, _C=allocator, is_autocast_enabled=lambda device: False, empty=torch.empty)
     monkeypatch.setattr(module._cuda_graph, "torch", around)
+    monkeypatch.setattr(module._cuda_graph, "_broken", [])
     return fake
+
+
+VERSIONS = [((2, 10), False), *(((2, minor), True) for minor in (10, 13, 14))]
+
+
+@pytest.fixture(params=VERSIONS, ids=["ends", "2.10", "2.13", "2.14"])
+def cuda(request, monkeypatch):
+    return put_in_the_place_of_torch(Cuda(*request.param), monkeypatch)
 
 
 def test_order_of_a_recording_and_a_replay(cuda):
@@ -713,21 +977,96 @@ def test_order_of_a_recording_and_a_replay(cuda):
     with pytest.raises(KeyboardInterrupt), graph.turn([]):
         raise KeyboardInterrupt
     assert log == ["> device", "caller waits for event", "record on caller", "< device"]
+    log.clear()
+    graph.finish()
+    assert log == ["synchronize"]
+
+
+def broken():
+    try:
+        raise KeyError("something else before")
+    except KeyError:
+        raise ValueError("synchronised") from None
 
 
 def test_a_failed_recording_is_cleared_away(cuda):
     """The chain's own error comes out, the stream is the caller's again, and a capture that ends well has followed."""
+    with pytest.raises(ValueError, match="synchronised"):
+        module._cuda_graph.Graph(broken, lambda: None, "cuda")
+    assert cuda.log[3:] == ["begin", "broken", "begin", "end", "< stream side", "caller waits for side", "< device"]
+    module._cuda_graph.Graph(lambda: None, lambda: None, "cuda")  # the lock is free
+
+
+def test_a_failed_recording_gives_its_memory_back(cuda):
+    """Once, by torch or by us; where torch ends the allocation and does not release, nothing tells whether it has."""
+    with pytest.raises(ValueError, match="synchronised"):
+        module._cuda_graph.Graph(broken, lambda: None, "cuda")
+    assert not cuda.underway
+    assert cuda.uses[0, 0] == (cuda.version == (2, 13))
+    # that allocation was ended by us: the graph stays, which torch's allocator of pinned memory goes on asking
+    assert len(module._cuda_graph._broken) == (cuda.version == (2, 10) and cuda.invalid)
+
+
+def test_a_failed_recording_of_a_torch_without_the_allocators_functions(monkeypatch):
+    cuda = put_in_the_place_of_torch(Cuda((2, 10), invalid=True), monkeypatch, ())
+    with pytest.raises(ValueError, match="synchronised"):
+        module._cuda_graph.Graph(broken, lambda: None, "cuda")
+    assert cuda.underway == {(0, 0)} and cuda.uses[0, 0] == 1
+
+
+def test_an_error_keeps_no_recording_alive(cuda):
+    """What a chain has allocated is free for the next attempt once its error has been dealt with."""
+
+    class Memory:
+        pass
 
     def chain():
-        try:
-            raise KeyError("something else before")
-        except KeyError:
-            raise ValueError("synchronised") from None
+        x = Memory()
+        seen.append(weakref.ref(x))
+        broken()
 
+    seen = []
+    gc.disable()
+    try:
+        with contextlib.suppress(ValueError):
+            module._cuda_graph.Graph(chain, lambda: None, "cuda")
+        assert seen[0]() is None
+    finally:
+        gc.enable()
+
+
+def test_a_failed_warm_up_is_waited_for(cuda):
+    """Its launches may still read what the caller's stream is about to use again."""
     with pytest.raises(ValueError, match="synchronised"):
-        module._cuda_graph.Graph(chain, lambda: None, "cuda")
-    assert cuda.log[3:] == ["begin", "broken", "begin", "end", "< stream side", "< device"]
-    module._cuda_graph.Graph(lambda: None, lambda: None, "cuda")  # the lock is free
+        module._cuda_graph.Graph(lambda: None, broken, "cuda")
+    assert cuda.log[2:] == ["> stream side", "< stream side", "caller waits for side", "< device"]
+
+
+def test_a_network_may_record_in_its_warm_up(cuda):
+    graphs = []
+    record = lambda *a: graphs.append(module._cuda_graph.Graph(lambda: None, *a, "cuda"))  # noqa: E731
+    thread = threading.Thread(target=record, args=(lambda: record(lambda: None),), daemon=True)
+    thread.start()
+    thread.join(30)
+    assert len(graphs) == 2
+
+
+@pytest.mark.parametrize("waits", [True, False])
+def test_a_replay_in_the_middle_of_another_threads_recording(cuda, monkeypatch, waits):
+    """Where torch would refuse it, it comes after."""
+    monkeypatch.setattr(module._cuda_graph, "_replays_wait", waits)
+    graph = module._cuda_graph.Graph(lambda: None, lambda: None, "cuda")
+    cuda.log.clear()
+    thread = threading.Thread(target=graph.replay, daemon=True)
+
+    def chain():
+        thread.start()
+        thread.join(0.1 if waits else 30)
+
+    module._cuda_graph.Graph(chain, lambda: None, "cuda")
+    thread.join(30)
+    seen = [what for what in cuda.log if what in ("begin", "replay", "end")]
+    assert seen == (["begin", "end", "replay"] if waits else ["begin", "replay", "end"])
 
 
 # ---- errors -----------------------------------------------------------------------------------------------------------

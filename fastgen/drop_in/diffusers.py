@@ -49,7 +49,7 @@ from diffusers.utils.torch_utils import randn_tensor
 
 from .. import _checks
 from .._tables import DDPM_STEP_COLUMNS, Coefficients, plain_tensors, step_columns
-from ..ddpm_step import step_with
+from ..ddpm_step import plan_of_plain_step, seeded_step, step_with
 from ..q_sample import noised_with
 from ..rng import random_seed
 from ..schedule import PREDICTIONS
@@ -91,6 +91,7 @@ class State:
         bounded = config.clip_sample and not config.thresholding and config.clip_sample_range != math.inf
         self.clip = float(config.clip_sample_range) if bounded and not self.problem else None
         self.learned = self.variance_type == "learned_range"
+        self.plain = not (self.problem or self.thresholding or self.learned or self.prediction == "sample")
         self.coefficients = {}
         _BY_ID[id(self)] = self
 
@@ -348,6 +349,9 @@ def _reverse_step(seen, key, model_output, timestep, sample, draw):
     """(previous sample, x0); draw(t, m) gives the arguments of `step_with` that say where the noise comes from. Raises NotCovered
     before anything is drawn."""
     state = seen.state
+    quick = _quick_step(state, key, model_output, timestep, sample, draw)
+    if quick is not None:
+        return quick
     m, learned = _model_output(state, model_output, sample)
     if _compiling():
         _prepare(id(state), *((key, ("x0", key)) if state.thresholding else (key,)))
@@ -365,6 +369,29 @@ def _reverse_step(seen, key, model_output, timestep, sample, draw):
         *(coefficients, sample, model_output, t), learned=learned, clip=state.clip, threshold=threshold, return_x0=True, **noise
     )
     return y, x0.to(m.dtype) if state.prediction == "sample" else x0
+
+
+def _quick_step(state, key, m, timestep, x, draw):
+    """`_reverse_step` of a call like most, where little has to be looked at; None, before anything is drawn, of any other."""
+    if not (type(m) is type(x) is type(timestep) is torch.Tensor and m.is_cpu and timestep.is_cpu and state.plain):
+        return None
+    if m.shape != x.shape or not (m.layout is x.layout is torch.strided) or timestep.dim() or timestep.dtype not in INTEGERS:
+        return None
+    coefficients, known = state.coefficients.get(key, NONE_YET)
+    plan = plan_of_plain_step(coefficients, x, m)
+    if plan is None:
+        return None
+    t = timestep.item()
+    if not 0 <= t < len(known) or not known[t]:
+        return None
+    source = draw(t, m)
+    seed = source.get("seed")
+    if type(seed) is int and 0 <= seed < 2**63:
+        return seeded_step(plan, x, m, t, state.clip, seed)
+    return step_with(coefficients, x, m, t, clip=state.clip, return_x0=True, **source)
+
+
+NONE_YET = None, ()
 
 
 def _model_output(state, model_output, sample):
