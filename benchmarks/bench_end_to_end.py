@@ -5,8 +5,7 @@ import math
 import statistics
 
 import pytest
-
-import fastgen
+import torch
 
 from . import common, replay
 
@@ -17,27 +16,31 @@ from . import end_to_end  # noqa: E402
 CLOCK = replay.Replay()
 
 
+def device(config):
+    return config.option.bench_device or ("cuda" if torch.cuda.is_available() else "cpu")
+
+
 def pytest_generate_tests(metafunc):
-    works = end_to_end.works(metafunc.config.option.tiny)
+    works = end_to_end.works(metafunc.config.option.tiny, device(metafunc.config))
     metafunc.parametrize(("what", "peer"), [(work.what, peer) for work in works for peer in work.peers])
 
 
 @functools.cache
-def measured(what, tiny):
+def measured(what, tiny, device):
     """(work, seconds of a step by peer, threads, peak memory by peer): once, for the tests of all its peers."""
-    work = end_to_end.find(what, tiny)
+    work = end_to_end.find(what, tiny, device)
     return work, *end_to_end.measured(work, tiny), end_to_end.peak_bytes(work, tiny)
 
 
 @pytest.mark.benchmark(timer=CLOCK.read)
 def test_end_to_end(benchmark, pytestconfig, note, what, peer):
-    work, samples, threads, peaks = measured(what, pytestconfig.option.tiny)
+    work, samples, threads, peaks = measured(what, pytestconfig.option.tiny, device(pytestconfig))
     benchmark.group = what
     CLOCK.play(benchmark, samples[peer])
     rate, peak = 1 / statistics.median(samples[peer]), peaks[peer]
     ratio = common.quartiles([theirs / ours for theirs, ours in zip(samples[peer], samples["fastgen"], strict=True)])
     benchmark.extra_info.update(
-        common.environment(),
+        common.environment(work.device) | {"threads": threads},
         kind="end_to_end",
         what=what,
         op=what,
@@ -58,9 +61,6 @@ def test_end_to_end(benchmark, pytestconfig, note, what, peer):
         unit=work.unit,
         rate=rate,
         peak_bytes=peak,
-        threads=threads,
-        device=end_to_end.DEVICE_NAME,
-        backend=fastgen.backend(end_to_end.DEVICE),
         **{"steps timed": work.steps, "GB/s": None, "share of limit": None},
     )
     memory = "" if peak is None else f", at most {peak / common.MI:.1f} MiB more than before"

@@ -23,7 +23,6 @@ import subprocess
 import sys
 import time
 from contextlib import ExitStack
-from itertools import cycle, islice
 from pathlib import Path
 
 import pytest
@@ -61,8 +60,9 @@ class Side:
         return {"fastgen": str(Path(fastgen.__file__).parent), "version": fastgen.__version__, "backend": fastgen.backend()}
 
     def names(self, module, tiny):
-        """Of the module's cases."""
-        found = importlib.import_module(f"{__package__}.{module}").cases(peers.Grid(tiny))
+        """Of the module's cases, on a GPU where there is one."""
+        grid = peers.Grid(tiny, "cuda" if torch.cuda.is_available() else "cpu")
+        found = importlib.import_module(f"{__package__}.{module}").cases(grid)
         # what a kernel gains shows at these sizes; larger ones take gigabytes in every process
         wanted = [case for case in found if case.elements <= peers.LONGEST and not case.threads and case.fits]
         self.tiny, self.cases = tiny, {str(case): case for case in wanted}
@@ -72,13 +72,13 @@ class Side:
         """The seconds of one call."""
         self.release()  # what is left of a case that failed
         torch.manual_seed(0)
-        self.case = self.cases[name]
-        calls = peers.prepare(self.case, ["fastgen"], self.tiny)["fastgen"]
-        self.calls = cycle(calls)
-        return common.warmed(calls)
+        case = self.cases[name]
+        self.how = case.device, case.overhead  # by the host's clock where a call is all overhead
+        self.calls, self.turn = peers.prepare(case, ["fastgen"], self.tiny)["fastgen"], 0
+        return common.warmed(self.calls, case.device)
 
     def release(self):
-        self.calls = None
+        self.calls = []
         peers.sets.cache_clear()
         gc.collect()
 
@@ -88,13 +88,11 @@ class Side:
         self.run(1)
         while time.perf_counter() < end:
             self.run(1)
-        return common.seconds([lambda: self.run(times)], 0, 1) / times
+        return self.run(times)
 
     def run(self, times):
-        for call in islice(self.calls, times):
-            call()
-        if self.case.device != "cpu":
-            torch.cuda.synchronize()
+        self.turn += times
+        return common.seconds(self.calls, self.turn, times, *self.how)
 
 
 def work():

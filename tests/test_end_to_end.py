@@ -24,7 +24,6 @@ def end_to_end(monkeypatch):
     monkeypatch.syspath_prepend(ROOT)
     from benchmarks import end_to_end
 
-    monkeypatch.setattr(end_to_end, "DEVICE", "cpu")
     return end_to_end
 
 
@@ -36,7 +35,7 @@ def test_every_peer_has_an_entry(tmp_path):
     # pytest-benchmark measures nothing beside xdist, which this is not
     environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST_XDIST")}
     command = [sys.executable, "-m", "pytest", "benchmarks/bench_end_to_end.py", "--benchmark-only", "--tiny", "-q"]
-    command += [f"--benchmark-json={tmp_path / 'b.json'}", "-p", "no:cacheprovider"]
+    command += ["--bench-device=cpu", f"--benchmark-json={tmp_path / 'b.json'}", "-p", "no:cacheprovider"]
     result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stdout + result.stderr
     groups = {}
