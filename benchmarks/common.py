@@ -46,12 +46,12 @@ def copies(set_bytes: int, device: str = "cpu") -> int:
     return count if device == "cpu" else min(count, MOST_COPIES)
 
 
-def rotation(make, device: str = "cpu") -> list[tuple]:
-    """`copies` results of `make`, each a tuple of tensors and other arguments, made on `device`."""
+def rotation(make, device: str = "cpu", one: bool = False) -> list[tuple]:
+    """`copies` results of `make`, or one, each a tuple of tensors and other arguments, made on `device`."""
     with torch.device(device):
         first = make()
         set_bytes = sum(x.nbytes for x in first if isinstance(x, torch.Tensor))
-        return [first] + [make() for _ in range(copies(set_bytes, device) - 1)]
+        return [first] + [make() for _ in range(0 if one else copies(set_bytes, device) - 1)]
 
 
 def free_bytes(device: str = "cpu") -> int:
@@ -71,10 +71,13 @@ SHORT = 50e-6  # seconds; a call that is shorter is timed in runs of calls
 CUDA_SAMPLE = 2e-3  # seconds that a sample takes on a GPU, about
 
 
-def seconds(calls, first: int, times: int, device: str = "cpu", by_host: bool = False) -> float:
+def seconds(calls, first: int, times: int, device: str = "cpu", by_host: bool = False, between=None) -> float:
     """Seconds per call of `times` calls in a row, those of `calls` in turn from number `first` on. On a GPU by its own clock, the
-    host having a start; or by the host's, which is what a loop of short calls takes (`by_host`)."""
+    host having a start; or by the host's, which is what a loop of short calls takes (`by_host`). On the CPU `between()` runs before
+    each of them and is not counted."""
     run = [calls[turn % len(calls)] for turn in range(first, first + times)]
+    if between is not None and device == "cpu":
+        return math.fsum(map(functools.partial(_second_after, between), run)) / times
     if device == "cpu" or by_host:
         synchronize = torch.cuda.synchronize if device == "cuda" else lambda: None
         synchronize()
@@ -93,6 +96,13 @@ def seconds(calls, first: int, times: int, device: str = "cpu", by_host: bool = 
     return start.elapsed_time(end) / 1e3 / times
 
 
+def _second_after(between, call):
+    between()
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
 def warmed(calls, device: str = "cpu") -> float:
     """Calls everything once (compilation, page faults), then again, what is short five times more; returns the shortest time."""
     for call in calls:
@@ -108,7 +118,9 @@ def repeats(estimate: float, device: str = "cpu") -> int:
     return 1 if estimate > SHORT else math.ceil(1e-3 / estimate)
 
 
-def in_turns(peers: dict, budget: float, tiny: bool = False, device: str = "cpu", by_host: bool = False, least: int = 5) -> dict:
+def in_turns(
+    peers: dict, budget: float, tiny: bool = False, device: str = "cpu", by_host: bool = False, between=None, least: int = 5
+) -> dict:
     """Times peers side by side: {name: [seconds of one call, …]}, one sample of every peer in each round.
 
     peers: {name: calls to rotate through}. Every round times every peer once, so that a noisy machine hurts all alike
@@ -118,6 +130,8 @@ def in_turns(peers: dict, budget: float, tiny: bool = False, device: str = "cpu"
     """
     estimates = {name: warmed(calls, device) for name, calls in peers.items()}
     times = {name: 1 if tiny else repeats(estimate, device) for name, estimate in estimates.items()}
+    if between is not None and not tiny:
+        times = {name: max(10, many) for name, many in times.items()}
     total = sum(estimates[name] * times[name] for name in peers)
     rounds = 2 if tiny else min(max(least, int(budget / total)), 60)
     samples, turn, order = {name: [] for name in peers}, 0, random.Random(0)
@@ -126,7 +140,7 @@ def in_turns(peers: dict, budget: float, tiny: bool = False, device: str = "cpu"
     try:
         for _ in range(rounds):
             for name in order.sample(list(peers), len(peers)):
-                samples[name].append(seconds(peers[name], turn, times[name], device, by_host))
+                samples[name].append(seconds(peers[name], turn, times[name], device, by_host, between))
                 turn += times[name]
     finally:
         if collecting:

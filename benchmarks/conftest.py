@@ -65,7 +65,8 @@ class Turns:
                     prepared.pop(name, None)
                     self.errors[name] = error
             seconds = min(LONGEST_TURN, 0.5 * remaining / left)
-            self.samples = common.in_turns(prepared, seconds, self.tiny, case.device, case.overhead)
+            between = peers.between(case)
+            self.samples = common.in_turns(prepared, seconds, self.tiny, case.device, case.overhead, between)
         finally:
             torch.set_num_threads(threads)
             peers.sets.cache_clear()

@@ -25,6 +25,11 @@ class DropIn(Case):
         return f"{self.op} ({self.mode} noise)"
 
 
+def network(m, t, x):
+    """What a chain's network leaves behind: its output in the cache, and all threads awake."""
+    return partial(torch.mul, m.clone(), 1.0, out=m)
+
+
 @cache
 def schedulers(name, rng):
     """(ours, theirs), as a pipeline sets them up."""
@@ -50,10 +55,11 @@ def step(name, rng, shape, dtype=torch.float32, **options):
     def call(scheduler):
         return lambda m, t, x: scheduler.step(m, t, x, **options)
 
-    label = f"diffusers {name}.step"
-    tensors = 6 if rng == "exact" else 4
     return DropIn(
-        label, rng, "fresh", shape, dtype, tensors, inputs, partial(partial, call(ours)), call(theirs), overhead=shape[0] == 1
+        *(f"diffusers {name}.step", rng, "fresh", shape, dtype, 6 if rng == "exact" else 4),
+        *(inputs, partial(partial, call(ours)), call(theirs)),
+        overhead=shape[0] == 1,
+        network=network,
     )
 
 

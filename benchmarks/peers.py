@@ -47,6 +47,7 @@ class Case:
     device: str = "cpu"
     channels_last: bool = False
     threads: int | None = None  # of the CPU; None: torch's default
+    network: Callable | None = None  # arguments → what writes them before each call, as in a chain, and is not timed
 
     def __str__(self):
         passes = "backward" if self.passes == BACKWARD else ""
@@ -177,7 +178,11 @@ def sets(case):
         arguments = case.inputs()
         return tuple(map(_channels_last, arguments)) if case.channels_last else arguments
 
-    return common.rotation(make, case.device)
+    return common.rotation(make, case.device, case.network is not None)
+
+
+def between(case) -> Callable | None:
+    return None if case.network is None else case.network(*sets(case)[0])
 
 
 def _channels_last(x):
@@ -190,7 +195,10 @@ def _limit(case):
     if case.overhead:
         return [partial(torch.add, a, b) for a, b in common.rotation(lambda: _normal(2, case.shape, case.dtype), case.device)]
     elements = max(case.bytes // (2 * case.dtype.itemsize), 1)
-    return [partial(b.copy_, a) for a, b in common.rotation(lambda: _normal(2, (elements,), case.dtype), case.device)]
+    return [
+        partial(b.copy_, a)
+        for a, b in common.rotation(lambda: _normal(2, (elements,), case.dtype), case.device, case.network is not None)
+    ]
 
 
 def graph_of(case) -> tuple:
