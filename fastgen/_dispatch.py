@@ -15,7 +15,7 @@ from torch.autograd import forward_ad
 from . import _backend, _checks
 
 OPS: dict[str, Any] = {}  # torch.ops.fastgen.<op>.default
-_DIRECT: dict[str, Any] = {}  # the same without OpOverload's Python frame (0.3 µs), which only a tracer needs
+DIRECT: dict[str, Any] = {}  # the same without OpOverload's Python frame (0.3 µs), which only a tracer needs
 FAKES: dict[str, Any] = {}  # of those that return something
 
 
@@ -130,7 +130,7 @@ def compiled(name, x):
     except KeyError:
         pass
     try:
-        op = _DIRECT[name] if _backend.select_for(x.device) == "cpp" else None
+        op = DIRECT[name] if _backend.select_for(x.device) == "cpp" else None
     except RuntimeError:  # a backend that is not available here: to be said after what is wrong with the arguments
         return None
     _compiled[name, x.is_cpu or x.device, _backend._choice.get()] = op
@@ -146,7 +146,7 @@ def op(name, backend):
         from . import triton  # which imports Triton: not before it is needed
 
         return triton.op(name)
-    return OPS[name] if torch.compiler.is_compiling() else _DIRECT[name]
+    return OPS[name] if torch.compiler.is_compiling() else DIRECT[name]
 
 
 def written(out):
@@ -215,4 +215,4 @@ def _out_fake(fake):
 def _register(name, fake):
     torch.library.register_fake(f"fastgen::{name}", fake)
     OPS[name] = getattr(torch.ops.fastgen, name).default
-    _DIRECT[name] = getattr(OPS[name], "_op", OPS[name])
+    DIRECT[name] = getattr(OPS[name], "_op", OPS[name])

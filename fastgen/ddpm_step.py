@@ -168,16 +168,16 @@ def step_with(
 
 
 def plan_of_plain_step(coefficients, x_t, model_output):
-    """The plan of a `step_with` that may go by `seeded_step`: the compiled op has run on the like, and nothing requires grad; else
+    """The plan of a `step_with` that may go by `plain_step`: the compiled op has run on the like, and nothing requires grad; else
     None."""
     plan = _dispatch.plan("ddpm_step", coefficients, x_t, model_output, False)
     return None if plan is None or plan.careful or x_t.requires_grad or model_output.requires_grad else plan
 
 
-def seeded_step(plan, x_t, model_output, t, clip, seed):
-    """`step_with(..., return_x0=True)` of tensors with equal shapes, an int t of the table, a float clip or None and an int seed,
-    all as they must be: its checks take 1 of 6 µs."""
-    return _dispatch.op("ddpm_step_x0", plan.backend)(x_t, model_output, plan.rows, None, t, None, None, seed, clip)
+def plain_step(plan, x_t, model_output, t, noise, seed, clip):
+    """`step_with(..., return_x0=True)` of tensors with equal shapes, an int t of the table, a noise or an int seed, and a float
+    clip or None, all as they must be: its checks take 1 of 6 µs."""
+    return _dispatch.DIRECT["ddpm_step_x0"](x_t, model_output, plan.rows, None, t, noise, None, seed, clip)
 
 
 def _checked_guidance(u, scale):

@@ -53,7 +53,7 @@ from diffusers.utils.torch_utils import randn_tensor
 
 from .. import _checks
 from .._tables import DDPM_STEP_COLUMNS, Coefficients, Table, constant, plain_tensors, step_columns
-from ..ddpm_step import plan_of_plain_step, seeded_step, step_with
+from ..ddpm_step import plain_step, plan_of_plain_step, step_with
 from ..q_sample import noised_with
 from ..rng import random_seed
 from ..schedule import PREDICTIONS
@@ -183,6 +183,7 @@ class Seen:
         _states[key] = self.state = state
         while len(_states) > MOST_STATES:
             _states.popitem(last=False)
+        self.quick = {}  # see `_quick_step`
 
     def __deepcopy__(self, memo):
         return self  # of other objects than the copy's, so that the copy looks again
@@ -390,9 +391,6 @@ def _reverse_step(seen, key, model_output, timestep, sample, draw):
     """(previous sample, x0); draw(t, m) gives the arguments of `step_with` that say where the noise comes from. Raises NotCovered
     before anything is drawn."""
     state = seen.state
-    quick = _quick_step(state, key, model_output, timestep, sample, draw)
-    if quick is not None:
-        return quick
     m, learned = _model_output(state, model_output, sample)
     coefficients, known = state.get(key)
     t = _row(seen, timestep, sample, known)
@@ -408,30 +406,41 @@ def _reverse_step(seen, key, model_output, timestep, sample, draw):
     y, x0 = step_with(
         *(coefficients, sample, model_output, t), learned=learned, clip=state.clip, threshold=threshold, return_x0=True, **noise
     )
+    if state.plain and not _compiling():
+        still = range(1 if key[0] == "ddpm" else 0 if key[1] else state.end)  # the timesteps at which nothing is drawn
+        if len(seen.quick) >= MOST_TABLES:
+            seen.quick.clear()
+        seen.quick[key] = coefficients, known, state.clip, still
     return y, x0.to(m.dtype) if state.prediction == "sample" else x0
 
 
-def _quick_step(state, key, m, timestep, x, draw):
-    """`_reverse_step` of a call like most, where little has to be looked at; None, before anything is drawn, of any other."""
-    if _compiling() or not (type(m) is type(x) is type(timestep) is torch.Tensor and m.is_cpu and timestep.is_cpu and state.plain):
+def _quick_step(scheduler, options, key, m, timestep, x, generator):
+    """(previous sample, x0) of a call that is like one before it in all that can be seen at once; None, before anything is drawn,
+    of any other. DDIM's step of (1, 16, 7) takes 10.8 µs with it and 14.0 without, 6 of them the op, the seed and the output."""
+    own = scheduler.__dict__
+    seen = own.get("_fastgen")
+    if type(seen) is not Seen or not seen.is_of(own):
         return None
-    if m.shape != x.shape or not (m.layout is x.layout is torch.strided) or timestep.dim() or timestep.dtype not in INTEGERS:
+    coefficients, known, clip, still = seen.quick.get(key, NEVER_SEEN)
+    if not (type(m) is type(x) is type(timestep) is torch.Tensor) or timestep.dtype not in INTEGERS or timestep.dim():
         return None
-    coefficients, known = state.coefficients.get(key, NONE_YET)
     plan = plan_of_plain_step(coefficients, x, m)
-    if plan is None:
+    if plan is None or not (m.is_cpu and x.is_cpu and timestep.is_cpu) or m.shape != x.shape:
         return None
     t = timestep.item()
-    if not 0 <= t < len(known) or not known[t]:
+    if not 0 <= t < len(known) or not known[t] or not (generator is None or type(generator) is torch.Generator):
         return None
-    source = draw(t, m)
-    seed = source.get("seed")
-    if type(seed) is int and 0 <= seed < 2**63:
-        return seeded_step(plan, x, m, t, state.clip, seed)
-    return step_with(coefficients, x, m, t, clip=state.clip, return_x0=True, **source)
+    if t in still:
+        return plain_step(plan, x, m, t, None, 0, clip)
+    if options.rng == "fused" and generator is None:
+        return plain_step(plan, x, m, t, None, random_seed(None), clip)
+    source = _source(options, generator, None, m)
+    if "seed" in source and type(source["seed"]) is not int:  # of a generator on a GPU
+        return step_with(coefficients, x, m, t, clip=clip, return_x0=True, **source)
+    return plain_step(plan, x, m, t, source.get("noise"), source.get("seed"), clip)
 
 
-NONE_YET = None, ()
+NEVER_SEEN = None, (), None, ()
 
 
 def _model_output(state, model_output, sample):
@@ -570,6 +579,9 @@ def _original(what, why, seed):
     fall_through(what, why)
 
 
+DDPM = ("ddpm",)
+
+
 def _ddpm_step(output, original, options):
     @_replacing(original, _SEED_DOC)
     def step(self, model_output, timestep, sample, generator=None, return_dict=True, *, seed=None):
@@ -578,9 +590,13 @@ def _ddpm_step(output, original, options):
                 return NO_NOISE if seed is None else {"seed": seed}
             return _source(options or self._fastgen_options, generator, seed, m)
 
+        if seed is None and not _compiling():
+            quick = _quick_step(self, options or self._fastgen_options, DDPM, model_output, timestep, sample, generator)
+            if quick is not None:
+                return _output(output, *quick) if return_dict else quick
         try:
             _one_source(generator, seed)
-            previous, x0 = _reverse_step(_seen(self), ("ddpm",), model_output, timestep, sample, draw)
+            previous, x0 = _reverse_step(_seen(self), DDPM, model_output, timestep, sample, draw)
         except NotCovered as why:
             _original(f"{type(self).__name__}.step", why, seed)
             return original(self, model_output, timestep, sample, generator=generator, return_dict=return_dict)
@@ -611,6 +627,11 @@ def _ddim_step(original, options):
                 return _source(options or self._fastgen_options, generator, seed, m)
             return {"noise": variance_noise}
 
+        if seed is None and variance_noise is None and type(eta) is float and not _compiling():
+            key = "ddim", eta, use_clipped_model_output
+            quick = _quick_step(self, options or self._fastgen_options, key, model_output, timestep, sample, generator)
+            if quick is not None:
+                return _output(DDIMSchedulerOutput, *quick) if return_dict else quick
         try:
             _one_source(generator, seed)
             if self.num_inference_steps is None:
