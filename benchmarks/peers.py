@@ -77,12 +77,14 @@ class Case:
             return "limit", "fastgen", "eager"
         if self.elements > LONGEST and self.device == "cpu":
             return "limit", "fastgen"
-        plain = self.dtype == torch.float32 and not self.channels_last
-        names = ["limit", "fastgen"] + ["fastgen eager"] * (plain and not self.overhead) + ["eager"]
+        single = self.dtype == torch.float32
+        names = ["limit", "fastgen", "eager"]
+        if single and not self.channels_last and not self.overhead:
+            names.append("fastgen eager")
         if "triton" in fastgen.available_backends(self.device) and self.device != "cpu":  # its interpreter is for tests
             names.append("fastgen triton")
         near = any(abs(math.log(elements / self.elements)) < 0.5 for elements in COMPILED) or self.shape == TINY
-        if plain and near and not self.overhead:
+        if near and not self.overhead and (single or (self.passes == FORWARD and not self.channels_last)):
             names.append("torch.compile")
         return tuple(names)
 

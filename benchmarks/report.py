@@ -149,13 +149,14 @@ def targets(measured: Measured) -> list[str]:
 
 def left_out(measured: Measured) -> list[str]:
     """What the benchmarks say they left out, and every peer that other sizes of the same call have and this one lacks."""
-    lines = [f"- {case}: {why}" for case, why in sorted(measured.left_out.items())]
+    lines, calls = [f"- {case}: {why}" for case, why in sorted(measured.left_out.items())], {}
     for _, found in itertools.groupby(measured.cases, lambda case: (case["kind"], case.label)):
         series = list(found)
         for peer in plots.peers_of(series):
-            without = [case.where for case in series if peer not in case.entries]
-            if without:
-                lines.append(f"- `{series[0].label}` ({series[0]['kind']}), {peer}: not measured at {'; '.join(without)}")
+            for case in series:
+                if peer not in case.entries:
+                    calls.setdefault((case["kind"], peer, case.where), []).append(f"`{series[0].label}`")
+    lines += [f"- {kind}, {peer}, at {where}: {', '.join(names)}" for (kind, peer, where), names in sorted(calls.items())]
     return [*lines, ""] if lines else ["Nothing.", ""]
 
 

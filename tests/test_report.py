@@ -241,7 +241,7 @@ def test_noisy_is_a_median_far_above_the_best(tmp_path):
 def test_what_was_left_out_is_told(raw):
     text = "\n".join(report.left_out(measured.joined([raw])))
     assert "- ddpm_step, 100M elements: needs more than the 8 GiB of free memory" in text
-    assert "`bce_with_logits` (throughput), torch.compile: not measured at float32, channels_last, 1M elements\n" in text + "\n"
+    assert "- throughput, torch.compile, at float32, channels_last, 1M elements: `bce_with_logits`\n" in text + "\n"
     assert "`q_sample + diffusion_loss" not in text  # has all its peers
 
 
