@@ -260,7 +260,10 @@ def device(found: Measured, folder: str, robot_said: str | None) -> list[str]:
     e, report = found.environments[-1], f"{folder}/report.md"
     backend = ", ".join(filter(None, (e["backend"], e["capability"])))
     versions = ", ".join(f"{name} {e[name]}" for name in VERSIONS if e[name])
-    commit = f"commit {e['commit'] or 'none'}" + (" with changes in the tree" if e["dirty"] else "")
+    ids = dict.fromkeys(
+        (each["commit"] or "none") + (" with changes in the tree" if each["dirty"] else "") for each in found.environments
+    )
+    commit = f"commit {' and '.join(ids)}"
     limits = ", ".join(dict.fromkeys(f"`{case['limit']}`" for case in found.of("throughput") if case["limit"])) or ABSENT
     pictures = [name for name in ("time_per_element.svg", "ratios.svg") if PLOTS[name][0](found) is not None]
     return [
