@@ -35,19 +35,19 @@ class Plan(NamedTuple):
 
 
 _is_dynamo_compiling = torch.compiler.is_dynamo_compiling  # found once, which saves 0.02 µs a call
-_dispatch_modes = torch._C._len_torch_dispatch_stack  # the tracers that are no dynamo: make_fx, torch.export(strict=False)
-_functorch_is_active = torch._C._are_functorch_transforms_active  # what torch.autograd.Function.apply asks itself
+dispatch_modes = torch._C._len_torch_dispatch_stack  # the tracers that are no dynamo: make_fx, torch.export(strict=False)
+functorch_is_active = torch._C._are_functorch_transforms_active  # what torch.autograd.Function.apply asks itself
 
 
 def transformed():
     """Whether a transform of torch.func (grad, vmap, …) or forward-mode AD is under way: the compiled ops carry none of them."""
-    return forward_ad._current_level >= 0 or _functorch_is_active()
+    return forward_ad._current_level >= 0 or functorch_is_active()
 
 
 def plan(name, schedule, x, y, option=None, other=None):
     """The plan kept for these arguments, or None where there is none yet, or none may be used: while tracing or transforming."""
     # `transformed`, less its call
-    if _is_dynamo_compiling() or _dispatch_modes() or forward_ad._current_level >= 0 or _functorch_is_active():
+    if _is_dynamo_compiling() or dispatch_modes() or forward_ad._current_level >= 0 or functorch_is_active():
         return None
     try:
         # True for the CPU: to make, hash and compare a torch.device takes 0.1 µs
@@ -92,7 +92,7 @@ _is_batched = getattr(torch._C._functorch, "is_legacy_batchedtensor", lambda gra
 def traced():
     """Whether a tracer or another dispatch mode looks on (torch.compile, make_fx, a fake mode; a counter of operations): it gets no
     value to see, and ops, not the functions that they are made of."""
-    return torch.compiler.is_compiling() or _dispatch_modes() > 0
+    return torch.compiler.is_compiling() or dispatch_modes() > 0
 
 
 def multiplied(made, gradient):

@@ -167,17 +167,11 @@ def step_with(
     return _reverse_step(plan, x_t, model_output, t, clip, threshold, noise, seed, generator, guidance, return_x0, out)
 
 
-def plan_of_plain_step(coefficients, x_t, model_output):
-    """The plan of a `step_with` that may go by `plain_step`: the compiled op has run on the like, and nothing requires grad; else
-    None."""
+def plain_rows(coefficients, x_t, model_output):
+    """The rows for `plain_step` of what is like these tensors and requires no grad, once a `step_with` has gone well; None where
+    it was not the compiled op that ran."""
     plan = _dispatch.plan("ddpm_step", coefficients, x_t, model_output, False)
-    return None if plan is None or plan.careful or x_t.requires_grad or model_output.requires_grad else plan
-
-
-def plain_step(plan, x_t, model_output, t, noise, seed, clip):
-    """`step_with(..., return_x0=True)` of tensors with equal shapes, an int t of the table, a noise or an int seed, and a float
-    clip or None, all as they must be: its checks take 1 of 6 µs."""
-    return _dispatch.DIRECT["ddpm_step_x0"](x_t, model_output, plan.rows, None, t, noise, None, seed, clip)
+    return None if plan is None or plan.careful else plan.rows
 
 
 def _checked_guidance(u, scale):
@@ -456,3 +450,7 @@ def _general_backward(ctx, y_gradient, x0_gradient, x_needed, m_needed, noise_ne
         to_m.to(m_dtype) if m_needed else None,
         to_noise.to(noise_dtype) if noise_needed else None,
     )
+
+
+_dispatch.register_fakes(("ddpm_step_plain",), lambda x, m, rows, t, noise, seed, clip: _fake_x0(x, m, rows, None, t, noise))
+plain_step = _dispatch.DIRECT.get("ddpm_step_plain")  # (x_t, model_output, rows, t, noise, seed, clip) → (x_{t−1}, x0)

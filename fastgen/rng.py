@@ -21,6 +21,7 @@ import threading
 import torch
 
 from . import _checks
+from ._dispatch import dispatch_modes, functorch_is_active
 from ._tables import plain_tensors
 
 _MASK = 0xFFFFFFFF
@@ -106,13 +107,14 @@ def capturing(device: torch.device) -> bool:
 
 def random_seed(generator: torch.Generator | None) -> int:
     """63 random bits of a generator on the CPU, by default torch's."""
-    if _dispatch_modes() or _functorch_is_active():  # which may not let an older tensor in
+    if dispatch_modes() or functorch_is_active():  # which may not let an older tensor in
         return torch.empty((), dtype=torch.int64, device="cpu").random_(generator=generator).item()
+    draw, drawn = scratch.bits
     if generator is None:
-        _scratch.draw()
+        draw()
     else:
-        _scratch.draw(generator=generator)
-    return _scratch.drawn()
+        draw(generator=generator)
+    return drawn()
 
 
 class _Scratch(threading.local):
@@ -122,12 +124,10 @@ class _Scratch(threading.local):
     def __init__(self):
         with plain_tensors():
             bits = torch.empty((), dtype=torch.int64, device="cpu")
-        self.draw, self.drawn = bits.random_, bits.numpy().item
+        self.bits = bits.random_, bits.numpy().item
 
 
-_scratch = _Scratch()
-_dispatch_modes = torch._C._len_torch_dispatch_stack
-_functorch_is_active = torch._C._are_functorch_transforms_active
+scratch = _Scratch()
 
 
 def check_seed(seed, batch: int, device):

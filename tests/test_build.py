@@ -34,7 +34,8 @@ def test_cuda_library_resolves_every_symbol():
     if not (CUDA_LIBRARY.exists() and stub.exists()) or torch.version.cuda is not None:
         pytest.skip("needs the CUDA library built in this tree and a CPU-only torch")
     ops = [*OPS[:1], "q_step", "q_sample_out", "q_step_out", *OPS[1:3], "ddim_step", "ddpm_step_x0", "ddim_step_x0"]
-    ops += ["ddpm_step_out", "ddim_step_out", *OPS[3:], *(f"{op}_backward" for op in OPS[4:]), "diffusion_loss_backward_x0"]
+    ops += ["ddpm_step_out", "ddim_step_out", "ddpm_step_plain", *OPS[3:]]
+    ops += [*(f"{op}_backward" for op in OPS[4:]), "diffusion_loss_backward_x0"]
     script = f"""
 import ctypes, os
 import fastgen, torch

@@ -219,6 +219,9 @@ def op_samples():
             yield op, arguments, {}
             yield op + "_x0", arguments, {}
             yield op + "_out", arguments, {"out": torch.empty(data.shape, dtype=dtype)}
+            if op == "ddpm_step" and not arguments[-1]:
+                for noise in (None, data):
+                    yield "ddpm_step_plain", (data, output, rows, 3, noise, 2**40, 0.5), {}
             arguments = (*arguments, output.flip(-1), 2.5)  # the unconditional output and the scale
             yield op, arguments, {}
             yield op + "_x0", arguments, {}
@@ -269,7 +272,7 @@ def op_samples():
 
 OPS = sorted({"q_sample", "q_step", "ddpm_step", "ddim_step", "q_posterior", "randn", "bce_with_logits_wide"})
 OPS += [f"{op}{way}" for op in ("bce_with_logits", "gan_loss", "diffusion_loss") for way in ("", "_backward")]
-OPS += ["diffusion_loss_and_gradient", "diffusion_loss_backward_x0"]
+OPS += ["diffusion_loss_and_gradient", "diffusion_loss_backward_x0", "ddpm_step_plain"]
 OPS += [f"{op}_out" for op in ("q_sample", "q_step", "ddpm_step", "ddim_step")] + ["ddpm_step_x0", "ddim_step_x0"]
 
 

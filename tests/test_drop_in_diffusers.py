@@ -805,6 +805,84 @@ def test_layouts(layout):
         assert b.shape == a.shape and (x.numel() == 0 or torch.allclose(a, b, atol=1e-4))
 
 
+def short_and_long(monkeypatch, scheduler, calls):
+    """What each call gives, and leaves of the generators, with `_quick_step` and without."""
+
+    def outcome(call):
+        torch.manual_seed(0)
+        generator = torch.Generator().manual_seed(1)
+        try:
+            y = call(scheduler, generator)
+        except Exception as error:
+            y = type(error), str(error)
+        return y, generator.get_state(), torch.get_rng_state()
+
+    short = [outcome(call) for call in calls]
+    with monkeypatch.context() as patched:
+        patched.setattr(fast, "_quick_step", lambda *_: None)
+        return short, [outcome(call) for call in calls]
+
+
+@pytest.mark.parametrize("rng", ("exact", "fused"))
+@pytest.mark.parametrize(("name", "options"), [*((name, {}) for name in NAMES), ("DDIMScheduler", {"eta": 0.5})])
+def test_the_short_way_is_the_long_one(monkeypatch, name, rng, options):
+    s = getattr(fast, name)(rng=rng, clip_sample=options == {})
+    s.set_timesteps(10)
+    x, m = normal((2, 3, 4), 0), normal((2, 3, 4), 1)
+    t, taken = s.timesteps[3], []
+    s.step(m, t, x, **options)
+    plain = fast.plain_step
+    if plain is None:
+        pytest.skip("needs the compiled CPU kernels")
+    monkeypatch.setattr(fast, "plain_step", lambda *arguments: taken.append(arguments) or plain(*arguments))
+    timesteps = [*s.timesteps, *s.timesteps.int(), *s.timesteps.tolist()]
+    calls = [lambda s, g, t=t: s.step(m, t, x, generator=g, **options).prev_sample for t in timesteps]
+    calls += [lambda s, g, t=t: s.step(m, t, x, return_dict=False, **options) for t in timesteps]
+    calls += [lambda s, g: s.step(m, t, x, **options).pred_original_sample]
+    short, long = short_and_long(monkeypatch, s, calls)
+    assert len(taken) == len(calls)
+    torch.testing.assert_close(short, long, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("rng", ("exact", "fused"))
+@pytest.mark.parametrize("name", NAMES)
+def test_the_short_way_leaves_what_is_not_alike_to_the_long_one(monkeypatch, name, rng):
+    s = getattr(fast, name)(rng=rng, clip_sample=False)
+    s.set_timesteps(10)
+    x, m, t = normal((2, 3, 4), 0), normal((2, 3, 4), 1), s.timesteps[3]
+    s.step(m, t, x)
+    graded = x.clone().requires_grad_()
+    pairs = [(m[:1], x), (m, x[:1]), (m.to_sparse(), x.to_sparse()), (m[0, 0, 0], x[0, 0, 0]), (m.to("meta"), x)]
+    pairs += [(m.double(), x), (m, x.half()), (m.tolist(), x), (m.to_mkldnn(), x.to_mkldnn()), (m, graded), (m.mT, x)]
+    timesteps = [torch.tensor([400]), torch.tensor([[400]]), torch.tensor(400.0), torch.tensor(True), True, 400.0, 5000, -1, None]
+    calls = [lambda s, g, m=m, x=x: s.step(m, t, x, generator=g).prev_sample for m, x in pairs]
+    calls += [lambda s, g, t=t: s.step(m, t, x, generator=g).prev_sample for t in timesteps]
+    calls += [lambda s, g: s.step(m, t, x, generator=[g, g]).prev_sample, lambda s, g: s.step(m, t, x, generator=5).prev_sample]
+    if name == "DDIMScheduler":
+        for value in (np.array(True), [], [1], None):
+            calls += [lambda s, g, v=value: s.step(m, t, x, 0.5, use_clipped_model_output=v, generator=g).prev_sample]
+        calls += [
+            lambda s, g, eta=eta: s.step(m, t, x, eta, generator=g).prev_sample for eta in (0, 1, True, np.float64(0.5), None)
+        ]
+    for short, long in zip(*short_and_long(monkeypatch, s, calls), strict=True):
+        y, expected = short[0], long[0]
+        assert type(y) is type(expected)
+        if isinstance(y, torch.Tensor) and y.layout is not torch._mkldnn:
+            assert (y.dtype, y.layout, y.requires_grad) == (expected.dtype, expected.layout, expected.requires_grad)
+            assert y.is_meta or torch.equal(y.to_dense(), expected.to_dense())
+        elif isinstance(y, tuple):
+            assert y == expected
+        if rng == "exact":  # else a seed may have been drawn before the op refused
+            assert all(map(torch.equal, short[1:], long[1:]))
+
+
+def test_methods_replaced_on_the_class_of_diffusers(monkeypatch):
+    x, m = normal((2, 3, 4), 0), normal((2, 3, 4), 1)
+    monkeypatch.setattr(diffusers.DDPMScheduler, "_get_variance", lambda self, t, **_: torch.tensor(4.0))
+    a, b = (s.step(m, 500, x, generator=torch.Generator().manual_seed(1)).prev_sample for s in both("DDPMScheduler"))
+    assert torch.equal(a, b)
+
+
 def test_threads_may_share_a_scheduler():
     s = fast.DDPMScheduler(rng="fused")
     s.set_timesteps(10)

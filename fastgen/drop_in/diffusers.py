@@ -28,10 +28,15 @@ Beyond diffusers:
 What is not covered (variance type "learned", where the network's output is the variance itself and the kernel takes its logarithm;
 an infinite coefficient, a subclass with another variance, other shapes, gradients through dynamic thresholding) runs diffusers' own
 code and says so at level DEBUG of the logger "fastgen.drop_in". In those cases `seed=` raises ValueError. `add_noise` and
-`get_velocity` are covered where only the reverse step is not. Known to differ: half-precision results stay so where a timestep of
-shape (1,), or `batch_step_no_noise`, makes diffusers' float32; where an element of the sample or of the model's output is infinite
-or NaN, or overflows on the way, the result may be another of NaN, infinite and clipped, since diffusers' formulas read and cancel
-other terms.
+`get_velocity` are covered where only the reverse step is not.
+
+A scheduler is looked at again when one of its attributes has been replaced, or a tensor among them changed in place; but not after
+writing through `.data` or `.numpy()`, or to a tensor made in inference mode, nor when a method of its class has been replaced: then
+call `set_timesteps` again.
+
+Known to differ: half-precision results stay so where a timestep of shape (1,), or `batch_step_no_noise`, makes diffusers' float32;
+where an element of the sample or of the model's output is infinite or NaN, or overflows on the way, the result may be another of
+NaN, infinite and clipped, since diffusers' formulas read and cancel other terms.
 """
 
 from __future__ import annotations
@@ -41,6 +46,7 @@ import inspect
 import math
 import weakref
 from collections import OrderedDict
+from operator import itemgetter
 from typing import NamedTuple
 
 import diffusers
@@ -52,10 +58,12 @@ from diffusers.schedulers.scheduling_ddpm_parallel import DDPMParallelSchedulerO
 from diffusers.utils.torch_utils import randn_tensor
 
 from .. import _checks
+from .._backend import _choice
+from .._dispatch import dispatch_modes, transformed
 from .._tables import DDPM_STEP_COLUMNS, Coefficients, Table, constant, plain_tensors, step_columns
-from ..ddpm_step import plain_step, plan_of_plain_step, step_with
+from ..ddpm_step import plain_rows, plain_step, step_with
 from ..q_sample import noised_with
-from ..rng import random_seed
+from ..rng import random_seed, scratch
 from ..schedule import PREDICTIONS
 from ._patch import NotCovered, Patch, check_rng, fall_through
 
@@ -76,10 +84,14 @@ def _checked_options(rng, float32_coefficients) -> Options:
 
 # ---- what a scheduler's configuration comes to --------------------------------------------------------------------------------
 
+FAMILIES = (diffusers.DDPMScheduler, diffusers.DDPMParallelScheduler, diffusers.DDIMScheduler)
 METHODS = ("_get_variance", "previous_timestep", "_threshold_sample")  # which the tables speak for, unless a scheduler has its own
+OWN = {base: {name: getattr(base, name, None) for name in METHODS} for base in FAMILIES}  # diffusers' methods, as imported
 INTEGERS = (torch.int64, torch.int32)
 DTYPES = {dtype: str(dtype).removeprefix("torch.") for dtype in _checks.FLOATING}  # dynamo guards on keys by their text
 _compiling = torch.compiler.is_compiling  # found once, as in _dispatch.py
+_backend_choice = _choice.get
+Tensor = torch.Tensor
 
 
 class State:
@@ -156,27 +168,31 @@ def _constant_known(identity: int, key: tuple) -> list[bool] | None:
 _constant_table._dynamo_marked_constant = _constant_known._dynamo_marked_constant = True
 
 
+# What decides a scheduler's coefficients, where it has them: plain values, and tensors
+VALUES = ("_internal_dict", "num_inference_steps", "custom_timesteps", "variance_type")
+
+
 class Seen:
     """What a scheduler consisted of when its state was last looked up; kept on it."""
 
     def __init__(self, scheduler):
         own = scheduler.__dict__
         self.config, self.alphas_cumprod, self.timesteps = (own[x] for x in ("_internal_dict", "alphas_cumprod", "timesteps"))
-        self.rest = tuple(own.get(name) for name in ("num_inference_steps", "custom_timesteps", "variance_type"))
-        self.numbers = own.get("final_alpha_cumprod"), own.get("one")
+        self.final, self.one = own.get("final_alpha_cumprod"), own.get("one")
+        self.read = itemgetter(*(name for name in VALUES if name in own))
+        self.values = self.read(own)
         noising_problem = _tensor_problem(own, "alphas_cumprod")
         problem = noising_problem or _step_problem(scheduler)
-        tensors = [x for x in (self.timesteps, self.alphas_cumprod, *self.numbers) if isinstance(x, torch.Tensor)]
-        self.watched = [x for x in tensors if not x.is_inference()]  # those of inference mode have no version
-        self.versions = [x._version for x in self.watched]
+        tensors = [x for x in (self.timesteps, self.alphas_cumprod, self.final, self.one) if isinstance(x, torch.Tensor)]
+        self.watched = [(x, x._version) for x in tensors if not x.is_inference()]  # those of inference mode have no version
         self.graded = getattr(self.alphas_cumprod, "requires_grad", False)  # set in place, it leaves the version as it was
         final, timesteps, alphas_cumprod = None, (), self.alphas_cumprod
         if not noising_problem:
             alphas_cumprod = alphas_cumprod.detach().cpu().clone()
         if not problem:
-            final = float(self.numbers[0] if self.numbers[0] is not None else self.numbers[1])
+            final = float(self.one if self.final is None else self.final)
             timesteps = tuple(self.timesteps.tolist())
-        values = (*self.rest, final, timesteps, noising_problem, problem)
+        values = (*map(own.get, VALUES[1:]), final, timesteps, noising_problem, problem)
         # the configuration by its text: lists in it (trained_betas) cannot be hashed
         key = type(scheduler), repr(sorted(self.config.items(), key=lambda item: item[0])), _bytes(alphas_cumprod), values
         state = _states.pop(key, None) or State(type(scheduler), self.config, alphas_cumprod, values)
@@ -193,17 +209,31 @@ class Seen:
 
     def is_of(self, own) -> bool:
         """Whether nothing has changed since, `own` being the scheduler's __dict__. Tensors count by identity and version."""
-        return (
-            own["timesteps"] is self.timesteps
-            and own["alphas_cumprod"] is self.alphas_cumprod
-            and own["_internal_dict"] is self.config
-            and (own.get("num_inference_steps"), own.get("custom_timesteps"), own.get("variance_type")) == self.rest
-            and own.get("final_alpha_cumprod") is self.numbers[0]
-            and own.get("one") is self.numbers[1]
-            and not ("_get_variance" in own or "previous_timestep" in own or "_threshold_sample" in own)
-            and [x._version for x in self.watched] == self.versions
-            and getattr(self.alphas_cumprod, "requires_grad", False) is self.graded
-        )
+        for x, version in self.watched:
+            if x._version != version:
+                return False
+        try:
+            return (
+                own["timesteps"] is self.timesteps
+                and own["alphas_cumprod"] is self.alphas_cumprod
+                and own.get("final_alpha_cumprod") is self.final
+                and own.get("one") is self.one
+                and self.read(own) == self.values
+                and not ("_get_variance" in own or "previous_timestep" in own or "_threshold_sample" in own)
+                and getattr(self.alphas_cumprod, "requires_grad", False) is self.graded
+            )
+        except KeyError:
+            return False
+
+    def keep_quick(self, key, coefficients, known, x, m):
+        """For `_quick_step`: that a step with `key` of the like of x and m has gone well."""
+        rows, kind = plain_rows(coefficients, x, m), (key, x.dtype, m.dtype, _backend_choice())
+        if rows is None or kind in self.quick:
+            return
+        if len(self.quick) >= MOST_TABLES:
+            self.quick.clear()
+        still = 0 if key == DDPM else -1 if key[1] else len(known)  # up to which timestep nothing is drawn
+        self.quick[kind] = rows, {t: t > still for t, visited in enumerate(known) if visited}, self.state.clip
 
     def host_timestep(self, timestep):
         """The timestep as an int where that can be known without waiting for a GPU, else None."""
@@ -244,7 +274,7 @@ def _step_problem(scheduler) -> str:
     config, kind, own = scheduler._internal_dict, type(scheduler), scheduler.__dict__
     family = next(base for base in kind.__mro__ if base in FAMILIES)
     for method in METHODS:
-        if method in own or getattr(kind, method, None) is not getattr(family, method, None):
+        if method in own or getattr(kind, method, None) is not OWN[family][method]:
             return f"{kind.__name__} has a {method} of its own"
     if problem := _tensor_problem(own, "timesteps"):
         return problem
@@ -384,6 +414,9 @@ _ROWS = {
 }
 
 
+DDPM, STRIDED = ("ddpm",), ("ddpm", True)  # keys of `State.get`
+
+
 # ---- one step -----------------------------------------------------------------------------------------------------------------
 
 
@@ -406,41 +439,53 @@ def _reverse_step(seen, key, model_output, timestep, sample, draw):
     y, x0 = step_with(
         *(coefficients, sample, model_output, t), learned=learned, clip=state.clip, threshold=threshold, return_x0=True, **noise
     )
-    if state.plain and not _compiling():
-        still = range(1 if key[0] == "ddpm" else 0 if key[1] else state.end)  # the timesteps at which nothing is drawn
-        if len(seen.quick) >= MOST_TABLES:
-            seen.quick.clear()
-        seen.quick[key] = coefficients, known, state.clip, still
+    if state.plain and key != STRIDED and not _compiling():
+        seen.keep_quick(key, coefficients, known, sample, model_output)
     return y, x0.to(m.dtype) if state.prediction == "sample" else x0
 
 
-def _quick_step(scheduler, options, key, m, timestep, x, generator):
-    """(previous sample, x0) of a call that is like one before it in all that can be seen at once; None, before anything is drawn,
-    of any other. DDIM's step of (1, 16, 7) takes 10.8 µs with it and 14.0 without, 6 of them the op, the seed and the output."""
+def _quick_step(scheduler, options, key, m, timestep, x, generator, kind, return_dict):
+    """The result of a step that is like one before it in all that can be seen at once; None of any other, before anything is drawn
+    (but for a seed, where it is the op that refuses the shapes). DDIM's step of (1, 16, 7) takes 8 µs with it and 14 without, 5 of
+    them the op, the seed and the output; hence what is written out here of other functions."""
+    if type(timestep) is Tensor:
+        if timestep.dtype not in INTEGERS or timestep.dim() or not timestep.is_cpu:
+            return None
+    elif type(timestep) is not int:
+        return None
     own = scheduler.__dict__
     seen = own.get("_fastgen")
-    if type(seen) is not Seen or not seen.is_of(own):
+    if type(seen) is not Seen or not (type(m) is type(x) is Tensor) or not seen.is_of(own):
         return None
-    coefficients, known, clip, still = seen.quick.get(key, NEVER_SEEN)
-    if not (type(m) is type(x) is type(timestep) is torch.Tensor) or timestep.dtype not in INTEGERS or timestep.dim():
+    quick = seen.quick.get((key, x.dtype, m.dtype, _backend_choice()))
+    if quick is None or not x.is_cpu or x.requires_grad or m.requires_grad or dispatch_modes() or transformed():
         return None
-    plan = plan_of_plain_step(coefficients, x, m)
-    if plan is None or not (m.is_cpu and x.is_cpu and timestep.is_cpu) or m.shape != x.shape:
+    rows, drawing, clip = quick
+    t = timestep if type(timestep) is int else timestep.item()
+    draws = drawing.get(t)  # None at a timestep that has no row
+    if draws is None:
         return None
-    t = timestep.item()
-    if not 0 <= t < len(known) or not known[t] or not (generator is None or type(generator) is torch.Generator):
+    noise, seed = None, 0
+    try:
+        if draws:
+            options = options or own["_fastgen_options"]
+            if generator is None and options.rng == "fused":
+                draw, drawn = scratch.bits
+                draw()
+                seed = drawn()
+            elif x.dim() and x.layout is m.layout is torch.strided and m.is_cpu and m.shape == x.shape and _on_cpu(generator):
+                source = _source(options, generator, None, m)
+                noise, seed = source.get("noise"), source.get("seed", 0)
+            else:
+                return None
+        y, x0 = plain_step(x, m, rows, t, noise, seed, clip)
+    except RuntimeError:  # shapes, layouts or devices that do not go together: the long way finds words, or diffusers a result
         return None
-    if t in still:
-        return plain_step(plan, x, m, t, None, 0, clip)
-    if options.rng == "fused" and generator is None:
-        return plain_step(plan, x, m, t, None, random_seed(None), clip)
-    source = _source(options, generator, None, m)
-    if "seed" in source and type(source["seed"]) is not int:  # of a generator on a GPU
-        return step_with(coefficients, x, m, t, clip=clip, return_x0=True, **source)
-    return plain_step(plan, x, m, t, source.get("noise"), source.get("seed"), clip)
+    return _made(kind, y, x0) if return_dict else (y, x0)
 
 
-NEVER_SEEN = None, (), None, ()
+def _on_cpu(generator):
+    return generator is None or (type(generator) is torch.Generator and generator.device.type == "cpu")
 
 
 def _model_output(state, model_output, sample):
@@ -460,10 +505,12 @@ def _model_output(state, model_output, sample):
 
 def _same_kind(name, y, x):
     plain = type(y) is type(x) is torch.Tensor and x.is_cpu and y.is_cpu and x.layout is y.layout is torch.strided
-    if plain and x.dtype is y.dtype in _checks.FLOATING and x.dim():
+    if plain and x.dtype is y.dtype in _checks.FLOATING and x.dim() and not (x.is_nested or y.is_nested):
         return  # as nearly all are
     if not isinstance(y, torch.Tensor) or not isinstance(x, torch.Tensor):
         raise NotCovered(f"{name} of type {type(y).__name__} for a sample of type {type(x).__name__}")
+    if x.is_nested or y.is_nested:
+        raise NotCovered("nested tensors")
     if x.dim() == 0:
         raise NotCovered("a sample without dimensions")
     if y.dtype not in _checks.FLOATING or x.dtype not in _checks.FLOATING:
@@ -533,14 +580,20 @@ def _random_bits(generator):
 
 
 def _output(kind, previous, x0):
-    """kind(prev_sample=previous, pred_original_sample=x0), in a third of the time: 1 µs of 13 for a small step instead of 4."""
-    if _compiling():
-        return kind(prev_sample=previous, pred_original_sample=x0)
+    return kind(prev_sample=previous, pred_original_sample=x0) if _compiling() else _made(kind, previous, x0)
+
+
+def _made(kind, previous, x0):
+    """kind(prev_sample=previous, pred_original_sample=x0), in an eighth of the time: 0.5 µs of 8 for a small step instead of 4."""
     made = kind.__new__(kind)
-    for name, value in (("prev_sample", previous), ("pred_original_sample", x0)):
-        OrderedDict.__setitem__(made, name, value)
-        object.__setattr__(made, name, value)
+    put(made, "prev_sample", previous)
+    put(made, "pred_original_sample", x0)
+    own = made.__dict__
+    own["prev_sample"], own["pred_original_sample"] = previous, x0
     return made
+
+
+put = OrderedDict.__setitem__
 
 
 def _one_source(generator, seed):
@@ -579,9 +632,6 @@ def _original(what, why, seed):
     fall_through(what, why)
 
 
-DDPM = ("ddpm",)
-
-
 def _ddpm_step(output, original, options):
     @_replacing(original, _SEED_DOC)
     def step(self, model_output, timestep, sample, generator=None, return_dict=True, *, seed=None):
@@ -591,9 +641,9 @@ def _ddpm_step(output, original, options):
             return _source(options or self._fastgen_options, generator, seed, m)
 
         if seed is None and not _compiling():
-            quick = _quick_step(self, options or self._fastgen_options, DDPM, model_output, timestep, sample, generator)
+            quick = _quick_step(self, options, DDPM, model_output, timestep, sample, generator, output, return_dict)
             if quick is not None:
-                return _output(output, *quick) if return_dict else quick
+                return quick
         try:
             _one_source(generator, seed)
             previous, x0 = _reverse_step(_seen(self), DDPM, model_output, timestep, sample, draw)
@@ -628,10 +678,10 @@ def _ddim_step(original, options):
             return {"noise": variance_noise}
 
         if seed is None and variance_noise is None and type(eta) is float and not _compiling():
-            key = "ddim", eta, use_clipped_model_output
-            quick = _quick_step(self, options or self._fastgen_options, key, model_output, timestep, sample, generator)
+            key = "ddim", eta, bool(use_clipped_model_output)
+            quick = _quick_step(self, options, key, model_output, timestep, sample, generator, DDIMSchedulerOutput, return_dict)
             if quick is not None:
-                return _output(DDIMSchedulerOutput, *quick) if return_dict else quick
+                return quick
         try:
             _one_source(generator, seed)
             if self.num_inference_steps is None:
@@ -660,7 +710,7 @@ def _batch_step_no_noise(original, options):
     @_replacing(original)
     def batch_step_no_noise(self, model_output, timesteps, sample):
         try:
-            return _reverse_step(_seen(self), ("ddpm", True), model_output, timesteps, sample, lambda t, m: NO_NOISE)[0]
+            return _reverse_step(_seen(self), STRIDED, model_output, timesteps, sample, lambda t, m: NO_NOISE)[0]
         except NotCovered as why:
             fall_through("DDPMParallelScheduler.batch_step_no_noise", why)
             return original(self, model_output, timesteps, sample)
@@ -727,8 +777,6 @@ def _register_to_config(original, options):
 
 
 # ---- the classes --------------------------------------------------------------------------------------------------------------
-
-FAMILIES = (diffusers.DDPMScheduler, diffusers.DDPMParallelScheduler, diffusers.DDIMScheduler)
 
 _SHARED = {
     "add_noise": _add_noise,
