@@ -5,7 +5,6 @@ import math
 import statistics
 
 import pytest
-import torch
 
 from . import common, replay
 
@@ -16,25 +15,28 @@ from . import end_to_end  # noqa: E402
 CLOCK = replay.Replay()
 
 
-def device(config):
-    return config.option.bench_device or ("cuda" if torch.cuda.is_available() else "cpu")
-
-
 def pytest_generate_tests(metafunc):
-    works = end_to_end.works(metafunc.config.option.tiny, device(metafunc.config))
+    works = end_to_end.works(metafunc.config.option.tiny, common.device(metafunc.config.option.bench_device))
     metafunc.parametrize(("what", "peer"), [(work.what, peer) for work in works for peer in work.peers])
 
 
 @functools.cache
 def measured(what, tiny, device):
-    """(work, seconds of a step by peer, threads, peak memory by peer): once, for the tests of all its peers."""
+    """(work, seconds of a step by peer, threads, peak memory by peer), or what was raised: once, for the tests of all its peers."""
     work = end_to_end.find(what, tiny, device)
-    return work, *end_to_end.measured(work, tiny), end_to_end.peak_bytes(work, tiny)
+    try:
+        return work, *end_to_end.measured(work, tiny), end_to_end.peak_bytes(work, tiny)
+    except Exception as error:
+        return error
 
 
 @pytest.mark.benchmark(timer=CLOCK.read)
-def test_end_to_end(benchmark, pytestconfig, note, what, peer):
-    work, samples, threads, peaks = measured(what, pytestconfig.option.tiny, device(pytestconfig))
+def test_end_to_end(benchmark, pytestconfig, note, in_time, what, peer):
+    in_time(what)
+    found = measured(what, pytestconfig.option.tiny, common.device(pytestconfig.option.bench_device))
+    if isinstance(found, Exception):
+        raise found
+    work, samples, threads, peaks = found
     benchmark.group = what
     CLOCK.play(benchmark, samples[peer])
     rate, peak = 1 / statistics.median(samples[peer]), peaks[peer]

@@ -4,7 +4,8 @@ from . import peers
 
 
 def cases(grid):
-    return grid.over(grid.contiguous, peers.gan_loss) + grid.over(grid.backward, peers.gan_loss, peers.BACKWARD)
+    forward = grid.over(grid.contiguous + grid.channels_last, peers.gan_loss)
+    return forward + grid.over(grid.backward, peers.gan_loss, peers.BACKWARD)
 
 
 def test_gan_loss(measure, case, peer):

@@ -55,19 +55,33 @@ def rotation(make, device: str = "cpu", one: bool = False) -> list[tuple]:
 
 
 def free_bytes(device: str = "cpu") -> int:
-    """The memory that can be used without swapping."""
+    """The memory that can be used without swapping, or what a control group (a container) leaves of it."""
     if device == "cuda":
         return torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
-        return next(int(line.split()[1]) * 2**10 for line in lines if line.startswith("MemAvailable"))
+        free = next(int(line.split()[1]) * 2**10 for line in lines if line.startswith("MemAvailable"))
     except (OSError, StopIteration):
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    try:
+        limit, used = (Path("/sys/fs/cgroup", name).read_text() for name in ("memory.max", "memory.current"))
+        return min(free, int(limit) - int(used))
+    except (OSError, ValueError):  # no group of our own, or "max"
+        return free
+
+
+def device(asked: str | None = None) -> str:
+    """Where benchmarks run unless something else is asked for: "cuda" where torch finds it, else "cpu"."""
+    return asked or ("cuda" if torch.cuda.is_available() else "cpu")
 
 
 # ---- timing ----------------------------------------------------------------------------------------------------------
 
-SHORT = 50e-6  # seconds; a call that is shorter is timed in runs of calls
+# Seconds; shorter calls are timed in runs that last so long. It is the same for all peers: the first call after a neighbour's finds
+# other data and code in the cache, and one peer timed by first calls beside another timed by runs took 1.5 to 2 times too long
+# (100,000 elements, eager beside fastgen, when runs began at 50 µs).
+SHORT = 1e-3
+UNTIMED = 0.02  # seconds up to which a call is made once more before each sample, which is not timed
 CUDA_SAMPLE = 2e-3  # seconds that a sample takes on a GPU, about
 
 
@@ -103,19 +117,19 @@ def _second_after(between, call):
     return time.perf_counter() - start
 
 
-def warmed(calls, device: str = "cpu") -> float:
+def warmed(calls, device: str = "cpu", by_host: bool = False) -> float:
     """Calls everything once (compilation, page faults), then again, what is short five times more; returns the shortest time."""
     for call in calls:
         call()
-    shortest = min(seconds(calls, turn, 1, device) for turn in range(len(calls)))
-    return shortest if shortest > 1e-3 else min(shortest, *(seconds(calls, 0, 1, device) for _ in range(5)))
+    shortest = min(seconds(calls, turn, 1, device, by_host) for turn in range(len(calls)))
+    return shortest if shortest > SHORT else min(shortest, *(seconds(calls, 0, 1, device, by_host) for _ in range(5)))
 
 
 def repeats(estimate: float, device: str = "cpu") -> int:
-    """How many calls make one sample: enough for a millisecond where a call is short beside the clock, else one."""
+    """How many calls make one sample: as many as last a millisecond, at least one."""
     if device == "cuda":
         return min(max(math.ceil(CUDA_SAMPLE / max(estimate, 1e-7)), 3), 500)
-    return 1 if estimate > SHORT else math.ceil(1e-3 / estimate)
+    return max(math.ceil(SHORT / max(estimate, 1e-7)), 1)
 
 
 def in_turns(
@@ -128,11 +142,12 @@ def in_turns(
     runs in the cache and the heap that the same neighbour left. The rounds last about `budget` seconds in all, and are
     at least `least` (2 if tiny) and at most 60.
     """
-    estimates = {name: warmed(calls, device) for name, calls in peers.items()}
+    estimates = {name: warmed(calls, device, by_host) for name, calls in peers.items()}
     times = {name: 1 if tiny else repeats(estimate, device) for name, estimate in estimates.items()}
     if between is not None and not tiny:
         times = {name: max(10, many) for name, many in times.items()}
-    total = sum(estimates[name] * times[name] for name in peers)
+    first = {name: 1 if estimate < UNTIMED else 0 for name, estimate in estimates.items()}
+    total = sum(estimates[name] * (times[name] + first[name]) for name in peers)
     rounds = 2 if tiny else min(max(least, int(budget / total)), 60)
     samples, turn, order = {name: [] for name in peers}, 0, random.Random(0)
     collecting = gc.isenabled()
@@ -140,6 +155,9 @@ def in_turns(
     try:
         for _ in range(rounds):
             for name in order.sample(list(peers), len(peers)):
+                if first[name]:
+                    seconds(peers[name], turn, 1, device, by_host, between)
+                turn += first[name]
                 samples[name].append(seconds(peers[name], turn, times[name], device, by_host, between))
                 turn += times[name]
     finally:

@@ -6,7 +6,8 @@
 BASE gets a git worktree in build/compare, where its libraries are built; this tree's are taken as they are. Each side is a process
 that lives through the run, with its own `fastgen` but the cases of this tree's benchmarks; there are several such pairs. In every
 round both sides of a pair run a sample of the case, in an order drawn anew. A ratio is the median over the rounds of (base's time ÷
-the new one's); where its quartiles lie on one side of 1 the table says "faster" or "SLOWER".
+the new one's), with the 95% interval that the pairs of processes give; where that lies on one side of 1 the table says "faster" or
+"SLOWER".
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import argparse
 import gc
 import importlib
 import json
+import math
 import os
 import random
 import re
@@ -39,8 +41,10 @@ TREES = ROOT / "build/compare"
 # cores), and its data are in the cache.
 SETTLE = 0.015
 # Two processes with the same code differed by up to 6% in calls on 16 elements, each the same way through its whole life (where its
-# memory lies, probably). Hence several of each side.
-PAIRS = 3
+# memory lies, probably). Hence several of each side, and a verdict from how the pairs differ: rounds are no evidence against that.
+PAIRS = 5
+# Student's t for 95%, by the number of pairs; the normal distribution's beyond
+STUDENT = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78, 6: 2.57, 7: 2.45, 8: 2.36, 9: 2.31, 10: 2.26}
 SAMPLE = 0.005  # about what a sample takes, unless one call takes longer
 
 
@@ -59,9 +63,9 @@ class Side:
     def about(self):
         return {"fastgen": str(Path(fastgen.__file__).parent), "version": fastgen.__version__, "backend": fastgen.backend()}
 
-    def names(self, module, tiny):
-        """Of the module's cases, on a GPU where there is one."""
-        grid = peers.Grid(tiny, "cuda" if torch.cuda.is_available() else "cpu")
+    def names(self, module, tiny, device):
+        """Of the module's cases."""
+        grid = peers.Grid(tiny, device)
         found = importlib.import_module(f"{__package__}.{module}").cases(grid)
         # what a kernel gains shows at these sizes; larger ones take gigabytes in every process
         wanted = [case for case in found if case.elements <= peers.LONGEST and not case.threads and case.fits]
@@ -75,7 +79,7 @@ class Side:
         case = self.cases[name]
         self.how = case.device, case.overhead  # by the host's clock where a call is all overhead
         self.calls, self.turn = peers.prepare(case, ["fastgen"], self.tiny)["fastgen"], 0
-        return common.warmed(self.calls, case.device)
+        return common.warmed(self.calls, *self.how)
 
     def release(self):
         self.calls = []
@@ -169,9 +173,20 @@ class Worker:
         return answer["value"]
 
 
-def verdict(ratio: dict) -> str:
-    """What quartiles of base ÷ new say of the new one: "faster", "SLOWER", or "" where they enclose 1."""
-    return "faster" if ratio["q1"] > 1 else "SLOWER" if ratio["q3"] < 1 else ""
+def interval(ratios: list[float]) -> tuple[float, float] | None:
+    """In which the true ratio lies with 95%, as the pairs of processes have it; None of one pair."""
+    if len(ratios) < 2:
+        return None
+    logs = [math.log(ratio) for ratio in ratios]
+    middle = statistics.fmean(logs)
+    half = STUDENT.get(len(logs), 2.0 + 2.6 / len(logs)) * statistics.stdev(logs) / math.sqrt(len(logs))
+    return math.exp(middle - half), math.exp(middle + half)
+
+
+def verdict(interval: tuple[float, float] | None) -> str:
+    """What an interval of base ÷ new says of the new one: "faster", "SLOWER", or "" where it holds 1."""
+    low, high = interval or (0, 2)
+    return "faster" if low > 1 else "SLOWER" if high < 1 else ""
 
 
 def in_turns(pair: tuple[Worker, Worker], name: str, seconds: float, tiny: bool, order: random.Random) -> list[list[float]]:
@@ -195,24 +210,25 @@ def compared(pairs: list[tuple[Worker, Worker]], name: str, seconds: float, tiny
         old, fresh = in_turns(pair, name, seconds / len(pairs), tiny, order)
         base, new = base + old, new + fresh
         medians.append(statistics.median(b / n for b, n in zip(old, fresh, strict=True)))
-    ratio = quartiles([b / n for b, n in zip(base, new, strict=True)])
+    found = interval(medians)
     return {
         "case": name,
         "rounds": len(base),
         "base": quartiles(base),
         "new": quartiles(new),
-        "ratio": ratio,
+        "ratio": quartiles([b / n for b, n in zip(base, new, strict=True)]),
         "ratio of each pair": medians,
-        "verdict": "" if tiny else verdict(ratio),
+        "interval": found,
+        "verdict": "" if tiny else verdict(found),
     }
 
 
-def all_compared(pairs, only: str, seconds: float, tiny: bool) -> tuple[list[dict], dict[str, str]]:
+def all_compared(pairs, only: str, seconds: float, tiny: bool, device: str) -> tuple[list[dict], dict[str, str]]:
     """(rows, {case or module: why it was not compared})."""
     rows, left_out = [], {}
     for module in modules():
         try:
-            names = [side.names(module, tiny) for pair in pairs for side in reversed(pair)][0]
+            names = [side.names(module, tiny, device) for pair in pairs for side in reversed(pair)][0]
         except Refused as why:
             left_out[module] = str(why)
             continue
@@ -231,6 +247,8 @@ def all_compared(pairs, only: str, seconds: float, tiny: bool) -> tuple[list[dic
 
 def built(revision: str) -> Path:
     """A worktree of the revision with its libraries; UserError where it is none, or cannot be built."""
+    if common._git("rev-parse", "--git-dir") is None:
+        raise UserError(f"BASE: expected git and a repository at {ROOT}, found none; or give --base-tree")
     commit = common._git("rev-parse", "--verify", "--quiet", "--end-of-options", f"{revision}^{{commit}}")
     if commit is None:
         raise UserError(f"BASE: expected a revision of this repository, got {revision!r}")
@@ -261,12 +279,12 @@ def describe(about: dict) -> str:
 
 
 def lines(rows: list[dict], left_out: dict[str, str]) -> list[str]:
-    head = ("case", "base µs", "q1", "q3", "new µs", "q1", "q3", "base ÷ new", "q1", "q3", "")
+    head = ("case", "base µs", "q1", "q3", "new µs", "q1", "q3", "base ÷ new", "from", "to", "")
     cells = []
     for row in rows:
         times = [f"{1e6 * row[side][key]:.4g}" for side in ("base", "new") for key in ("median", "q1", "q3")]
-        ratio = [f"{row['ratio'][key]:.3f}" for key in ("median", "q1", "q3")]
-        cells.append((row["case"], *times, *ratio, row["verdict"]))
+        bounds = [f"{bound:.3f}" for bound in row["interval"]] if row["interval"] else ["", ""]
+        cells.append((row["case"], *times, f"{row['ratio']['median']:.3f}", *bounds, row["verdict"]))
     return [*common.table(head, cells), *(f"not compared: {name}: {why}" for name, why in left_out.items())]
 
 
@@ -277,6 +295,7 @@ def main():
     parser.add_argument("--only", default="", metavar="TEXT", help='cases whose name has it: "ddpm_step-seed"')
     parser.add_argument("--seconds", type=float, default=2.0, help="time for each case, without its set-up (default 2)")
     parser.add_argument("--pairs", type=int, default=PAIRS, help=f"processes of each side (default {PAIRS})")
+    parser.add_argument("--bench-device", choices=("cpu", "cuda"), help="default: cuda where torch finds it")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers there too")
     parser.add_argument("--tiny", action="store_true", help="a few elements and two rounds: shows that everything runs")
     options = parser.parse_args()
@@ -284,6 +303,7 @@ def main():
         parser.error("expected BASE or --base-tree, one of them")
     if options.pairs < 1:
         parser.error(f"--pairs: expected 1 or more, got {options.pairs}")
+    device = common.device(options.bench_device)
     try:
         tree = built(options.base) if options.base_tree is None else options.base_tree.resolve()
         with ExitStack() as stack:
@@ -291,9 +311,11 @@ def main():
             pairs = [
                 tuple(stack.enter_context(Worker(*side)) for side in sides) for _ in range(1 if options.tiny else options.pairs)
             ]
-            result = {"environment": common.environment(), "tiny": options.tiny} | {side.name: side.about() for side in pairs[0]}
-            print(*common.header(), *(f"{name:8} {describe(result[name])}" for name, _ in sides), "", sep="\n", flush=True)
-            rows, left_out = all_compared(pairs, options.only, options.seconds, options.tiny)
+            result = {"environment": common.environment(device), "tiny": options.tiny} | {
+                side.name: side.about() for side in pairs[0]
+            }
+            print(*common.header(device), *(f"{name:8} {describe(result[name])}" for name, _ in sides), "", sep="\n", flush=True)
+            rows, left_out = all_compared(pairs, options.only, options.seconds, options.tiny, device)
     except UserError as error:
         sys.exit(f"error: {error}")
     if not rows and not left_out:

@@ -4,6 +4,7 @@ On a GPU with CUDA where there is one, else on the CPU. One entry of pytest-benc
 what was called, which bytes it must move, how fast it did, and how the peers of the same rounds compare.
 """
 
+import statistics
 import time
 
 import pytest
@@ -23,10 +24,6 @@ def pytest_addoption(parser):
     group.addoption("--bench-device", default=None, choices=("cpu", "cuda"), help="default: cuda where torch finds it")
 
 
-def _device(config) -> str:
-    return config.option.bench_device or ("cuda" if torch.cuda.is_available() else "cpu")
-
-
 class Turns:
     """Measures a case when its first peer is asked for, and shares the time that is left among the cases that are."""
 
@@ -35,6 +32,9 @@ class Turns:
         self.rows, self.notes = [], []
         self.case, self.samples, self.errors = None, {}, {}
         self.left_out = {}  # {case: why}
+
+    def late(self):
+        return not self.tiny and time.monotonic() > self.end
 
     def measure(self, case, items):
         """Times those of the case's peers that are among the tests to be run: `samples` are their seconds in each round."""
@@ -46,8 +46,8 @@ class Turns:
         left = len({id(each["case"]) for each in wanted[at:]})
         self.case, self.samples, self.errors = case, {}, {}
         remaining = self.end - time.monotonic()
-        if remaining < 0 and not self.tiny:
-            self.left_out[str(case)] = "no time was left: see --minutes"
+        if self.late():
+            self.left_out[str(case)] = NO_TIME
         elif not case.fits:
             self.left_out[str(case)] = f"needs more than the {common.free_bytes(case.device) / 2**30:.1f} GiB of free memory"
         if str(case) in self.left_out:
@@ -66,7 +66,10 @@ class Turns:
                     self.errors[name] = error
             seconds = min(LONGEST_TURN, 0.5 * remaining / left)
             between = peers.between(case)
-            self.samples = common.in_turns(prepared, seconds, self.tiny, case.device, case.overhead, between)
+            if prepared:
+                self.samples = common.in_turns(prepared, seconds, self.tiny, case.device, case.overhead, between)
+        except Exception as error:  # of all of them
+            self.errors |= dict.fromkeys(names, error)
         finally:
             torch.set_num_threads(threads)
             peers.sets.cache_clear()
@@ -76,23 +79,26 @@ class _NONE:
     params = {}
 
 
-TURNS = pytest.StashKey[Turns]()
+TURNS, BEGUN = pytest.StashKey[Turns](), pytest.StashKey[set]()
+NO_TIME = "no time was left: see --minutes"
 _clock = Replay()
 
 
 def pytest_configure(config):
+    if hasattr(config, "workerinput"):
+        raise pytest.UsageError("benchmarks: expected one process, got -n: they would slow each other down")
     config.stash[TURNS] = Turns(config)
 
 
 def pytest_report_header(config):
-    return common.header(_device(config))
+    return common.header(common.device(config.option.bench_device))
 
 
 def pytest_generate_tests(metafunc):
     """Every case beside every peer; the modules say which cases there are."""
     if "case" in metafunc.fixturenames:
         config = metafunc.config
-        cases = metafunc.module.cases(peers.Grid(config.option.tiny, _device(config)))
+        cases = metafunc.module.cases(peers.Grid(config.option.tiny, common.device(config.option.bench_device)))
         timed = pytest.mark.benchmark(timer=_clock.read)
         pairs = [pytest.param(case, peer, id=f"{case}-{peer}", marks=timed) for case in cases for peer in case.peers]
         metafunc.parametrize(("case", "peer"), pairs)
@@ -102,6 +108,20 @@ def pytest_generate_tests(metafunc):
 def note(pytestconfig):
     """Says a line beside pytest-benchmark's table."""
     return pytestconfig.stash[TURNS].notes.append
+
+
+@pytest.fixture
+def in_time(pytestconfig):
+    """Skips what is asked for, once, when no time is left for it."""
+    turns, begun = pytestconfig.stash[TURNS], pytestconfig.stash.setdefault(BEGUN, set())
+
+    def check(name):
+        if name not in begun and turns.late():
+            turns.left_out[name] = NO_TIME
+            pytest.skip(NO_TIME)
+        begun.add(name)
+
+    return check
 
 
 @pytest.fixture
@@ -155,6 +175,11 @@ def described(case, peer, samples, tiny):
         "GB/s": case.bytes / times["median"] / 1e9,
         "share of limit": share,
         "ratio": ratio and {key: ratio[key] for key in ("median", "q1", "q3")},
+        "ratios": {  # of each peer's time to this one's
+            other: statistics.median(theirs / mine for theirs, mine in zip(found, samples[peer], strict=True))
+            for other, found in samples.items()
+            if other != peer
+        },
         "target": target,
         "met": verdict(target, ratio["median"], times, common.quartiles(samples["fastgen"])) if target else "",
     }

@@ -109,7 +109,9 @@ def end_to_end(cases):
             peak = case.says(peer, "peak_bytes")
             peaks.append("–" if peak is None else short(peak / 1e6))
         rows.append([case["what"] or case.label, case["unit"] or "", *rates, off or "–", ratio(case, off), *peaks])
-    return table(head, rows, left=2)
+    timed = sorted({f"{plural(case['steps timed'], 'step')} ({case['what']})" for case in cases if case["steps timed"]})
+    said = ["A sample of the time is " + ", ".join(timed) + "; a sampling step costs the same in a chain of any length.", ""]
+    return table(head, rows, left=2) + (said if timed else [])
 
 
 def imported(cases):

@@ -107,6 +107,17 @@ def _ddim(**options):
     return lambda i, **out: fastgen.ddim_step(**_filled(i, {"x_t": "x", "model_output": "m", "t": "t", **options}), **out)
 
 
+def _plain(noise):
+    """The op behind a scheduler's step."""
+
+    def call(i):
+        computed = torch.float64 if torch.float64 in (i.x.dtype, i.m.dtype) else torch.float32
+        rows = SCHEDULE.ddpm_step_table("epsilon", "posterior", i.x.device, computed).rows
+        return torch.ops.fastgen.ddpm_step_plain(i.x, i.m, rows, 7, i.noise if noise else None, 5, 1.0)
+
+    return call
+
+
 def _forward(op, data, **options):
     return lambda i, **out: op(**_filled(i, {data: "x", "t": "t", **options}), **out)
 
@@ -203,6 +214,8 @@ CALLS = INTO | {
     "ddpm x0": _step(seed="seed", return_x0=True),
     "ddpm x0 threshold": _step(threshold="threshold", noise="noise", return_x0=True),
     "ddim x0": _ddim(return_x0=True),
+    "ddpm plain": _plain(noise=False),
+    "ddpm plain noise": _plain(noise=True),
     "q_posterior": _forward(fastgen.q_posterior, "x0", x_t="m"),
     "randn int": _randn("int"),
     "randn one seed": _randn("one"),

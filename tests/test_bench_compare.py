@@ -34,7 +34,7 @@ def test_two_trees_are_paired_and_what_one_lacks_is_said(tmp_path):
     assert found["rows"] and all(row["case"].startswith("q_sample") for row in found["rows"])
     for row in found["rows"]:
         assert row["rounds"] == 2 and row["base"]["median"] > 0 and row["new"]["median"] > 0
-        assert re.search(rf"^{re.escape(row['case'])} .* {row['ratio']['median']:.3f} ", result.stdout, re.MULTILINE)
+        assert re.search(rf"^{re.escape(row['case'])} .* {row['ratio']['median']:.3f}$", result.stdout, re.MULTILINE)
     lacking = "AttributeError: module 'fastgen' has no attribute 'q_posterior'"
     posteriors = {name: why for name, why in found["left_out"].items() if name.startswith("q_posterior")}
     assert posteriors and set(posteriors.values()) == {f"base: {lacking}"} and f"base: {lacking}" in result.stdout
@@ -88,8 +88,10 @@ class Sided:
         ([(3e-3, 1e-3)] * 3, 3.0, "faster"),
         ([(1e-3, 2e-3)] * 3, 0.5, "SLOWER"),
         ([(3e-3, 1e-3), (1e-3, 1e-3), (1e-3, 2e-3)], 1.0, ""),
+        ([(1.03e-3, 1e-3), (1.01e-3, 1e-3), (1.06e-3, 1e-3)], 1.03, ""),
+        ([(1.03e-3, 1e-3), (1.04e-3, 1e-3), (1.05e-3, 1e-3)], 1.04, "faster"),
     ],
-    ids=["faster", "slower", "pairs that disagree"],
+    ids=["faster", "slower", "pairs that disagree", "too different to say", "alike enough"],
 )
 def test_the_ratio_is_that_of_all_pairs(monkeypatch, times, ratio, verdict):
     monkeypatch.syspath_prepend(ROOT)
