@@ -94,12 +94,15 @@ class _QPosterior(torch.autograd.Function):
         x0, x_t, rows, t, index = arguments
         ctx.save_for_backward(t)
         ctx.rest = (rows, index, plan.backend, x0.dtype, x_t.dtype)
+        ctx.set_materialize_grads(False)  # no zeros for the variances
         mean, variance, log_variance = plan.call(*arguments)
         ctx.mark_non_differentiable(variance, log_variance)
         return mean, variance, log_variance
 
     @staticmethod
     def backward(ctx, gradient, *_):
+        if gradient is None:
+            return (None,) * 6
         (t,) = ctx.saved_tensors
         rows, index, backend, x0_dtype, x_t_dtype = ctx.rest
         x0 = scaled(rows, 0, gradient, t, index, backend).to(x0_dtype) if ctx.needs_input_grad[1] else None
