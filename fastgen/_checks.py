@@ -175,7 +175,7 @@ def device(value) -> torch.device:
 
 
 def option(name: str, value, allowed: tuple) -> None:
-    if value not in allowed:
+    if not isinstance(value, tuple(map(type, allowed))) or value not in allowed:  # an array would be compared with each
         raise ValueError(f"{name}: expected one of {', '.join(map(repr, allowed))}, got {value!r}")
 
 

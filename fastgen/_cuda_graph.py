@@ -11,6 +11,7 @@ from . import _backend
 
 # torch.cuda.graph: "only one capture may be underway at a time in the process". A network may itself sample in its warm-up.
 _one_capture = threading.RLock()
+_this_thread = threading.local()  # .records: whether it is in the middle of making a graph
 # Up to torch 2.11 every graph has the default generator's one state, and a replay in the middle of a capture would raise.
 _replays_wait = _backend.torch_version() < (2, 12)
 # Captures that torch's allocators go on asking whether a stream is theirs: of a graph that is gone they would ask freed memory
@@ -18,8 +19,10 @@ _broken = []
 
 
 def usable(device: torch.device) -> bool:
-    """Whether a chain on `device` may be recorded now: not inside a capture of the caller's, which records it anyway."""
-    return device.type == "cuda" and not torch.cuda.is_current_stream_capturing()
+    """Whether a chain on `device` may be recorded or replayed now: not inside a capture, which records it anyway, nor in the
+    warm-up before one: to wait there for a sampler whose thread waits for this recording would be to wait for ever."""
+    records = getattr(_this_thread, "records", False)
+    return device.type == "cuda" and not records and not torch.cuda.is_current_stream_capturing()
 
 
 class Graph:
@@ -36,12 +39,14 @@ class Graph:
         stream, pool = torch.cuda.Stream(device), torch.cuda.graph_pool_handle()
         with _one_capture, torch.cuda.device(device):
             stream.wait_stream(torch.cuda.current_stream())
+            outer, _this_thread.records = getattr(_this_thread, "records", False), True
             try:
                 # torch.cuda.graph does not leave its stream where ending a capture fails, the one around it does
                 with torch.cuda.stream(stream), _uncached_autocast():
                     warm_up()  # libraries and lazy modules initialise themselves outside
                     self._record(function, stream, pool)
             finally:  # after an error too: the memory that was lent to this stream goes back to the caller's
+                _this_thread.records = outer
                 torch.cuda.current_stream().wait_stream(stream)
 
     def _record(self, function, stream, pool):

@@ -124,8 +124,8 @@ def scaled(rows, column, x, t, index, backend):
 
 
 def _scale_rows(rows, column):
-    """`q_sample`'s rows with this column of others for a scale. Kept with those, since to make them takes 7 µs, half of what a small
-    gradient does; but not where their values are unknown yet, as while a CUDA graph is captured."""
+    """`q_sample`'s rows with this column of others for a scale. Kept with those, since to make them takes 7 µs, half of what a
+    small gradient does; but not where their values are unknown yet, as while a CUDA graph is captured."""
     if type(rows) is not torch.Tensor or _dispatch.traced() or _dispatch.transformed() or rng.capturing(rows.device):
         return _twice(rows, column)
     kept = rows.__dict__.setdefault("_fastgen_scale_rows", {})

@@ -5,8 +5,10 @@ from __future__ import annotations
 import logging
 import threading
 import weakref
+from collections.abc import Mapping, Set
 from functools import partial
 
+import numpy as np
 import torch
 from torch import nn
 from torch.utils import _pytree as pytree
@@ -124,20 +126,24 @@ class Sampler:
     On CUDA the whole chain can be one graph, launched at once. With `cuda_graph` "auto" the first call of a kind runs step by step,
     the second is recorded, and it and the following ones are replays; where the network cannot be recorded (it synchronises, or
     chooses by values), a warning of the logger "fastgen" says why, and all calls run step by step. True records the first call, and
-    raises RuntimeError where that cannot be done. False never does. A replay gives the bits that the steps would, for its own seeds
-    and its own values of the tensors in model_kwargs. What else the network reads is what was there when it was recorded: so "auto"
-    records no callable but an nn.Module, of which it sees weights, buffers and attributes that are tensors, numbers or strings. Of
-    another kind is a call with tensors of other shapes, other values that are no tensors, one seed instead of many, another
-    backend, or changes to what is seen of the module. A sampler keeps up to four graphs, each with the memory of one chain, fewer
-    where there is no room for another; the next one takes the place of that whose kind has not come for longest, and with "auto" is
-    recorded if its kind comes again before four others. Calls with a callback, a progress bar or a trajectory run step by step;
-    inside a capture of the caller's the chain becomes part of that graph, and `sample_seeds` are a tensor on the device.
+    raises RuntimeError where that cannot be done. False never does. Calls with a callback, a progress bar or a trajectory run step
+    by step; inside a capture of the caller's the chain becomes part of that graph, and `sample_seeds` are a tensor on the device.
 
-    Replays of one graph take turns, on whatever streams. Of a model that is no nn.Module it is not seen that its weights were
-    moved, and precision settings such as TF32 stay those of the recording. While a chain is recorded other threads may use the GPU;
-    but on torch 2.10 and 2.11, whose generators have one state for what is recorded and what is not, `torch.randn`, dropout and the
-    like raise RuntimeError there ("Offset increment outside graph capture"), unless with a generator of their own: record before
-    such threads start, by a call or, with "auto", two.
+    A replay gives the bits that the steps would, for its own seeds and its own values of the tensors in model_kwargs. What else the
+    network reads is what was there when it was recorded: so "auto" records no callable but an nn.Module, of which it sees the
+    modules, their weights, buffers and hooks, and attributes that are tensors, numbers, strings, or lists and dicts of them; not
+    what changes inside other objects. Nor does it record a call with other arguments than such. Of another kind is a call with
+    tensors of other shapes, other values that are no tensors, one seed instead of many, another backend, or changes to what is seen
+    of the module. A sampler keeps up to four graphs, each with the memory of one chain, fewer where there is no room for another;
+    the next one takes the place of that whose kind has not come for longest, and with "auto" is recorded if its kind comes again
+    before four others.
+
+    Replays of one graph take turns, on whatever streams; keep the sampler until they are done. Of a model that is no nn.Module it
+    is not seen that its weights were moved, and precision settings such as TF32 stay those of the recording. To record, the network
+    is called for two steps more beforehand, of which one in training mode may keep count. While a chain is recorded other threads
+    may use the GPU; but on torch 2.10 and 2.11, whose generators have one state for what is recorded and what is not,
+    `torch.randn`, dropout and the like raise RuntimeError there ("Offset increment outside graph capture"), unless with a generator
+    of their own: record before such threads start, by a call or, with "auto", two.
     """
 
     def __init__(
@@ -192,12 +198,14 @@ class Sampler:
         self._options, self._noisy = options, table.noisy
         # a tensor for each step, made here: no step has to make one, none comes from the host, and none is the schedule's own
         samples = self._shape[0] * (2 if self._guided else 1)
-        self._timesteps = schedule.timestep_tensor(self._device).unsqueeze(1).repeat(1, samples).unbind()
-        if cuda_graph != "auto":
-            if cuda_graph is not True and cuda_graph is not False:
-                raise ValueError(f"cuda_graph: expected 'auto', True or False, got {cuda_graph!r}")
-            if cuda_graph and self._device.type != "cuda":
-                raise ValueError(f"cuda_graph: expected a CUDA device with True, got {self._device}")
+        # made on the host, whose copies are there when they return: a call may come on another stream than this one
+        made_on = self._device if rng.capturing(self._device) else "cpu"
+        self._all_timesteps = schedule.timestep_tensor(made_on).unsqueeze(1).repeat(1, samples).to(self._device)
+        self._timesteps = self._all_timesteps.unbind()
+        if cuda_graph is not True and cuda_graph is not False and not (isinstance(cuda_graph, str) and cuda_graph == "auto"):
+            raise ValueError(f"cuda_graph: expected 'auto', True or False, got {cuda_graph!r}")
+        if cuda_graph is True and self._device.type != "cuda":
+            raise ValueError(f"cuda_graph: expected a CUDA device with True, got {self._device}")
         # All that a call may change, by whoever holds the lock; of the kinds of calls, the last comes last
         self._lock, self._cuda_graph, self._kinds, self._room = threading.Lock(), cuda_graph, [], _GRAPHS
 
@@ -233,6 +241,8 @@ class Sampler:
     def _chain(self, seed, kwargs, callback=None, trajectory=None, update=None, steps=None):
         """x_0, step by step; with `steps`, no more than those."""
         total = len(self._schedule)
+        if self._device.type == "cuda" and not rng.capturing(self._device):  # this may be dropped while the chain still runs
+            self._all_timesteps.record_stream(torch.cuda.current_stream(self._device))
         x = randn(self._shape, seed=seed, offset=total, dtype=self._dtype, device=self._device)
         step = partial(self._step, schedule=self._schedule, seed=seed if self._noisy else None, **self._options)
         if trajectory is not None:
@@ -328,6 +338,12 @@ class Sampler:
                     f"model_kwargs: expected tensors on {self._device} with cuda_graph=True, got {elsewhere[0].device}"
                 )
             return None
+        if opaque := [x for x in leaves if not isinstance(x, (torch.Tensor, *_PLAIN))]:  # which may change inside, unseen
+            if self._cuda_graph is True:
+                raise ValueError(
+                    f"model_kwargs: expected tensors, numbers and strings with cuda_graph=True, got {type(opaque[0]).__name__}"
+                )
+            return None
         given = _Kind(seed, leaves, spec, self._model)
         with self._lock:
             if self._cuda_graph is False:  # since another thread found out
@@ -396,13 +412,13 @@ class _ChainGraph:
             self._seeds = torch.empty(count, dtype=torch.int64, device=sampler.device)
             self._write_seed(seed)
             static = [leaf.clone() if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves]
-            self._tensors = [leaf for leaf in static if isinstance(leaf, torch.Tensor)]
+            self._tensors, self._timesteps = [leaf for leaf in static if isinstance(leaf, torch.Tensor)], sampler._all_timesteps
             chain = partial(sampler._chain, self._seeds, pytree.tree_unflatten(static, spec))
             # from the second step on, the layout is that of the network's output
             self._graph = _cuda_graph.Graph(chain, partial(chain, steps=2), sampler.device)
 
     def __call__(self, seed, tensors):
-        with self._graph.turn([self._seeds, *self._tensors]):
+        with self._graph.turn([self._seeds, self._timesteps, *self._tensors]):
             self._write_seed(seed)
             for static, given in zip(self._tensors, tensors, strict=True):
                 static.copy_(given)
@@ -429,7 +445,7 @@ class _Kind:
             _backend._choice.get(),
             torch.is_autocast_enabled("cuda") and torch.get_autocast_dtype("cuda"),
             tuple((leaf.shape, leaf.dtype) for leaf in leaves if isinstance(leaf, torch.Tensor)),
-            _weights(model),
+            _parts(model),
         )
         self.values = [None if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves]
 
@@ -439,21 +455,46 @@ class _Kind:
         return all(_equal(a, b) for a, b in zip(self.values, other.values, strict=True))
 
 
-def _weights(model):
-    """Where the weights of a module lie, and what each of its parts has of tensors, numbers and strings; its mode among them."""
-    if not isinstance(model, nn.Module):
-        return ()
-    return tuple(
-        (*map(_place, m._parameters.values()), *map(_place, m._buffers.values()), *_attributes(m)) for m in model.modules()
-    )
+def _parts(model):
+    """What a graph of this network takes for given: which modules it has, where their weights lie, their hooks and what else is an
+    attribute of one. 6 µs for each module."""
+    facts = []
+    for m in model.modules() if isinstance(model, nn.Module) else ():
+        for name, value in vars(m).items():
+            if name in _ALIEN:
+                continue
+            kind = type(value)
+            if kind in _PLAIN:
+                facts += name, kind, value
+            elif kind is not dict or value:  # most of a module's dicts are empty
+                facts += name, _fact(value)
+    return facts
 
 
-def _attributes(module):
-    for name, value in vars(module).items():
-        if isinstance(value, torch.Tensor):
-            yield name, _place(value)
-        elif isinstance(value, (bool, int, float, str)):
-            yield name, value
+# Of every module, what takes no part in a call: hooks of gradients and of state dicts
+_CALLED = ("_parameters", "_buffers", "_modules", "_forward_hooks", "_forward_pre_hooks", "training")
+_ALIEN = frozenset(vars(nn.Module())).difference(_CALLED)
+_PLAIN = frozenset((bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device))
+_LONGEST = 1000  # entries up to which a list or a dict is looked through
+
+
+def _fact(value, depth=0):
+    """What is equal only while a graph need not be recorded anew for this attribute: the value of what is plain, the place of a
+    tensor, what lists and dicts hold; else the identity."""
+    kind = type(value)
+    if kind in _PLAIN:
+        return kind, value
+    if isinstance(value, torch.Tensor):
+        return _place(value)
+    if isinstance(value, nn.Module):
+        return weakref.ref(value)  # equal as long as they live and are one
+    if isinstance(value, (dict, list, tuple, set, frozenset)) and len(value) <= _LONGEST and depth < 5:
+        if not value:
+            return kind
+        if isinstance(value, dict):
+            return kind, [(key, _fact(x, depth + 1)) for key, x in value.items()]
+        return kind, [_fact(x, depth + 1) for x in value]
+    return _Itself(value)
 
 
 def _place(x):
@@ -467,7 +508,10 @@ class _Itself:
     """Equal to no other object, not even to one that is put where it was: as its id would be."""
 
     def __init__(self, x):
-        self._x = weakref.ref(x)
+        try:
+            self._x = weakref.ref(x)
+        except TypeError:  # some cannot be referred to weakly
+            self._x = lambda: x
 
     def __eq__(self, other):
         x = self._x()
@@ -501,7 +545,7 @@ def _sample_seeds(seeds, batch, device):
         got = "one on the CPU"
     else:
         got = type(seeds).__name__
-        if isinstance(seeds, (str, bytes)) or not hasattr(seeds, "__iter__"):
+        if isinstance(seeds, (str, bytes, Mapping, Set)) or not hasattr(seeds, "__iter__"):  # a set has an order of its own
             raise TypeError(f"sample_seeds: expected a sequence of ints or an int64 tensor, got {got}")
         seeds = [rng.check_seed_int("sample_seeds", seed, "ints") for seed in seeds]
         if len(seeds) != batch:
@@ -530,6 +574,10 @@ def _joined(name, unconditional, conditional, batch):
         if not _equal(u, c):
             raise ValueError(f"unconditional_kwargs{name}: expected tensors, or what model_kwargs has there ({c!r}), got {u!r}")
         return c
+    if u is not c and not (u.layout is c.layout is torch.strided):
+        raise ValueError(
+            f"unconditional_kwargs{name}: expected dense tensors, or the very tensor of model_kwargs, got {u.layout} and {c.layout}"
+        )
     if (u.shape, u.dtype, u.device) != (c.shape, c.dtype, c.device):
         raise ValueError(
             f"unconditional_kwargs{name}: expected {tuple(c.shape)}, {c.dtype}, {c.device} as in model_kwargs, "
@@ -552,7 +600,13 @@ def _joined(name, unconditional, conditional, batch):
 
 
 def _equal(a, b):
-    return a is b or (type(a) is type(b) and (a == b) is True)
+    """Whether two values that are no tensors are the same, as far as they can tell."""
+    if a is b or type(a) is not type(b):
+        return a is b
+    try:
+        return np.array_equal(a, b) if isinstance(a, np.ndarray) else bool(a == b or (a != a and b != b))  # NaN and NaN
+    except Exception:  # whatever a comparison of theirs may raise
+        return False
 
 
 def _laid_out_like(x, m):

@@ -310,6 +310,14 @@ def test_guidance_of_unequal_arguments_is_refused(schedule):
     for bad in ({"a": 1, "c": 2}, {"a": 1}, {"a": 1, "b": [2]}, [1, 2]):
         with pytest.raises(ValueError, match="^unconditional_kwargs: expected values nested like"):
             sampler(model_kwargs={"n": {"a": 1, "b": 2}}, unconditional_kwargs={"n": bad})
+    equal = {"a": np.arange(3), "nan": float("nan"), "s": "x"}
+    sampler(model_kwargs=equal, unconditional_kwargs={"a": np.arange(3), "nan": -float("nan"), "s": "x"})
+    bad = SimpleNamespace(x=torch.zeros(2)), SimpleNamespace(x=torch.zeros(2))  # whose comparison raises
+    for u, c in [(np.arange(3), np.arange(4)), (1, True), bad]:
+        with pytest.raises(ValueError, match=r"^unconditional_kwargs\['a'\]: expected tensors, or what model_kwargs has"):
+            sampler(model_kwargs={"a": c}, unconditional_kwargs={"a": u})
+    with pytest.raises(ValueError, match=r"^unconditional_kwargs\['a'\]: expected dense tensors"):
+        sampler(model_kwargs={"a": torch.ones(2).to_sparse()}, unconditional_kwargs={"a": torch.ones(2).to_sparse()})
     half = fastgen.Sampler(lambda x, t: x[:3], SHAPE, schedule, steps=2, guidance_scale=1.5)
     with pytest.raises(ValueError, match="^model: expected an output for 6 samples under guidance"):
         half(unconditional_kwargs={})
@@ -730,6 +738,53 @@ def test_a_graph_is_not_replayed_with_other_weights(schedule, log):
     assert log.count("record") == 3
 
 
+CHANGES = {
+    "a module": lambda m: setattr(m, "act", nn.SiLU()),
+    "one of the same class": lambda m: setattr(m, "act", nn.ReLU()),
+    "a module that is there twice": lambda m: setattr(m, "third", m.act),
+    "a hook": lambda m: m.act.register_forward_hook(lambda module, inputs, output: output + 1),
+    "forward": lambda m: setattr(m, "forward", lambda x, t: x),
+    "a list": lambda m: m.adapters.append("b"),
+    "a dict": lambda m: m.scaling.update(a=2.0),
+    "what a list holds": lambda m: m.adapters.__setitem__(0, True),
+    "a nested list": lambda m: m.nested[0].append(3),
+    "a dtype": lambda m: setattr(m, "compute", torch.float64),
+    "an object": lambda m: setattr(m, "settings", SimpleNamespace()),
+    "a long list": lambda m: setattr(m, "long", [0] * 2000),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_a_graph_is_not_replayed_after_a_change_of_the_network(schedule, log, change):
+    model = Tame()
+    model.act, model.second, model.adapters, model.scaling, model.nested = nn.ReLU(), nn.ReLU(), [1], {"a": 1.0}, [[1, 2]]
+    model.third, model.compute, model.settings, model.long = model.second, torch.float32, SimpleNamespace(), [0] * 2000
+    model.itself = [model.nested]
+    model.itself.append(model.itself)
+    sampler = recording(model, SHAPE, schedule, steps=2)
+    for _ in range(2):
+        sampler(seed=1)
+    assert log.count("record") == 1
+    change(model)
+    for _ in range(2):
+        sampler(seed=1)
+    assert log.count("record") == 2
+
+
+def test_opaque_arguments_are_not_recorded(schedule, log):
+    class Opaque(nn.Module):
+        def forward(self, x, t, condition):
+            return x + condition.shift
+
+    model, condition = Opaque(), SimpleNamespace(shift=torch.ones(()))
+    sampler = fastgen.Sampler(model, SHAPE, schedule, steps=2)
+    for _ in range(3):
+        sampler(seed=1, model_kwargs={"condition": condition})
+    assert log == []
+    with pytest.raises(ValueError, match="^model_kwargs: expected tensors, numbers and strings with cuda_graph=True, got Simple"):
+        recording(model, SHAPE, schedule, steps=2)(seed=1, model_kwargs={"condition": condition})
+
+
 class Weight(torch.Tensor):
     """A tensor of another library's class, whose memory cannot be told from here."""
 
@@ -1051,6 +1106,19 @@ def test_a_network_may_record_in_its_warm_up(cuda):
     assert len(graphs) == 2
 
 
+def test_a_sampler_inside_a_warm_up_runs_step_by_step(cuda):
+    """To wait for its lock, which a thread may hold that waits for this recording, would be to wait for ever."""
+    cuda.is_current_stream_capturing = lambda: False
+    seen, usable = [], lambda: seen.append(module._cuda_graph.usable(torch.device("cuda")))
+    usable()
+    module._cuda_graph.Graph(usable, usable, "cuda")
+    usable()
+    with pytest.raises(ZeroDivisionError):
+        module._cuda_graph.Graph(usable, lambda: 1 / 0, "cuda")
+    usable()
+    assert seen == [True, False, False, True, True]
+
+
 @pytest.mark.parametrize("waits", [True, False])
 def test_a_replay_in_the_middle_of_another_threads_recording(cuda, monkeypatch, waits):
     """Where torch would refuse it, it comes after."""
@@ -1105,6 +1173,8 @@ ERRORS = [
     ({"sample_seeds": [1, 2]}, ValueError, "sample_seeds: expected 3 ints"),
     ({"sample_seeds": 1}, TypeError, "sample_seeds"),
     ({"sample_seeds": "abc"}, TypeError, "sample_seeds"),
+    ({"sample_seeds": {1, 2, 3}}, TypeError, "sample_seeds: expected a sequence of ints or an int64 tensor, got set"),
+    ({"sample_seeds": {1: 1, 2: 2, 3: 3}}, TypeError, "sample_seeds: expected a sequence of ints or an int64 tensor, got dict"),
     ({"sample_seeds": [1, 2, 3.0]}, TypeError, "sample_seeds"),
     ({"sample_seeds": [1, 2, 2**64]}, ValueError, "sample_seeds"),
     ({"sample_seeds": torch.tensor([1, 2])}, ValueError, "sample_seeds"),
@@ -1118,6 +1188,8 @@ ERRORS = [
     ({"return_trajectory": None}, TypeError, "return_trajectory"),
     ({"cuda_graph": "always"}, ValueError, "cuda_graph"),
     ({"cuda_graph": 1}, ValueError, "cuda_graph"),
+    ({"cuda_graph": np.array([1, 2])}, ValueError, "cuda_graph"),
+    ({"method": np.array(["ddpm", "ddim"])}, ValueError, "method"),
     ({"cuda_graph": True}, ValueError, "cuda_graph: expected a CUDA device with True, got cpu"),
 ]
 
