@@ -336,8 +336,14 @@ template <class Arguments> void run_cuda(int (*launch)(const Arguments&, void*),
 #else
 // Where no noise is made, a step waits for memory, and then 512-bit accesses are the slower ones: given noise, ddpm_step and
 // q_sample reach 1.02 … 1.13 and 0.88 … 1.00 of torch.add's bytes per second with 256 bits, 0.83 … 0.96 and 0.74 … 0.89 with 512
-// (AMD EPYC, Zen 4; neither stores past the cache nor prefetching by hand changed that). The values are the same.
-inline Isa isa_for(const Elementwise& a) { return isa() == Isa::kAvx512 && a.noise.kind != kSeededNoise ? Isa::kAvx2 : isa(); }
+// (AMD EPYC, Zen 4; neither stores past the cache nor prefetching by hand changed that). Not so with bfloat16, whose rounding takes
+// ten instructions: there 512 bits take 0.8 of the time. The values are the same.
+inline Isa isa_for(const Elementwise& a) {
+  bool rounds = a.noise.kind == kSeededNoise;
+  for (const Operand& out : a.out)
+    rounds = rounds || (out.data && out.dtype == kBFloat16);
+  return isa() == Isa::kAvx512 && !rounds ? Isa::kAvx2 : isa();
+}
 
 // Runs the kernel of this processor over torch's threads. `cost`: elements that are worth a thread, fewer where each costs more.
 template <class Arguments> void run_cpu(CpuKernel<Arguments> kernel, const Arguments& arguments, const View&, int64_t cost) {
