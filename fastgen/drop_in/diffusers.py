@@ -56,10 +56,11 @@ from diffusers.schedulers.scheduling_ddim import DDIMSchedulerOutput
 from diffusers.schedulers.scheduling_ddpm import DDPMSchedulerOutput
 from diffusers.schedulers.scheduling_ddpm_parallel import DDPMParallelSchedulerOutput
 from diffusers.utils.torch_utils import randn_tensor
+from torch.autograd import forward_ad
 
 from .. import _checks
 from .._backend import _choice
-from .._dispatch import dispatch_modes, transformed
+from .._dispatch import dispatch_modes, functorch_is_active
 from .._tables import DDPM_STEP_COLUMNS, Coefficients, Table, constant, plain_tensors, step_columns
 from ..ddpm_step import plain_rows, plain_step, step_with
 from ..q_sample import noised_with
@@ -90,6 +91,7 @@ OWN = {base: {name: getattr(base, name, None) for name in METHODS} for base in F
 INTEGERS = (torch.int64, torch.int32)
 DTYPES = {dtype: str(dtype).removeprefix("torch.") for dtype in _checks.FLOATING}  # dynamo guards on keys by their text
 _compiling = torch.compiler.is_compiling  # found once, as in _dispatch.py
+_is_dynamo_compiling = torch.compiler.is_dynamo_compiling
 _backend_choice = _choice.get
 Tensor = torch.Tensor
 
@@ -458,7 +460,9 @@ def _quick_step(scheduler, options, key, m, timestep, x, generator, kind, return
     if type(seen) is not Seen or not (type(m) is type(x) is Tensor) or not seen.is_of(own):
         return None
     quick = seen.quick.get((key, x.dtype, m.dtype, _backend_choice()))
-    if quick is None or not x.is_cpu or x.requires_grad or m.requires_grad or dispatch_modes() or transformed():
+    if quick is None or not x.is_cpu or x.requires_grad or m.requires_grad:
+        return None
+    if dispatch_modes() or forward_ad._current_level >= 0 or functorch_is_active():
         return None
     rows, drawing, clip = quick
     t = timestep if type(timestep) is int else timestep.item()
@@ -640,7 +644,7 @@ def _ddpm_step(output, original, options):
                 return NO_NOISE if seed is None else {"seed": seed}
             return _source(options or self._fastgen_options, generator, seed, m)
 
-        if seed is None and not _compiling():
+        if seed is None and not _is_dynamo_compiling():
             quick = _quick_step(self, options, DDPM, model_output, timestep, sample, generator, output, return_dict)
             if quick is not None:
                 return quick
@@ -677,7 +681,7 @@ def _ddim_step(original, options):
                 return _source(options or self._fastgen_options, generator, seed, m)
             return {"noise": variance_noise}
 
-        if seed is None and variance_noise is None and type(eta) is float and not _compiling():
+        if seed is None and variance_noise is None and type(eta) is float and not _is_dynamo_compiling():
             key = "ddim", eta, bool(use_clipped_model_output)
             quick = _quick_step(self, options, key, model_output, timestep, sample, generator, DDIMSchedulerOutput, return_dict)
             if quick is not None:
