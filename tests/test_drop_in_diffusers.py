@@ -855,6 +855,7 @@ def test_the_short_way_leaves_what_is_not_alike_to_the_long_one(monkeypatch, nam
     pairs = [(m[:1], x), (m, x[:1]), (m.to_sparse(), x.to_sparse()), (m[0, 0, 0], x[0, 0, 0]), (m.to("meta"), x)]
     pairs += [(m.double(), x), (m, x.half()), (m.tolist(), x), (m.to_mkldnn(), x.to_mkldnn()), (m, graded), (m.mT, x)]
     timesteps = [torch.tensor([400]), torch.tensor([[400]]), torch.tensor(400.0), torch.tensor(True), True, 400.0, 5000, -1, None]
+    timesteps += [torch.tensor(400).to_sparse(), torch.tensor(400, device="meta"), torch.tensor(400), s.timesteps[3:4]]
     calls = [lambda s, g, m=m, x=x: s.step(m, t, x, generator=g).prev_sample for m, x in pairs]
     calls += [lambda s, g, t=t: s.step(m, t, x, generator=g).prev_sample for t in timesteps]
     calls += [lambda s, g: s.step(m, t, x, generator=[g, g]).prev_sample, lambda s, g: s.step(m, t, x, generator=5).prev_sample]
