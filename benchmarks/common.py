@@ -197,9 +197,13 @@ def _version(package: str) -> str | None:
         return None
 
 
-@functools.cache
 def environment(device: str = "cpu") -> dict:
-    """What a number depends on, apart from the code timed."""
+    """What a number depends on, apart from the code timed; looked at once, so that the load is that before the first was."""
+    return _environment(device)
+
+
+@functools.cache
+def _environment(device):
     status = _git("status", "--porcelain")
     return {
         "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
