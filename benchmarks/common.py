@@ -64,9 +64,10 @@ def free_bytes(device: str = "cpu") -> int:
     except (OSError, StopIteration):
         free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     try:
-        limit, used = (Path("/sys/fs/cgroup", name).read_text() for name in ("memory.max", "memory.current"))
-        return min(free, int(limit) - int(used))
-    except (OSError, ValueError):  # no group of our own, or "max"
+        limit, used, counts = (Path("/sys/fs/cgroup", f"memory.{name}").read_text() for name in ("max", "current", "stat"))
+        cache = next(int(line.split()[1]) for line in counts.splitlines() if line.startswith("inactive_file "))
+        return min(free, int(limit) - int(used) + cache)  # files' pages count as used until something else needs them
+    except (OSError, ValueError, StopIteration):  # no group of our own, or "max"
         return free
 
 

@@ -125,14 +125,17 @@ def scaled(rows, column, x, t, index, backend):
 
 def _scale_rows(rows, column):
     """`q_sample`'s rows with this column of others for a scale. Kept with those, since to make them takes 7 µs, half of what a
-    small gradient does; but not where their values are unknown yet, as while a CUDA graph is captured."""
-    if type(rows) is not torch.Tensor or _dispatch.traced() or _dispatch.transformed() or rng.capturing(rows.device):
+    small gradient does; but not where their values are unknown yet, as while a CUDA graph is captured. On a GPU each stream keeps
+    its own: another one would have to wait for the kernel that makes them."""
+    known = type(rows) is torch.Tensor and not (_dispatch.traced() or _dispatch.transformed() or rng.capturing(rows.device))
+    if not known or not (rows.is_cpu or rows.is_cuda):
         return _twice(rows, column)
     kept = rows.__dict__.setdefault("_fastgen_scale_rows", {})
-    if column not in kept:
+    key = column, torch.cuda.current_stream(rows.device) if rows.is_cuda else None
+    if key not in kept:
         with plain_tensors():
-            kept[column] = _twice(rows, column)
-    return kept[column]
+            kept[key] = _twice(rows, column)
+    return kept[key]
 
 
 def _twice(rows, column):

@@ -129,14 +129,14 @@ class Sampler:
     raises RuntimeError where that cannot be done. False never does. Calls with a callback, a progress bar or a trajectory run step
     by step; inside a capture of the caller's the chain becomes part of that graph, and `sample_seeds` are a tensor on the device.
 
-    A replay gives the bits that the steps would, for its own seeds and its own values of the tensors in model_kwargs. What else the
-    network reads is what was there when it was recorded: so "auto" records no callable but an nn.Module, of which it sees the
-    modules, their weights, buffers and hooks, and attributes that are tensors, numbers, strings, or lists and dicts of them; not
-    what changes inside other objects. Nor does it record a call with other arguments than such. Of another kind is a call with
-    tensors of other shapes, other values that are no tensors, one seed instead of many, another backend, or changes to what is seen
-    of the module. A sampler keeps up to four graphs, each with the memory of one chain, fewer where there is no room for another;
-    the next one takes the place of that whose kind has not come for longest, and with "auto" is recorded if its kind comes again
-    before four others.
+    A replay gives the bits that the steps would, for its own seeds and its own values of the tensors in model_kwargs. What else
+    the network reads is what was there when it was recorded, and what else it and its hooks do is not done again: so "auto"
+    records no callable but an nn.Module without TorchScript, of which it sees the modules, their classes, weights, buffers and
+    hooks, and attributes that are tensors, numbers, strings, or lists and dicts of them; not what changes inside other objects.
+    Nor does it record a call with other arguments than such. Of another kind is a call with tensors of other shapes, other
+    values that are no tensors, one seed instead of many, another backend, or changes to what is seen of the module. A sampler
+    keeps up to four graphs, each with the memory of one chain, fewer where there is no room for another; the next one takes the
+    place of that whose kind has not come for longest, and with "auto" is recorded if its kind comes again before four others.
 
     Replays of one graph take turns, on whatever streams; keep the sampler until they are done. Of a model that is no nn.Module it
     is not seen that its weights were moved, and precision settings such as TF32 stay those of the recording. To record, the network
@@ -328,8 +328,8 @@ class Sampler:
         """x_0 by the graph; None where this call is to run step by step."""
         if self._cuda_graph is False or not _cuda_graph.usable(self._device):
             return None
-        if self._cuda_graph == "auto" and not isinstance(self._model, nn.Module):
-            return None  # what else such a callable reads cannot be seen, and a replay would go on with what it read first
+        if self._cuda_graph == "auto" and not _can_be_seen(self._model):
+            return None
         leaves, spec = pytree.tree_flatten(kwargs)
         tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
         if elsewhere := [x for x in tensors if x.device != self._device]:
@@ -357,7 +357,9 @@ class Sampler:
             self._kinds.append(kind)
             if kind.graph is None:
                 if known is None and self._cuda_graph == "auto":
+                    logger.debug("the first call of its kind: the chain runs step by step")
                     return None
+                logger.debug("the chain is recorded as a CUDA graph")
                 try:
                     kind.graph = self._recorded(seed, leaves, spec)
                 except Exception as error:
@@ -455,12 +457,33 @@ class _Kind:
         return all(_equal(a, b) for a, b in zip(self.values, other.values, strict=True))
 
 
+def _modules(model):
+    """`model.modules()`, also while another thread adds some, which iterators over dicts do not survive."""
+    found = {id(model): model} if isinstance(model, nn.Module) else {}
+    todo = list(found.values())
+    for m in todo:
+        for child in list(m._modules.values()):
+            if child is not None and id(child) not in found:
+                found[id(child)] = child
+                todo.append(child)
+    return todo
+
+
+def _can_be_seen(model):
+    """Whether a change of the network is noticed; else a replay would go on with what was there first."""
+    modules = _modules(model)
+    return bool(modules) and not any(isinstance(m, torch.jit.ScriptModule) for m in modules)
+
+
 def _parts(model):
     """What a graph of this network takes for given: which modules it has, where their weights lie, their hooks and what else is an
     attribute of one. 6 µs for each module."""
-    facts = []
-    for m in model.modules() if isinstance(model, nn.Module) else ():
-        for name, value in vars(m).items():
+    facts = [_fact(hooks) for hooks in _HOOKS_OF_ALL]
+    for m in _modules(model):
+        facts.append(type(m))
+        if isinstance(m, torch.jit.ScriptModule):  # keeps what it has in C++
+            facts += m.training, [_place(x) for x in (*m.parameters(recurse=False), *m.buffers(recurse=False))]
+        for name, value in list(vars(m).items()):
             if name in _ALIEN:
                 continue
             kind = type(value)
@@ -474,6 +497,7 @@ def _parts(model):
 # Of every module, what takes no part in a call: hooks of gradients and of state dicts
 _CALLED = ("_parameters", "_buffers", "_modules", "_forward_hooks", "_forward_pre_hooks", "training")
 _ALIEN = frozenset(vars(nn.Module())).difference(_CALLED)
+_HOOKS_OF_ALL = nn.modules.module._global_forward_pre_hooks, nn.modules.module._global_forward_hooks
 _PLAIN = frozenset((bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device))
 _LONGEST = 1000  # entries up to which a list or a dict is looked through
 
@@ -492,8 +516,8 @@ def _fact(value, depth=0):
         if not value:
             return kind
         if isinstance(value, dict):
-            return kind, [(key, _fact(x, depth + 1)) for key, x in value.items()]
-        return kind, [_fact(x, depth + 1) for x in value]
+            return kind, [(key, _fact(x, depth + 1)) for key, x in list(value.items())]
+        return kind, [_fact(x, depth + 1) for x in list(value)]
     return _Itself(value)
 
 

@@ -616,7 +616,7 @@ def test_another_kind_of_call_is_recorded_anew(schedule, log):
 
 
 def test_auto_records_no_call_that_comes_once(schedule, log):
-    sampler = fastgen.Sampler(tame, SHAPE, schedule, steps=2)
+    sampler = fastgen.Sampler(Shifted(), SHAPE, schedule, steps=2)
     for k in range(4):
         sampler(seed=1, model_kwargs={"shift": float(k)})
     assert log == []
@@ -742,6 +742,7 @@ CHANGES = {
     "a module": lambda m: setattr(m, "act", nn.SiLU()),
     "one of the same class": lambda m: setattr(m, "act", nn.ReLU()),
     "a module that is there twice": lambda m: setattr(m, "third", m.act),
+    "a class": lambda m: setattr(m.act, "__class__", nn.SiLU),
     "a hook": lambda m: m.act.register_forward_hook(lambda module, inputs, output: output + 1),
     "forward": lambda m: setattr(m, "forward", lambda x, t: x),
     "a list": lambda m: m.adapters.append("b"),
@@ -769,6 +770,66 @@ def test_a_graph_is_not_replayed_after_a_change_of_the_network(schedule, log, ch
     for _ in range(2):
         sampler(seed=1)
     assert log.count("record") == 2
+
+
+def test_a_graph_is_not_replayed_with_other_hooks_of_all_modules(schedule, log):
+    sampler = recording(Tame(), SHAPE, schedule, steps=2)
+    register = nn.modules.module.register_module_forward_hook, nn.modules.module.register_module_forward_pre_hook
+    for count, each in enumerate(register, 2):
+        sampler(seed=1)
+        handle = each(lambda *_: None)
+        try:
+            sampler(seed=1)
+            assert log.count("record") == count
+        finally:
+            handle.remove()
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+def test_auto_records_no_torchscript(schedule, log):
+    """Whose attributes are in C++, unseen. Where a graph is asked for, its weights count all the same, and its mode."""
+
+    class Scripted(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = torch.jit.trace(nn.Sequential(nn.Conv2d(2, 2, 1), nn.Dropout()).eval(), torch.zeros(SHAPE))
+
+        def forward(self, x, t):
+            return self.inner(x)
+
+    model = Scripted()
+    auto, asked = fastgen.Sampler(model, SHAPE, schedule, steps=2), recording(model, SHAPE, schedule, steps=2)
+    for _ in range(3):
+        auto(seed=1)
+    assert log == []
+    asked(seed=1)
+    asked(seed=1)
+    assert log.count("record") == 1
+    first = model.inner.double()  # other memory, and back
+    first.float()
+    asked(seed=1)
+    assert log.count("record") == 2
+    model.inner.train()
+    asked(seed=1)
+    assert log.count("record") == 3
+
+
+def test_a_network_that_changes_while_it_is_looked_at(schedule, log):
+    """As by another thread, whose forward fills a cache or sets an attribute for the first time."""
+
+    class Busy(list):
+        def __len__(self):
+            key = f"made_{len(vars(model))}"
+            model.cache[key] = 0
+            setattr(model, key, 0)
+            return 1
+
+    model = Tame()
+    model.busy, model.cache = Busy(), {"busy": Busy()}
+    sampler = recording(model, SHAPE, schedule, steps=1)
+    expected = fastgen.sample(tame, SHAPE, schedule, steps=1, seed=1)
+    assert_same(sampler(seed=1), expected)
+    assert len(model.cache) > 1
 
 
 def test_opaque_arguments_are_not_recorded(schedule, log):

@@ -339,10 +339,10 @@ template <class Arguments> void run_cuda(int (*launch)(const Arguments&, void*),
 // (AMD EPYC, Zen 4; neither stores past the cache nor prefetching by hand changed that). Not so with bfloat16, whose rounding takes
 // ten instructions: there 512 bits take 0.8 of the time. The values are the same.
 inline Isa isa_for(const Elementwise& a) {
-  bool rounds = a.noise.kind == kSeededNoise;
+  bool wide = a.noise.kind == kSeededNoise;
   for (const Operand& out : a.out)
-    rounds = rounds || (out.data && out.dtype == kBFloat16);
-  return isa() == Isa::kAvx512 && !rounds ? Isa::kAvx2 : isa();
+    wide = wide || (out.data && out.dtype == kBFloat16);
+  return isa() == Isa::kAvx512 && !wide ? Isa::kAvx2 : isa();
 }
 
 // Runs the kernel of this processor over torch's threads. `cost`: elements that are worth a thread, fewer where each costs more.

@@ -95,7 +95,7 @@ std::tuple<Tensor, Tensor> ddpm_step_x0(PARAMETERS) {
 
 // What a scheduler's step mostly is: of 13 arguments the other six take 0.5 of 4 µs to be left out.
 std::tuple<Tensor, Tensor> ddpm_step_plain(const Tensor& x, const Tensor& model_output, const Tensor& rows, int64_t index,
-                                           const OptionalTensor& noise, int64_t seed, std::optional<double> clip) {
+                                           const OptionalTensor& noise, std::optional<int64_t> seed, std::optional<double> clip) {
   return ddpm_step_x0(x, model_output, rows, {}, index, noise, {}, seed, clip, {}, false, {}, 1.0);
 }
 
@@ -124,7 +124,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(fastgen, m) {
   m.def("ddpm_step_x0(" SCHEMA ") -> (Tensor, Tensor)");
   m.def("ddim_step_x0(" SCHEMA ") -> (Tensor, Tensor)");
   m.def(
-      "ddpm_step_plain(Tensor x_t, Tensor model_output, Tensor rows, int index, Tensor? noise, int seed, float? clip) -> "
+      "ddpm_step_plain(Tensor x_t, Tensor model_output, Tensor rows, int index, Tensor? noise, int? seed, float? clip) -> "
       "(Tensor, Tensor)");
   m.def("ddpm_step_out(" SCHEMA ", Tensor(b!)? x0=None, *, Tensor(a!) out) -> ()");
   m.def("ddim_step_out(" SCHEMA ", Tensor(b!)? x0=None, *, Tensor(a!) out) -> ()");

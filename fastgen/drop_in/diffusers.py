@@ -30,8 +30,9 @@ an infinite coefficient, a subclass with another variance, other shapes, gradien
 code and says so at level DEBUG of the logger "fastgen.drop_in". In those cases `seed=` raises ValueError. `add_noise` and
 `get_velocity` are covered where only the reverse step is not.
 
-A scheduler is looked at again when one of its attributes has been replaced, or a tensor among them changed in place; but not after
-writing through `.data` or `.numpy()`, or to a tensor made in inference mode, nor when a method of its class has been replaced: then
+A scheduler is looked at again when one of its attributes has been replaced, or a tensor among them changed in place (so the value
+of a timestep that is an element of `scheduler.timesteps` is known without reading it); but not after writing through `.data` or
+`.numpy()`, or to a tensor made in inference mode, nor when a method of its class has been replaced: then
 call `set_timesteps` again.
 
 Known to differ: half-precision results stay so where a timestep of shape (1,), or `batch_step_no_noise`, makes diffusers' float32;
@@ -203,7 +204,8 @@ class Seen:
             _states.popitem(last=False)
         # see `_quick_step`; places: timesteps by where they lie
         self.quick, self.places = {}, {}
-        if timesteps and self.timesteps.is_cpu and self.timesteps.dtype in INTEGERS and self.timesteps.dim() == 1:
+        noticed = timesteps and not self.timesteps.is_inference()  # where their values change
+        if noticed and self.timesteps.is_cpu and self.timesteps.dtype in INTEGERS and self.timesteps.dim() == 1:
             size, begin = self.timesteps.stride(0) * self.timesteps.itemsize, self.timesteps.data_ptr()
             self.places = {begin + place * size: t for place, t in enumerate(timesteps)}
 
@@ -233,6 +235,8 @@ class Seen:
 
     def keep_quick(self, key, coefficients, known, x, m):
         """For `_quick_step`: that a step with `key` of the like of x and m has gone well."""
+        if not (x.is_cpu and m.is_cpu):  # the rows are kept for the CPU's tensors, and a GPU's steps gain nothing
+            return
         rows, kind = plain_rows(coefficients, x, m), (key, x.dtype, m.dtype, _backend_choice())
         if rows is None or kind in self.quick:
             return
@@ -451,9 +455,9 @@ def _reverse_step(seen, key, model_output, timestep, sample, draw):
 
 
 def _quick_step(scheduler, options, key, m, timestep, x, generator, kind, return_dict):
-    """The result of a step that is like one before it in all that can be seen at once; None of any other, before anything is drawn
-    (but for a seed, where it is the op that refuses the shapes). DDIM's step of (1, 16, 7) takes 8 µs with it and 14 without, 5 of
-    them the op, the seed and the output; hence what is written out here of other functions."""
+    """The result of a step that is like one before it in all that can be seen at once; None of any other, before anything is drawn.
+    DDIM's step of (1, 16, 7) takes 8 µs with it and 14 without, 5 of them the op and the output; hence what is written out here of
+    other functions."""
     own = scheduler.__dict__
     seen = own.get("_fastgen")
     if type(seen) is not Seen or not (type(m) is type(x) is Tensor) or not seen.is_of(own):
@@ -464,7 +468,8 @@ def _quick_step(scheduler, options, key, m, timestep, x, generator, kind, return
     if dispatch_modes() or forward_ad._current_level >= 0 or functorch_is_active():
         return None
     rows, drawing, clip = quick
-    noise, seed, t = None, 0, timestep
+    noise = seed = None
+    t = timestep
     try:
         if type(t) is not int:
             if type(t) is not Tensor or t.dim():
@@ -478,16 +483,16 @@ def _quick_step(scheduler, options, key, m, timestep, x, generator, kind, return
         if draws is None:
             return None
         if draws:
+            if not (x.dim() and x.layout is m.layout is torch.strided and m.is_cpu and m.shape == x.shape and _on_cpu(generator)):
+                return None
             options = options or own["_fastgen_options"]
             if generator is None and options.rng == "fused":
                 draw, drawn = scratch.bits
                 draw()
                 seed = drawn()
-            elif x.dim() and x.layout is m.layout is torch.strided and m.is_cpu and m.shape == x.shape and _on_cpu(generator):
-                source = _source(options, generator, None, m)
-                noise, seed = source.get("noise"), source.get("seed", 0)
             else:
-                return None
+                source = _source(options, generator, None, m)
+                noise, seed = source.get("noise"), source.get("seed")
         y, x0 = plain_step(x, m, rows, t, noise, seed, clip)
     except RuntimeError:  # shapes, layouts or devices that do not go together: the long way finds words, or diffusers a result
         return None
