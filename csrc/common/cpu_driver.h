@@ -5,6 +5,7 @@
 //   static constexpr bool kSums;                          whether the last output is not written, but handed to
 //   void add(int64_t b, int64_t samples, const R* values, int64_t n) const;    n values of `samples` samples from b on
 //   void load_row(int64_t b, R* row) const;               the kColumns coefficients of sample b
+//   bool own_rows() const;                                whether these may differ between samples
 //   static bool noiseless(const R* row);                  whether this row takes no noise
 //   template <bool kNoise, class C> void apply(const C& row, const Tile<R>& t, int64_t first) const;
 //                                                         t.n whole vectors; row.get(column, first + i) goes with t.in[…][i]
@@ -163,17 +164,17 @@ template <class R, class Op> struct Driver {
 
   // buffers.z[q][i] = the normal of channel c + i at position p + q, for `w` channels and `rows` positions.
   void transposed_normals(const Stream& stream, int64_t c, int64_t w, int64_t p, int64_t rows) {
-    const int64_t spatial = a.geometry.spatial;
+    if (rows < kNormalsPerBlock) return short_runs(stream, c, w, p, rows);
     R* const z = buffers.z;
-    if (rows >= kNormalsPerBlock) {
-      for (int64_t i = 0; i < w; ++i) {
-        const R* normals = fill_normals(stream, (c + i) * spatial + p, rows, buffers.run);
-        for (int64_t q = 0; q < rows; ++q)
-          z[q * w + i] = normals[q];
-      }
-      return;
+    for (int64_t i = 0; i < w; ++i) {
+      const R* normals = fill_normals(stream, (c + i) * a.geometry.spatial + p, rows, buffers.run);
+      for (int64_t q = 0; q < rows; ++q)
+        z[q * w + i] = normals[q];
     }
-    // runs too short for a block of their own share blocks; a tag is (channel, position of the group's first element + 3)
+  }
+  // Too short for a block of their own, they share blocks; a tag is (channel, position of the group's first element + 3).
+  void short_runs(const Stream& stream, int64_t c, int64_t w, int64_t p, int64_t rows) {
+    R* const z = buffers.z;
     auto place = [&](int64_t tag, const R* normals) {
       const int64_t i = tag >> 32, first = (tag & 0xFFFFFFFF) - 3;
       for (int64_t k = first < 0 ? -first : 0; k < 4 && first + k < rows; ++k)
@@ -181,7 +182,7 @@ template <class R, class Op> struct Driver {
     };
     GroupQueue<R, decltype(place)> queue{place};
     for (int64_t i = 0; i < w; ++i) {
-      const int64_t j = (c + i) * spatial + p;
+      const int64_t j = (c + i) * a.geometry.spatial + p;
       for (int64_t group = j / 4; 4 * group < j + rows; ++group)
         queue.add(group, stream, i << 32 | (4 * group - j + 3));
     }
@@ -192,33 +193,61 @@ template <class R, class Op> struct Driver {
     const Geometry& g = a.geometry;
     const int64_t event = g.event, per_tile = event ? kTile / event : 1;
     if (event == 0) return;
-    R row[kMaxColumns];
+    const SampleState first(*this, begin);
+    const bool own_rows = op.own_rows(), noise = own_rows ? a.noise.kind != kNoNoise : first.noise;
     for (int64_t b0 = begin; b0 < end; b0 += per_tile) {
-      const int64_t samples = end - b0 < per_tile ? end - b0 : per_tile;
-      for (int64_t s = 0; s < samples; ++s) {
-        op.load_row(b0 + s, row);
-        for (int k = 0; k < Op::kColumns; ++k)
-          for (int64_t j = 0; j < event; ++j)
-            buffers.columns[k][s * event + j] = row[k];
+      const int64_t samples = end - b0 < per_tile ? end - b0 : per_tile, n = samples * event;
+      const bool seeded = noise && a.noise.kind == kSeededNoise;
+      if (seeded) normals_of(b0, samples);
+      const R* z = seeded ? buffers.z : nullptr;
+      const int64_t positions = g.channels_last() ? samples * g.spatial : samples, width = n / positions;
+      if (own_rows) {
+        spread_rows(b0, samples);
+        tile(ElementRows<R>{buffers.columns}, noise, b0, 0, n, z, positions, width, samples);
+      } else {
+        tile(first.row, noise, b0, 0, n, z, positions, width, samples);
       }
-      const bool seeded = a.noise.kind == kSeededNoise;
-      if (seeded) {
-        auto place = [&](int64_t tag, const R* normals) {
-          const int64_t s = tag / kSmallEvent, j = tag % kSmallEvent;
-          for (int64_t k = j; k < j + 4 && k < event; ++k)
-            buffers.z[s * event + (g.channels_last() ? k % g.spatial * g.channels + k / g.spatial : k)] = normals[k - j];
-        };
-        GroupQueue<R, decltype(place)> queue{place};
-        for (int64_t s = 0; s < samples; ++s) {
-          const Stream stream = stream_of(a, b0 + s);
-          for (int64_t j = 0; j < event; j += 4)
-            queue.add(j / 4, stream, s * kSmallEvent + j);
-        }
-        queue.flush();
-      }
-      const int64_t positions = g.channels_last() ? samples * g.spatial : samples;
-      tile(ElementRows<R>{buffers.columns}, a.noise.kind != kNoNoise, b0, 0, samples * event, seeded ? buffers.z : nullptr,
-           positions, samples * event / positions, samples);
+    }
+  }
+
+  // buffers.z = the noise of these samples, in the order of memory.
+  void normals_of(int64_t b, int64_t samples) {
+    const Geometry& g = a.geometry;
+    R* const z = buffers.z;
+    if (g.channels_last()) {
+      int64_t place_of[kSmallEvent];
+      for (int64_t j = 0, c = 0; c < g.channels; ++c)
+        for (int64_t p = 0; p < g.spatial; ++p)
+          place_of[j++] = p * g.channels + c;
+      queued_normals(b, samples, kSmallEvent, [&](int64_t tag, const R* normals) {
+        R* const sample = z + tag / kSmallEvent * g.event;
+        for (int64_t j = tag % kSmallEvent, k = 0; k < 4 && j + k < g.event; ++k)
+          sample[place_of[j + k]] = normals[k];
+      });
+    } else {  // what a sample's last group has too much, the next sample's first goes over
+      queued_normals(b, samples, g.event,
+                     [z](int64_t tag, const R* normals) { __builtin_memcpy(z + tag, normals, 4 * sizeof(R)); });
+    }
+  }
+  template <class Place> FG_HD void queued_normals(int64_t b, int64_t samples, int64_t each, const Place& place) {
+    GroupQueue<R, Place> queue{place};
+    for (int64_t s = 0; s < samples; ++s) {
+      const Stream stream = stream_of(a, b + s);
+      for (int64_t j = 0; j < a.geometry.event; j += 4)
+        queue.add(j / 4, stream, s * each + j);
+    }
+    queue.flush();
+  }
+
+  // The row of each sample beside each of its elements.
+  void spread_rows(int64_t b, int64_t samples) {
+    const int64_t event = a.geometry.event;
+    R row[kMaxColumns];
+    for (int64_t s = 0; s < samples; ++s) {
+      op.load_row(b + s, row);
+      for (int k = 0; k < Op::kColumns; ++k)
+        for (int64_t j = 0; j < event; j += kLanes<R>)  // over the beginning of the next sample, which comes later
+          store(buffers.columns[k] + s * event + j, splat<Vec<R>>(row[k]));
     }
   }
 

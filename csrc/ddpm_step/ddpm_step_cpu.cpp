@@ -13,6 +13,7 @@ template <class R> struct DdpmStep : DdpmStepColumns {
   explicit DdpmStep(const DdpmStepArguments& arguments) : a(arguments) {}
 
   void load_row(int64_t b, R* row) const { ddpm_step_row(a, b, row); }
+  bool own_rows() const { return a.rows.t || a.clip_kind == kThreshold; }
   static bool noiseless(const R* row) { return row[kS] == 0; }
 
   // With guidance m is made beforehand, as much at a time as the first-level cache holds: no loop is compiled once more for it.

@@ -36,6 +36,7 @@ template <class R> struct DiffusionLossOp {
   const DiffusionLossArguments& a;
 
   void load_row(int64_t b, R* row) const { diffusion_loss_row(a, b, row); }
+  bool own_rows() const { return a.rows.t || a.weights || (a.gradient && a.gradient_each); }
   static bool noiseless(const R* row) { return row[DiffusionLossColumns::kNoise] == 0; }
 };
 

@@ -13,6 +13,7 @@ template <class R> struct QPosterior {
   const QPosteriorArguments& a;
 
   void load_row(int64_t b, R* row) const { table_row(a.rows, b, kColumns, row); }
+  bool own_rows() const { return a.rows.t != nullptr; }
   static bool noiseless(const R*) { return true; }
 
   template <bool kNoise, class C> FG_HD void apply(const C& row, const Tile<R>& t, int64_t first) const {

@@ -12,6 +12,7 @@ template <class R> struct QSample {
   const QSampleArguments& a;
 
   void load_row(int64_t b, R* row) const { table_row(a.rows, b, kColumns, row); }
+  bool own_rows() const { return a.rows.t != nullptr; }
   static bool noiseless(const R* row) { return row[QSampleColumns::kSigma] == 0; }
 
   template <bool kNoise, class C> FG_HD void apply(const C& row, const Tile<R>& t, int64_t first) const {

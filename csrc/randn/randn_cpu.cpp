@@ -12,6 +12,7 @@ template <class R> struct Randn {
   const RandnArguments& a;
 
   void load_row(int64_t, R*) const {}
+  bool own_rows() const { return false; }
   static bool noiseless(const R*) { return false; }
 
   template <bool kNoise, class C> FG_HD void apply(const C&, const Tile<R>& t, int64_t) const {
