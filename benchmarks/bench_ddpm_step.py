@@ -1,5 +1,7 @@
 """The reverse step: DDPM's, with the noise given and from a seed, and DDIM's, without noise; and their backward."""
 
+from dataclasses import replace
+
 from . import peers
 
 
@@ -13,6 +15,7 @@ def cases(grid):
         )
     ]
     forward += grid.over(grid.contiguous, peers.ddim_step, "out") + grid.over(grid.channels_last, peers.ddim_step, "fresh")
+    forward += [replace(case, detail="points") for case in grid.over(grid.points, peers.ddpm_step, "seed", "out")]
     ddpm = grid.over(grid.backward, peers.ddpm_step, "seed", "fresh")
     ddim = grid.over(grid.backward, peers.ddim_step, "fresh")
     return forward + [peers.backward(case, 2, 3) for case in ddpm + ddim]

@@ -1,5 +1,7 @@
 """Forward noising, with the noise given and from a seed, and its backward to x0."""
 
+from dataclasses import replace
+
 from . import peers
 
 
@@ -12,6 +14,7 @@ def cases(grid):
             *grid.over(grid.channels_last + grid.fresh, peers.q_sample, mode, "fresh"),
         )
     ]
+    given += [replace(case, detail="points") for case in grid.over(grid.points, peers.q_sample, "seed", "out")]
     return given + [peers.backward(case, 1, 2) for case in grid.over(grid.backward, peers.q_sample, "seed", "fresh")]
 
 

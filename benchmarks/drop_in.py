@@ -22,7 +22,7 @@ class DropIn(Case):
 
     @property
     def call(self):
-        return f"{self.op} ({self.mode} noise)"
+        return f"{self.op} ({self.mode} noise)" if self.mode else f"{self.op} (no noise)"
 
 
 def network(m, t, x):
@@ -43,10 +43,10 @@ def schedulers(name, rng):
     return made
 
 
-def step(name, rng, shape, dtype=torch.float32, **options):
+def step(name, mode, shape, dtype=torch.float32, **options):
     """`scheduler.step(m, t, x)`, t as iterating over `scheduler.timesteps` gives it: x_t and m are read, x_{t−1} and x0 written,
-    and with rng "exact" noise is written and read."""
-    ours, theirs = schedulers(name, rng)
+    and in mode "exact" noise is written and read; mode "" is without noise."""
+    ours, theirs = schedulers(name, mode or "exact")
 
     def inputs():
         t = [*ours.timesteps][TIMESTEP]  # on the CPU, where both keep them unless told
@@ -56,7 +56,7 @@ def step(name, rng, shape, dtype=torch.float32, **options):
         return lambda m, t, x: scheduler.step(m, t, x, **options)
 
     return DropIn(
-        *(f"diffusers {name}.step", rng, "fresh", shape, dtype, 6 if rng == "exact" else 4),
+        *(f"diffusers {name}.step", mode, "fresh", shape, dtype, 6 if mode == "exact" else 4),
         *(inputs, partial(partial, call(ours)), call(theirs)),
         overhead=shape[0] == 1,
         network=network,
@@ -78,7 +78,8 @@ def add_noise(shape, dtype=torch.float32):
 
 def cases(shapes=SHAPES):
     for shape in shapes:
-        for rng in ("fused", "exact"):
-            yield step("DDPMScheduler", rng, shape)
-            yield step("DDIMScheduler", rng, shape, eta=1.0)
+        for mode in ("fused", "exact"):
+            yield step("DDPMScheduler", mode, shape)
+            yield step("DDIMScheduler", mode, shape, eta=1.0)
+        yield step("DDIMScheduler", "", shape)
         yield add_noise(shape)

@@ -142,6 +142,7 @@ class Grid:
         self.fresh = [(shape, single, False) for shape in dict.fromkeys((million, ten))]  # new outputs
         self.backward = [(shape, single, False) for shape in dict.fromkeys((small, million, ten))] + [(million, half, False)]
         self.large = ten
+        self.points = [(TINY if tiny else (5_000, 2, 1, 1), single, False)]  # in the plane: samples shorter than a vector
 
     def over(self, points, make, *arguments):
         """make(shape, dtype, *arguments) at each of `points`."""

@@ -93,7 +93,7 @@ def families(cases: list[Case]) -> list[list[Case]]:
     """For each op, mode and passes, the sizes of one variant: float32, contiguous and with out= where there are such."""
 
     def preference(variant):
-        dtype, layout, output = variant
+        dtype, layout, output, _ = variant
         return len(variants[variant]), dtype == "float32", layout == "contiguous", output == "out"
 
     found = {}
@@ -103,7 +103,7 @@ def families(cases: list[Case]) -> list[list[Case]]:
     for family in found.values():
         variants = {}
         for case in family:
-            variants.setdefault((case["dtype"], case["layout"], case["output"]), []).append(case)
+            variants.setdefault((case["dtype"], case["layout"], case["output"], case["call"]), []).append(case)
         chosen.append(sorted(variants[max(variants, key=preference)], key=lambda case: case["elements"]))
     return chosen
 

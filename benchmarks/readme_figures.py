@@ -35,9 +35,10 @@ ROWS = (
 )
 SCHEDULERS = (
     ('`DDPMScheduler.step`, `rng="fused"`', {"op": "diffusers DDPMScheduler.step", "mode": "fused"}),
+    ("`DDIMScheduler.step`, η = 0: no noise", {"op": "diffusers DDIMScheduler.step", "mode": ""}),
     ('`DDIMScheduler.step`, η = 1, `rng="fused"`', {"op": "diffusers DDIMScheduler.step", "mode": "fused"}),
     ("`DDPMScheduler.step` with diffusers' own noise", {"op": "diffusers DDPMScheduler.step", "mode": "exact"}),
-    ("`DDIMScheduler.step` with diffusers' own noise", {"op": "diffusers DDIMScheduler.step", "mode": "exact"}),
+    ("`DDIMScheduler.step`, η = 1, with diffusers' own noise", {"op": "diffusers DDIMScheduler.step", "mode": "exact"}),
     ("`add_noise`", {"op": "diffusers add_noise"}),
 )
 SEEDED_STEP = "Vectors<DdpmStepPlain<float, bf16, bf16, bf16>, seed>", "90"  # the kernel whose machine code is told
