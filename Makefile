@@ -14,9 +14,9 @@ endif
 demo: build
 	$(RUN) examples/demo.py
 
-# The second: the Triton backend, in Triton's interpreter; INTERPRETED="--share 0/2" takes every second test.
+# In two processes, as on two cores that takes two thirds of the time. The second: the Triton backend, in Triton's interpreter; INTERPRETED="--share 0/2" takes every second test.
 test: build
-	$(RUN) -m pytest
+	$(RUN) -m pytest -n 2 --dist worksteal
 	TRITON_INTERPRET=1 $(RUN) -m pytest -n 2 --backend triton $(INTERPRETED)
 	$(RUN) tests/device_on_host.py
 
