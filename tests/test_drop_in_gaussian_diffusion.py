@@ -310,7 +310,7 @@ def test_what_is_not_covered_runs_the_original_and_says_so(caplog, call):
         torch.manual_seed(0)
         expected = call(d)
         with patch(d):
-            assert not caplog.messages
+            assert "original" not in caplog.text
             torch.manual_seed(0)
             close(call(d), expected)
     assert "not fastgen but the original runs" in caplog.text
@@ -391,10 +391,10 @@ def test_look_alikes_keep_what_differs(caplog):
     torch.manual_seed(0)
     net = one.Unet1D(dim=8, dim_mults=(1, 2), channels=3)
     d = one.GaussianDiffusion1D(net, seq_length=16, timesteps=T)
-    with caplog.at_level(logging.DEBUG, LOG):
+    with caplog.at_level(logging.INFO, LOG):
         with_and_without(d, lambda: d(images(2, 3, 16)))
         with_and_without(d, lambda: d.sample(1))
-    assert "GaussianDiffusion1D.p_sample: not fastgen" in caplog.text
+    assert "2 of 6 methods of GaussianDiffusion1D run on fastgen; not p_mean_variance: the arguments of" in caplog.text
     for module in ("guided_diffusion", "classifier_free_guidance"):
         kind = pytest.importorskip(f"denoising_diffusion_pytorch.{module}").GaussianDiffusion
         e = kind(Affine(), image_size=8, timesteps=T)

@@ -15,7 +15,7 @@ import torch
 
 from .. import _checks
 from .._tables import Coefficients, plain_tensors, step_columns
-from ._patch import NotCovered, fall_through
+from ._patch import NotCovered, Patch, fall_through, full_name
 
 
 class Method(NamedTuple):
@@ -24,15 +24,17 @@ class Method(NamedTuple):
     stands_for: tuple[str, ...] = ()  # the library's methods whose formulas it has fused: overridden ones, it has not
 
 
-def replacements(owner, methods, anchor, rng):
-    """What `Patch` takes for those of `methods` (name → `Method`) that `owner`, a class or an instance, has as the library wrote
-    them: in the class that defines `anchor`, with the same parameters."""
+def patched(owner, methods, anchor, rng) -> Patch:
+    """Of those of `methods` (name → `Method`) that `owner`, a class or an instance, has as the library wrote them: in the class
+    that defines `anchor`, with the same parameters."""
+    replacements, skipped = [], {}
     for name, method in methods.items():
         why = _difference(owner, name, methods, anchor)
         if why:
-            fall_through(f"{_class(owner).__name__}.{name}", why)
+            skipped[full_name(_class(owner), name)] = why
         else:
-            yield owner, name, functools.partial(_replacement, owner, name, method, anchor, rng)
+            replacements.append((owner, name, functools.partial(_replacement, owner, name, method, anchor, rng)))
+    return Patch(replacements, f"methods of {_class(owner).__name__}", skipped)
 
 
 def _class(owner):

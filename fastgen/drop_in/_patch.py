@@ -19,18 +19,33 @@ _ABSENT = object()
 
 class Patch:
     """Replacements in force from its creation to `unpatch()`, or to the end of a `with` block over it. Until then an object that is
-    patched, and all that it holds, stays alive."""
+    patched, and all that it holds, stays alive.
 
-    def __init__(self, replacements):
+    - `covered`: the names of what runs on fastgen, a tuple of strings: ("GaussianDiffusion.q_sample", …)
+    - `skipped`: what keeps its own code and why, a dict of strings: {"GaussianDiffusion.p_sample": "its code is not known …"}
+
+    Both say what was done at the patch's creation, as does a line of level INFO of the logger "fastgen.drop_in". A method that is
+    covered may still run the original for arguments that its kernel does not take, which a line of level DEBUG says.
+    """
+
+    def __init__(self, replacements, what, skipped=None):
         """replacements: (owner, name, make) each; make(original) gives what `owner.name` becomes, `original` being what it was
-        before any patch."""
-        self._active = []
+        before any patch. what: "methods of GaussianDiffusion", what they and those of `skipped` (name → why) are together."""
+        self._active, covered = [], []
         try:
             for owner, name, make in replacements:
                 self._replace(owner, name, make)
+                covered.append(full_name(owner, name))
         except BaseException:
             self.unpatch()
             raise
+        self.covered, self.skipped, self._what = tuple(covered), dict(skipped or {}), what
+        logger.info("%s", self)
+
+    def __repr__(self):
+        reasons = "; ".join(f"{name.rpartition('.')[2]}: {why}" for name, why in self.skipped.items())
+        of = f"{len(self.covered)} of {len(self.covered) + len(self.skipped)} {self._what}"
+        return f"{of} run on fastgen" + (f"; not {reasons}" if reasons else "")
 
     def _replace(self, owner, name, make):
         with _lock:
@@ -64,6 +79,11 @@ class Patch:
 
     def __exit__(self, *exception):
         self.unpatch()
+
+
+def full_name(owner, name: str) -> str:
+    """ "GaussianDiffusion.q_sample" for an attribute of a class, an instance of it, or a module."""
+    return f"{getattr(owner, '__name__', type(owner).__name__)}.{name}"
 
 
 class NotCovered(Exception):

@@ -853,4 +853,5 @@ def patch(*, rng: str = "exact", float32_coefficients: bool = False) -> Patch:
     def replacement(make):
         return lambda original: make(original, options)
 
-    return Patch([(base, name, replacement(make)) for base, methods in _METHODS.items() for name, make in methods.items()])
+    replacements = [(base, name, replacement(make)) for base, methods in _METHODS.items() for name, make in methods.items()]
+    return Patch(replacements, "methods of diffusers' schedulers")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from . import _denoising_diffusion_pytorch, _guided_diffusion
-from ._gaussian import replacements
+from ._gaussian import patched
 from ._patch import Patch, check_rng
 
 
@@ -44,6 +44,6 @@ def patch(obj_or_class, *, rng="exact") -> Patch:
     check_rng(rng)
     for library in (_denoising_diffusion_pytorch, _guided_diffusion):
         if all(hasattr(obj_or_class, name) for name in library.MARKS):
-            return Patch(replacements(obj_or_class, library.METHODS, library.MARKS[0], rng))
+            return patched(obj_or_class, library.METHODS, library.MARKS[0], rng)
     marks = " or ".join(", ".join(library.MARKS) for library in (_denoising_diffusion_pytorch, _guided_diffusion))
     raise TypeError(f"obj_or_class: expected a GaussianDiffusion with the methods {marks}, got {obj_or_class!r:.200}")

@@ -24,7 +24,7 @@ def patch_bce() -> Patch:
     What that does not take (size_average and reduce, complex, sparse, tensors of other classes, …) runs torch's
     function, and says so in the log "fastgen.drop_in" at level DEBUG. A compiled program may have either.
     """
-    return Patch([(functional, "binary_cross_entropy_with_logits", _bce)])
+    return Patch([(functional, "binary_cross_entropy_with_logits", _bce)], "functions of torch.nn")
 
 
 def patch_torchgan() -> Patch:
@@ -45,7 +45,8 @@ def patch_torchgan() -> Patch:
 
     makers = {"minimax_generator_loss": _generator, "minimax_discriminator_loss": _discriminator}
     # the modules that hold the names: where they are written, where the loss classes look them up, and what users import
-    return Patch([(module, name, make) for module in (original, minimax, losses) for name, make in makers.items()])
+    replacements = [(module, name, make) for module in (original, minimax, losses) for name, make in makers.items()]
+    return Patch(replacements, "functions of torchgan")
 
 
 def _bce(original):

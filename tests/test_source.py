@@ -1,0 +1,122 @@
+"""The fingerprint of a function's code: what changes it and what does not."""
+
+import functools
+import importlib.util
+import itertools
+import sys
+import textwrap
+
+import pytest
+import torch
+
+from fastgen.drop_in._source import fingerprint
+
+TEXT = '''
+import torch
+
+SCALE = 2
+
+class Base:
+    def f(self, x, t, noise=None):
+        """What it does."""
+        # how
+        return helper(x, t) * SCALE + self.g(x)
+
+    @torch.no_grad()
+    def sample(self, x):
+        return x + 1
+
+def helper(a, t):
+    return a[t]
+'''
+_count = itertools.count()
+
+
+@pytest.fixture
+def module(tmp_path):
+    """Makes a module of its own package from TEXT, with changes."""
+    names = []
+
+    def make(*changes):
+        text = textwrap.dedent(TEXT)
+        for old, new in changes:
+            assert old in text
+            text = text.replace(old, new)
+        names.append(f"made_{next(_count)}")
+        path = tmp_path / f"{names[-1]}.py"
+        path.write_text(text)
+        spec = importlib.util.spec_from_file_location(names[-1], path)
+        made = sys.modules[names[-1]] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(made)
+        return made
+
+    yield make
+    for name in names:
+        del sys.modules[name]
+
+
+@pytest.mark.parametrize(
+    "old, new",
+    [
+        ("What it does.", "Something else."),
+        ('        """What it does."""\n', ""),
+        ("# how", "# otherwise"),
+        ("t, noise=None", "t: int, noise: object = None"),
+        ("class Base", "class Renamed"),
+        ("def sample", "def other"),
+    ],
+)
+def test_what_a_function_does_not_depend_on(module, old, new):
+    changed = module((old, new))
+    kind = changed.Renamed if new == "class Renamed" else changed.Base
+    assert fingerprint(kind.f) == fingerprint(module().Base.f) is not None
+
+
+@pytest.mark.parametrize(
+    "old, new",
+    [
+        ("* SCALE +", "* SCALE -"),
+        ("SCALE = 2", "SCALE = 3"),
+        ("return a[t]", "return a[t].float()"),
+        ("self.g(x)", "self.h(x)"),
+        ("noise=None", "noise=0"),
+        ("x, t, noise", "x, u, noise"),
+        ("import torch\n", "import math as torch\nimport torch as other\n"),
+    ],
+)
+def test_what_a_function_depends_on(module, old, new):
+    name = "sample" if "import" in old else "f"
+    changes = [(old, new)] + ([("@torch.no_grad()", "@other.no_grad()")] if name == "sample" else [])
+    assert fingerprint(getattr(module(*changes).Base, name)) != fingerprint(getattr(module().Base, name))
+
+
+def test_defaults_count_by_their_values(module):
+    made = module()
+    before = fingerprint(made.Base.f)
+    made.Base.f.__defaults__ = (1,)
+    assert fingerprint(made.Base.f) != before
+
+
+def test_a_helper_that_another_one_has_replaced(module):
+    made, other = module(), module()
+    before = fingerprint(made.Base.f)
+    made.helper = other.helper  # of another package: it counts by its name
+    assert fingerprint(made.Base.f) != before
+
+
+def test_wrappers(module):
+    made = module()
+    assert fingerprint(made.Base.sample) == fingerprint(module().Base.sample) is not None
+    written = made.Base.sample
+    made.Base.sample = functools.wraps(written)(lambda self, x: 2 * written(self, x))
+    assert fingerprint(made.Base.sample) is None  # not that of what it wraps
+    made.Base.f = torch.no_grad()(made.Base.f)  # which its source does not show
+    assert fingerprint(made.Base.f) is None
+
+
+def test_bound_methods_recursion_and_what_has_no_source(module):
+    made = module(("return a[t]", "return helper(a, t - 1) if t else a[0]"))
+    assert fingerprint(made.Base().f) == fingerprint(made.Base.f) is not None
+    space = {}
+    exec("def f(x):\n    return x", space)
+    assert all(fingerprint(f) is None for f in (space["f"], len, lambda x: x, made.Base, functools.partial(made.Base.f)))
