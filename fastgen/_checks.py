@@ -11,6 +11,7 @@ import operator
 
 import torch
 
+from ._tables import fake_mode, making_graph
 from .schedule import Schedule, _number
 
 FLOATING = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -27,6 +28,14 @@ class Unsupported(TypeError, NotImplementedError):  # of which torch raises NotI
 
 class Mismatched(ValueError, RuntimeError):
     pass
+
+
+def values_are_hidden() -> bool:
+    """Whether a tracer is at work, whose tensors have no values and no addresses to look at: torch.compile, make_fx, a fake mode.
+    A mode that only looks on, such as a counter of operations, hides nothing."""
+    return torch.compiler.is_compiling() or (
+        torch._C._len_torch_dispatch_stack() > 0 and (making_graph() or fake_mode() is not None)
+    )
 
 
 def any_tensor(name: str, x) -> None:
@@ -110,7 +119,7 @@ def timestep(t, x, end: int, note: str):
             raise ValueError(f"t: expected shape ({x.shape[0]},), one timestep per sample, got {tuple(t.shape)}")
         if t.device != x.device:
             raise ValueError(f"t: expected a tensor on {x.device} like the data, got one on {t.device}")
-        if t.device.type == "cpu" and t.numel() and not torch.compiler.is_compiling():
+        if t.device.type == "cpu" and t.numel() and not values_are_hidden():
             low, high = (int(bound) for bound in torch.aminmax(unwrapped(t)))
             if low < 0 or high >= end:
                 raise ValueError(f"t: expected timesteps within 0 … {end - 1}, got {low if low < 0 else high}{note}")
@@ -210,7 +219,7 @@ def output(out, shape, dtype, device, inputs: dict) -> None:
         raise ValueError(f"out: expected shape {tuple(shape)}, got {tuple(out.shape)}")
     if torch.is_grad_enabled():
         ungraded_output(out, *inputs.values())
-    if torch.compiler.is_compiling():
+    if values_are_hidden():
         return  # addresses are unknown while tracing; functionalisation copies where tensors overlap
     first, last = _span(out)
     repeated = out.numel() and any(size > 1 and stride == 0 for size, stride in zip(out.shape, out.stride(), strict=True))

@@ -50,7 +50,11 @@ class Tables:
         if torch.compiler.is_compiling():
             return _constant_table(id(self), tuple(map(constant, key)), dtype is torch.float64, device)
         table = self._tables.get((key, dtype is torch.float64, device))
-        return self._make_table(key, dtype is torch.float64, device) if table is None else table
+        if table is None:
+            table = self._make_table(key, dtype is torch.float64, device)
+        if fake_mode() is not None:  # which takes a tensor from outside by this op only; in make_fx the table becomes a constant
+            return table._replace(rows=torch.ops.aten.lift_fresh(table.rows))
+        return table
 
     def _make_table(self, key: tuple, double: bool, device: torch.device) -> Table:
         rows, note = self._rows(key)
@@ -90,6 +94,16 @@ def step_columns(p, q, u, v, sigma, slope=0.0, intercept=0.0, w=0.0):
     with np.errstate(invalid="ignore"):
         columns = p, q, u, v, u * p + v, u * q + w, sigma, slope, intercept, w
     return np.stack(np.broadcast_arrays(*columns), axis=1)
+
+
+def fake_mode():
+    """The FakeTensorMode that is on, or None."""
+    return torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.FAKE)
+
+
+def making_graph() -> bool:
+    """Whether make_fx is tracing."""
+    return torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY) is not None
 
 
 @contextlib.contextmanager

@@ -42,7 +42,7 @@ def philox4x32(counter, key):
 
 def _product(c, m):
     """High and low word of c·m, with m odd."""
-    if torch.compiler.is_compiling():
+    if _checks.values_are_hidden():
         # what leaves int64 is undefined in the C++ that Inductor writes, and was miscompiled; this is c·m − (m div 2)·2³²
         p = (c - 2**31) * m + 2**31
         return (p >> 32) + (m >> 1), p & _MASK
@@ -87,17 +87,27 @@ def _box_muller(r0, r1):
 def draw_seed(device: torch.device):
     """A 63-bit seed from torch's default CPU generator, so that `torch.manual_seed` governs it: (tensor, None) or (None, int).
 
-    In a traced program it is a tensor in the graph, drawn anew at every call. Raises RuntimeError during CUDA-graph capture.
+    In a traced program it is a tensor in the graph, drawn anew at every call, and under vmap(randomness="different") a tensor with
+    a seed for each call that is mapped. Raises RuntimeError during CUDA-graph capture.
     """
-    if torch.compiler.is_compiling():
+    if _checks.values_are_hidden():
         # on the data's device: of a host tensor a CUDA graph would record the value, and every replay give the same noise
-        return torch.randint(0, 2**63 - 1, (1,), dtype=torch.int64, device="cpu").to(device, non_blocking=True), None
+        return _seed_tensor(device), None
     if capturing(device):
         raise RuntimeError(
             "seed: expected an int64 tensor on the device during CUDA-graph capture, got none; a seed drawn on the host would "
             "be frozen into the graph, so pass seed=tensor and advance it on the device between replays"
         )
-    return None, random_seed(None)
+    try:
+        return None, random_seed(None)
+    except RuntimeError:  # of vmap, where one number cannot stand for different ones, or where nothing random is allowed
+        if not functorch_is_active():
+            raise
+        return _seed_tensor(device), None  # in the latter case refused again, in torch's words
+
+
+def _seed_tensor(device: torch.device):
+    return torch.randint(0, 2**63 - 1, (1,), dtype=torch.int64, device="cpu").to(device, non_blocking=True)
 
 
 def capturing(device: torch.device) -> bool:

@@ -21,6 +21,10 @@ LEARNED_VARIANCES = ("learned", "learned_range")
 VARIANCES = FIXED_VARIANCES + LEARNED_VARIANCES
 
 
+# The smallest ᾱ that a step before the last may have: beneath it 1/√ᾱ, the factor of x_t in x0, is beyond float32
+_SMALLEST = float(np.finfo(np.float32).max) ** -2  # 8.6e-78
+
+
 class Schedule(Tables):
     """The noise schedule of a Gaussian diffusion: immutable, float64, comparable, hashable and picklable.
 
@@ -34,7 +38,10 @@ class Schedule(Tables):
     - `posterior_variance`: β̃_t = β_t (1 − ᾱ_{t−1}) / (1 − ᾱ_t)
     - `timesteps` (int64): what the network is given at step t; 0 … T−1 unless respaced
 
-    `len(schedule)` is T. Source: Ho et al. 2020, section 2.
+    `len(schedule)` is T. ᾱ falls at every step and stays above 8.6e-78 (1/√ᾱ has to be a float32), but that the last may be 0: a
+    schedule for which that does not hold in float64, with too many steps or betas below 1.1e-16, is refused with a ValueError.
+
+    Source: Ho et al. 2020, section 2.
     """
 
     __slots__ = (
@@ -49,7 +56,9 @@ class Schedule(Tables):
         "_timestep_tensors",
     )
 
-    def __init__(self, betas, alphas_cumprod, timesteps, name: str):
+    def __init__(self, betas, alphas_cumprod, timesteps, name: str, arguments: str = "schedule"):
+        """`arguments` are those that an error names, where the schedule is none."""
+        _check_falls(alphas_cumprod, arguments)
         betas = _frozen(betas, np.float64)
         alphas_cumprod = _frozen(alphas_cumprod, np.float64)
         prev = np.concatenate([[1.0], alphas_cumprod[:-1]])
@@ -76,7 +85,7 @@ class Schedule(Tables):
         steps = _steps(steps)
         beta_start, beta_end = _beta_range(beta_start, beta_end)
         name = f"linear({steps}, beta_start={beta_start!r}, beta_end={beta_end!r})"
-        return cls._of_betas(np.linspace(beta_start, beta_end, steps, dtype=np.float64), name)
+        return cls._of_betas(np.linspace(beta_start, beta_end, steps, dtype=np.float64), name, _RANGE)
 
     @classmethod
     def scaled_linear(cls, steps: int = 1000, beta_start: float = 0.00085, beta_end: float = 0.012) -> Schedule:
@@ -84,7 +93,7 @@ class Schedule(Tables):
         steps = _steps(steps)
         beta_start, beta_end = _beta_range(beta_start, beta_end)
         name = f"scaled_linear({steps}, beta_start={beta_start!r}, beta_end={beta_end!r})"
-        return cls._of_betas(np.linspace(beta_start**0.5, beta_end**0.5, steps, dtype=np.float64) ** 2, name)
+        return cls._of_betas(np.linspace(beta_start**0.5, beta_end**0.5, steps, dtype=np.float64) ** 2, name, _RANGE)
 
     @classmethod
     def cosine(cls, steps: int = 1000, s: float = 0.008, max_beta: float = 0.999) -> Schedule:
@@ -99,7 +108,7 @@ class Schedule(Tables):
         max_beta = _unit_interval("max_beta", max_beta)
         f = np.cos((np.arange(steps + 1, dtype=np.float64) / steps + s) / (1 + s) * (math.pi / 2)) ** 2
         name = f"cosine({steps}, s={s!r}, max_beta={max_beta!r})"
-        return cls._of_betas(np.minimum(1.0 - f[1:] / f[:-1], max_beta), name)
+        return cls._of_betas(np.minimum(1.0 - f[1:] / f[:-1], max_beta), name, "steps, s, max_beta")
 
     @classmethod
     def sigmoid(cls, steps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02) -> Schedule:
@@ -111,7 +120,7 @@ class Schedule(Tables):
         beta_start, beta_end = _beta_range(beta_start, beta_end)
         s = np.linspace(-6.0, 6.0, steps, dtype=np.float64)
         name = f"sigmoid({steps}, beta_start={beta_start!r}, beta_end={beta_end!r})"
-        return cls._of_betas((beta_end - beta_start) / (1.0 + np.exp(-s)) + beta_start, name)
+        return cls._of_betas((beta_end - beta_start) / (1.0 + np.exp(-s)) + beta_start, name, _RANGE)
 
     @classmethod
     def from_betas(cls, betas) -> Schedule:
@@ -133,11 +142,11 @@ class Schedule(Tables):
         digest = ", ".join(f"{b:.6g}" for b in (betas if betas.size <= 4 else (*betas[:2], *betas[-1:])))
         if betas.size > 4:
             digest = "{}, {}, …, {}".format(*digest.split(", "))
-        return cls._of_betas(betas, f"from_betas([{digest}])")
+        return cls._of_betas(betas, f"from_betas([{digest}])", "betas")
 
     @classmethod
-    def _of_betas(cls, betas: np.ndarray, name: str) -> Schedule:
-        return cls(betas, np.cumprod(1.0 - betas), np.arange(betas.size), name)
+    def _of_betas(cls, betas: np.ndarray, name: str, arguments: str) -> Schedule:
+        return cls(betas, np.cumprod(1.0 - betas), np.arange(betas.size), name, arguments)
 
     # ---- derived schedules --------------------------------------------------------------------------------------------
 
@@ -390,6 +399,29 @@ _COLUMNS = {
 
 
 # ---- argument checks of the constructors ------------------------------------------------------------------------------------
+
+
+_RANGE = "steps, beta_start, beta_end"
+
+
+def _check_falls(alphas_cumprod, arguments: str) -> None:
+    """Raises ValueError unless 1 > ᾱ_0 > ᾱ_1 > … > ᾱ_{T−1} ≥ 0 in float64, all but the last above `_SMALLEST`."""
+    cumprod = np.asarray(alphas_cumprod, np.float64)
+    previous = np.append(1.0, cumprod[:-1])
+    still, small = ~(cumprod < previous), ~(cumprod >= _SMALLEST)
+    small[-1] &= cumprod[-1] != 0.0
+    if not (still | small).any():
+        return
+    at = int(np.flatnonzero(still | small)[0])
+    got = f"alphas_cumprod[{at}] = {float(cumprod[at])!r}"
+    if small[at]:
+        expected = (
+            f"alphas_cumprod above {_SMALLEST:.2g} before the last step, which alone may be 0 (use fewer steps or smaller betas)"
+        )
+    else:
+        expected = "betas so large that alphas_cumprod falls at every step in float64"
+        got += f" after {float(previous[at])!r}"
+    raise ValueError(f"{arguments}: expected {expected}, got {got}")
 
 
 def _frozen(values, dtype) -> np.ndarray:

@@ -193,6 +193,53 @@ def test_beta_of_one_is_allowed_at_the_end_only(device):
 # ---- the object -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+    "make, argument",
+    [
+        (
+            lambda: fastgen.Schedule.from_betas([1e-17, 1e-3]),
+            r"betas: .* falls at every step .* alphas_cumprod\[0\] = 1.0 after 1.0",
+        ),
+        (
+            lambda: fastgen.Schedule.from_betas([1e-3, 1e-17]),
+            r"betas: .* falls at every step .* alphas_cumprod\[1\] = 0.999 after 0.999",
+        ),
+        (lambda: fastgen.Schedule.from_betas([0.9] * 400), r"betas: .* above 8.6e-78 .* alphas_cumprod\[77\] = "),
+        (
+            lambda: fastgen.Schedule.linear(100_000),
+            r"steps, beta_start, beta_end: .* above 8.6e-78 .* alphas_cumprod\[41671\] = 8.6",
+        ),
+        (
+            lambda: fastgen.Schedule.linear(20_000),
+            r"steps, beta_start, beta_end: .* above 8.6e-78 .* alphas_cumprod\[18726\] = 8.5",
+        ),
+        (lambda: fastgen.Schedule.scaled_linear(10**6), "steps, beta_start, beta_end: .* above 8.6e-78"),
+        (lambda: fastgen.Schedule.sigmoid(10**6), "steps, beta_start, beta_end: .* above 8.6e-78"),
+        (lambda: fastgen.Schedule.sigmoid(2, 1e-18, 1e-17), "steps, beta_start, beta_end: .* falls at every step"),
+        (lambda: fastgen.Schedule.cosine(10, s=1e30), "steps, s, max_beta: .* falls at every step"),
+        (lambda: fastgen.Schedule([0.5, 0.5], [0.5, float("nan")], [0, 1], "own"), "schedule: "),
+    ],
+)
+def test_a_schedule_that_no_step_could_use_is_refused_when_it_is_made(make, argument):
+    with pytest.raises(ValueError, match=f"^{argument}"):
+        make()
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("prediction", ["epsilon", "sample", "v_prediction"])
+@pytest.mark.parametrize("variance", ["posterior", "beta", "learned_range"])
+def test_the_longest_schedules_give_finite_steps(device, prediction, variance):
+    for schedule in (fastgen.Schedule.linear(17_000), fastgen.Schedule.from_betas([0.9] * 77), fastgen.Schedule.cosine(100_000)):
+        assert np.isfinite(schedule.posterior_variance).all()
+        x = torch.full((1, 2), 0.5, device=device)
+        m = x.repeat(1, 2) if variance == "learned_range" else x
+        for t in (0, len(schedule) - 1):
+            for clip in (None, 1.0):
+                y = fastgen.ddpm_step(x, m, t, schedule, prediction=prediction, variance=variance, clip=clip, seed=0)
+                assert y.isfinite().all()
+
+
 def test_immutable():
     schedule = Schedule.linear(10)
     for name in ("betas", "name", "something_new"):

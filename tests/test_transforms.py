@@ -74,7 +74,68 @@ def test_what_is_kept_for_later_calls_is_no_transform_s_tensor(device):
     assert not any(torch._C._functorch.is_functorch_wrapped_tensor(rows) for rows in tables)
 
 
+@pytest.mark.parametrize("op", [lambda s, x: fastgen.q_sample(x, 7, s), lambda s, x: fastgen.ddpm_step(x, x.sin(), 7, s)])
+def test_vmap_without_a_seed(device, schedule, op):
+    """One seed is drawn for all that is mapped, or one for each, or none may be: torch's own three kinds of randomness."""
+    x = normal((4, 5), 0, device=device).expand(3, 4, 5)
+
+    def mapped(randomness):
+        torch.manual_seed(0)
+        return torch.vmap(lambda x: op(schedule, x), randomness=randomness)(x)
+
+    same, different = mapped("same"), mapped("different")
+    assert torch.equal(same[0], same[1]) and torch.equal(same[1], same[2])
+    assert not any(torch.equal(different[i], different[j]) for i, j in ((0, 1), (1, 2), (0, 2)))
+    assert torch.equal(different, mapped("different"))  # torch.manual_seed governs it
+    with pytest.raises(RuntimeError, match="randomness error mode"):
+        mapped("error")
+    gradients = torch.vmap(torch.func.grad(lambda x: (op(schedule, x) ** 2).sum()), randomness="different")(x)
+    assert gradients.isfinite().all() and not torch.equal(gradients[0], gradients[1])
+
+
 # ---- tracers --------------------------------------------------------------------------------------------------------
+
+TRACED = {
+    "q_sample": lambda s, x, t: fastgen.q_sample(x, t, s, seed=3),
+    "q_step": lambda s, x, t: fastgen.q_step(x, t, s, noise=x.cos()),
+    "q_posterior": lambda s, x, t: fastgen.q_posterior(x, x.sin(), t, s)[0],
+    "ddpm_step": lambda s, x, t: fastgen.ddpm_step(x, x.sin(), t, s, seed=3, threshold=x.amax(1).abs() + 1),
+    "ddim_step": lambda s, x, t: fastgen.ddim_step(x, x.sin(), t, s, eta=0.5, seed=3),
+    "diffusion_loss": lambda s, x, t: fastgen.diffusion_loss(x, x.sin(), t, s, seed=3, weighting="min_snr"),
+}
+
+
+@pytest.mark.parametrize("mode", ["real", "fake", "symbolic"])
+@pytest.mark.parametrize("function", TRACED.values(), ids=TRACED)
+def test_timesteps_of_a_tracer_are_not_looked_at(device, function, mode):
+    """The table, made inside, is a constant of the graph; a graph of symbols serves other batches and timesteps."""
+    x, t = normal((4, 5), 0, device=device), torch.tensor(T, device=device)
+    graph = make_fx(lambda x, t: function(fastgen.Schedule.linear(40), x, t), tracing_mode=mode)(x, t)
+    if mode == "symbolic":
+        x, t = normal((7, 5), 1, device=device), torch.arange(7, device=device)
+    assert_close(graph(x, t), function(fastgen.Schedule.linear(40), x, t), scale=50)
+
+
+def test_a_graph_draws_its_seed_anew(device, schedule):
+    x, t = normal((4, 5), 0, device=device), torch.tensor(T, device=device)
+    for mode in ("real", "symbolic"):
+        graph = make_fx(lambda x, t: fastgen.q_sample(x, t, schedule), tracing_mode=mode)(x, t)
+        torch.manual_seed(0)
+        first, second = graph(x, t), graph(x, t)
+        torch.manual_seed(0)
+        assert not torch.equal(first, second) and torch.equal(graph(x, t), first)
+
+
+def test_fake_tensors_alone(device):
+    schedule = fastgen.Schedule.linear(40)
+    with FakeTensorMode():
+        x, t = torch.ones(4, 5, device=device), torch.ones(4, dtype=torch.int64, device=device)
+        assert (
+            fastgen.ddpm_step(x, x, t, schedule).shape == fastgen.q_sample(x, t, schedule, out=torch.empty_like(x)).shape == (4, 5)
+        )
+    x, t = normal((4, 5), 0, device=device), torch.tensor(T, device=device)
+    assert fastgen.ddpm_step(x, x, t, schedule).isfinite().all()  # nothing fake was kept
+
 
 LOSSES = {
     "bce": lambda s, x: fastgen.bce_with_logits(x, torch.full_like(x, 0.25)),
