@@ -281,7 +281,11 @@ class _GanLoss(torch.autograd.Function):
     """One fused kernel back to all logits: g·factor·(σ(x) − target). On the CPU, where the exponential costs more than memory does,
     the gradients for g = 1 are made in the forward pass already: 8% less time at 2²⁰ + 2²⁰ logits than two kernels take, and one
     call less, 4 µs, at 64 + 64 (AMD EPYC, one core). For another g see `_dispatch.multiplied`. Where a second derivative may be
-    asked for (create_graph), the same in torch ops, which autograd can follow."""
+    asked for (create_graph), the same in torch ops, which autograd can follow.
+
+    Of a small loss and its backward (64 + 64 logits, 101 µs in a loop, eager 132) a Function that does nothing takes 67 µs already,
+    and x.sum().backward() 54. A node made in C++ would save some of the difference, but there is none to be had: up to torch 2.14.1
+    neither the stable ABI (torch/csrc/stable) nor the AOTI shims know autograd nodes."""
 
     @staticmethod
     def forward(ctx, backend, options, monitors, *logits):
