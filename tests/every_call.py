@@ -12,8 +12,10 @@ import math
 import sys
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 if __name__ == "__main__":  # as a program: the tests find fastgen by themselves
     sys.path.append(str(Path(__file__).resolve().parent.parent))
@@ -67,11 +69,11 @@ def inputs(device, shape=(3, 4, 5, 7), dtype=torch.float32, m_dtype=None, arrang
     pool, begin = _pool(torch.device(device)), itertools.count(1000 * salt, 7919)
     computed = torch.float64 if torch.float64 in (dtype, m_dtype) else torch.float32
 
-    def normal(shape, dtype=dtype):
+    def normal(shape, dtype=dtype, of=lambda x: x):
         first, count = next(begin), math.prod(shape)
         numbers = pool if first + count <= len(pool) else pool.repeat(1 + (first + count) // len(pool))
         numbers = numbers[first : first + count]
-        return arrange(numbers.reshape(shape).to(dtype))
+        return arrange(of(numbers.reshape(shape).to(dtype)))
 
     batch, channels, *rest = shape
     return Inputs(
@@ -80,7 +82,7 @@ def inputs(device, shape=(3, 4, 5, 7), dtype=torch.float32, m_dtype=None, arrang
         u=normal(shape, m_dtype or dtype),
         noise=normal(shape),
         wide=normal((batch, 2 * channels, *rest), m_dtype or dtype),
-        target=normal(shape).sigmoid_(),
+        target=normal(shape, of=torch.sigmoid),  # before its layout, on which the CPU's last bit depends
         weight=normal(shape).abs_(),
         gradient=normal(shape),
         scalar=torch.tensor(0.75, dtype=dtype).to(device),
@@ -261,6 +263,55 @@ def fits(name, i):
 def results(result):
     """The tensors of a result."""
     return list(result) if isinstance(result, (tuple, list)) else [result]
+
+
+# ---- what the calls are -----------------------------------------------------------------------------------------------
+
+
+class Facts(NamedTuple):
+    """Of one call, found by making it on the CPU: what tests may expect of it follows from these, never from its name."""
+
+    timed: bool  # each sample has a timestep of its own, which is read on the device
+    seeded: bool  # it makes noise from a seed
+    sums: bool  # a result is added up over elements, of each sample or of all, for which a kernel may need room
+    bare: bool  # it calls the compiled op itself, whatever the backend
+    tensors: int  # how many tensors it goes through one after another: the logits of a GAN loss, else 1
+
+    def launches(self, backend):
+        """The Triton backend has a launch for each of the logits, and another that adds up what the programs have summed."""
+        return 1 if backend == "cpp" or self.bare else self.tensors + self.sums
+
+
+class _Called(TorchDispatchMode):
+    """Notes how many of fastgen's ops are called, and those of their arguments that are given, by name."""
+
+    def __init__(self):
+        super().__init__()
+        self.ops, self.given = 0, {}
+
+    def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
+        if function.namespace == "fastgen":
+            self.ops += 1
+            names = (argument.name for argument in function._schema.arguments)
+            given = dict(zip(names, arguments, strict=False)) | (keywords or {})
+            self.given |= {name: value for name, value in given.items() if value is not None}
+        return function(*arguments, **(keywords or {}))
+
+
+def facts(call):
+    i = inputs("cpu", (2, 3, 5))
+    with fastgen.use_backend("cpp"), _Called() as called:
+        made = results(call(i))
+    with fastgen.use_backend("eager"), _Called() as chosen:
+        call(i)
+    given = called.given
+    return Facts(
+        timed="t" in given,
+        seeded="noise" not in given and not given.keys().isdisjoint(("seed", "seeds")),
+        sums=any(y.dim() < i.x.dim() for y in made),
+        bare=chosen.ops > 0,
+        tensors=len(given.get("logits", [i.x])),
+    )
 
 
 # ---- as a program ---------------------------------------------------------------------------------------------------
