@@ -9,8 +9,10 @@ import functools
 import importlib.util
 import os
 import re
+import shutil
 import struct
 import sys
+import sysconfig
 from pathlib import Path
 
 import torch
@@ -129,7 +131,22 @@ def _triton_problem(device_type: str) -> str:
         interpreted = os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "yes", "on", "y", "t")
         return "" if interpreted else "on the CPU Triton has an interpreter only, which TRITON_INTERPRET=1 turns on"
     count = torch.cuda.device_count() if device_type == "cuda" else torch.xpu.device_count()
-    return "" if count else f"torch finds no {device_type.upper()} device"
+    return _compiler_problem("CC", "gcc", "clang") if count else f"torch finds no {device_type.upper()} device"
+
+
+def _compiler_problem(variable: str, *names: str) -> str:
+    """ "" where a module for Python can be compiled while the program runs, which is how Triton launches a kernel and how
+    torch.compile calls what it has compiled; else what is missing. It is the environment's `variable`, or one of `names`."""
+    asked = os.environ.get(variable)
+    if not any(map(shutil.which, [asked] if asked else names)):
+        return f"the compiler {asked or ' or '.join(names)} was not found"
+    # Debian's own scheme names a folder for what pip installs, which has no headers
+    scheme = sysconfig.get_default_scheme().replace("posix_local", "posix_prefix")
+    folder = sysconfig.get_path("include", scheme)
+    others = (os.environ.get(name, "") for name in ("CPATH", "C_INCLUDE_PATH", "CPLUS_INCLUDE_PATH"))
+    if any((Path(place) / "Python.h").exists() for place in [folder, *os.pathsep.join(others).split(os.pathsep)] if place):
+        return ""
+    return f"{folder}/Python.h is missing, which a package like python3-dev has"
 
 
 def _why_not(name: str, device_type: str) -> str:
@@ -140,6 +157,10 @@ def _why_not(name: str, device_type: str) -> str:
         return _triton_problem(device_type)
     return _UNAVAILABLE.get(device_type, f"there are no kernels for {device_type}")
 
+
+# A traced program takes the answer as a constant, as it takes a table (_tables._constant_table): dynamo refuses to trace
+# torch.cuda.device_count, so with fullgraph=True a choice of "triton" could not be compiled for a GPU.
+_why_not._dynamo_marked_constant = True
 
 _AUTOMATIC = {device: next(name for name in order if not _why_not(name, device)) for device, order in _ORDER.items()}
 
@@ -171,16 +192,24 @@ def select(device_type: str) -> str:
 def select_for(device: torch.device) -> str:
     """The same for a tensor's device, whose compute capability may be one that the CUDA library was not compiled for."""
     name = select(device.type)
-    if name != "cpp" or device.type != "cuda" or torch.compiler.is_compiling() or not (problem := _capability_problem(device)):
+    if name != "cpp" or device.type != "cuda" or not (problem := _capability_problem(device)):
         return name
-    if _choice.get() == "cpp":
+    if (_traced_choice if torch.compiler.is_compiling() else _choice.get()) == "cpp":
         have = ", ".join(map(repr, available_backends("cuda")[1:]))
         raise RuntimeError(f"backend: backend 'cpp' is not available on {device} ({problem}); available: {have}")
     return available_backends("cuda")[1]
 
 
-@functools.cache
 def _capability_problem(device: torch.device) -> str:
+    """ "" where the CUDA library has code for the device, else the reason why not."""
+    return _asked_capability(device)
+
+
+_capability_problem._dynamo_marked_constant = True
+
+
+@functools.cache
+def _asked_capability(device: torch.device) -> str:
     # not at import: this initialises CUDA
     capability = torch.cuda.get_device_capability(device)
     if _ARCHS and not serves(_ARCHS, capability):
@@ -188,11 +217,24 @@ def _capability_problem(device: torch.device) -> str:
     return ""
 
 
+# Compute capabilities of Tegra systems on a chip, as far as they share a major version with other GPUs: Orin and, up to CUDA 12.9,
+# Thor, which is 11.0 since.
+_TEGRA = {(7, 2), (8, 7), (10, 1)}
+
+
 def serves(archs: str, capability: tuple[int, int]) -> bool:
-    """Whether code for `archs` ("8.0 9.0+PTX") runs on a GPU: machine code within a major version, PTX on all newer ones."""
-    for number, minor, exact, ptx in re.findall(r"(\d+)\.?(\d)([a-z]?)(\+PTX)?", archs):
-        arch = int(number), int(minor)
-        if capability == arch or (not exact and capability[0] == arch[0] and capability > arch) or (ptx and capability > arch):
+    """Whether code for `archs` ("8.0 9.0+PTX") runs on a GPU of this compute capability.
+
+    CUDA C++ Programming Guide 13.0, 6.1.2 "Binary Compatibility" and 6.1.3 "PTX Compatibility": machine code for X.y runs on X.z
+    with z ≥ y, but not so on Tegra, nor between Tegra and other GPUs; hence code for 8.6 runs on 8.9 but not on 8.7, code for 10.0
+    on 10.3 and code for 12.0 on 12.1. The driver compiles PTX for X.y for whatever is not older. Code for "9.0a" runs on 9.0
+    alone, code for "10.0f" on its family, 10.0 and 10.3; of both this is true of their PTX too.
+    """
+    for major, minor, suffix, ptx in re.findall(r"(\d+)\.?(\d)([a-z]?)(\+PTX)?", archs):
+        arch = int(major), int(minor)
+        newer = capability > arch and suffix != "a"
+        same_kind = capability[0] == arch[0] and not _TEGRA & {arch, capability}
+        if capability == arch or (newer and (same_kind or (ptx and not suffix))):
             return True
     return False
 
@@ -240,6 +282,7 @@ def backend_info() -> str:
         lines.append(f"{device}: backend {_AUTOMATIC[device]!r} by default; compiled kernels: {reason or _LOADED[device]}")
     for device in ("cuda", "xpu", "cpu"):
         lines.append(f"triton on {device}: {_why_not('triton', device) or 'available'}")
+    lines.append(f"torch.compile: {_compiler_problem('CXX', 'g++') or 'available'}")
     return "\n".join(lines)
 
 

@@ -133,14 +133,14 @@ def inputs(batch, event=(3, 8, 8), **like):
     return x, t, seeds
 
 
-def run(function, calls, **options):
+def run(function, calls, backend="triton", **options):
     """What torch.compile makes of `function` for these calls one after another."""
     torch._dynamo.reset()
     programs.clear()
     compiled = torch.compile(function, fullgraph=True, **options)
     made = []
     for arguments in calls:
-        with MODE, fastgen.use_backend("triton"), contextlib.suppress(Compiled):
+        with MODE, fastgen.use_backend(backend), contextlib.suppress(Compiled):
             compiled(*arguments)
         made.append(len(programs))
     with tempfile.TemporaryDirectory() as folder:
@@ -175,6 +175,17 @@ def cases():
     with MODE:
         last = x.to(memory_format=torch.channels_last)
     yield "channels last", run(lambda x, t, seed: fastgen.q_sample(x, t, SCHEDULE, seed=seed), [(last, t, seeds)])
+
+
+def on_other_gpus():
+    """The programs of the automatic order where the CUDA library has code for the GPU, and where it has none."""
+    _backend._AUTOMATIC["cuda"], _backend._ARCHS = "cpp", "8.0 9.0"
+    x, t, seeds = inputs(5)
+    for capability in ((9, 0), (7, 0)):
+        torch.cuda.get_device_capability = lambda device=None, capability=capability: capability
+        _backend._asked_capability.cache_clear()
+        noised = lambda x, t, seed: fastgen.q_sample(x, t, SCHEDULE, seed=seed)  # noqa: E731
+        yield "{}.{}".format(*capability), run(noised, [(x, t, seeds)], backend="auto")["graphs"]
 
 
 def every_op():
@@ -222,4 +233,4 @@ def every_op():
 if __name__ == "__main__":
     pretend()
     found = {name: [kernel.__name__ for kernel in get_triton_kernels_for_op(f"fastgen_triton::{name}")] for name in OPS}
-    print(json.dumps({"found": found, **dict(cases()), "ops": dict(every_op())}))
+    print(json.dumps({"found": found, **dict(cases()), "ops": dict(every_op()), "gpus": dict(on_other_gpus())}))

@@ -132,6 +132,61 @@ def test_threads_choose_for_themselves():
     assert seen == {"start": automatic, "main": fastgen.available_backends()[0], "end": "eager"}
 
 
+@pytest.fixture
+def gpu(monkeypatch):
+    """As if torch found a GPU, for which Triton is installed."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setitem(sys.modules, "triton", sys)
+    for name in ("CC", "CXX", "CPATH", "C_INCLUDE_PATH", "CPLUS_INCLUDE_PATH"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def python_h(folder):
+    folder.mkdir(exist_ok=True)
+    (folder / "Python.h").touch()
+    return str(folder)
+
+
+def program(path):
+    path.write_text("#!/bin/sh\n")
+    path.chmod(0o755)
+
+
+@pytest.mark.parametrize(
+    "compiler, header, triton, compile",
+    [
+        ("gcc", "include", "available", "the compiler g++ was not found"),
+        ("clang", "include", "available", "the compiler g++ was not found"),
+        ("g++", "include", "the compiler gcc or clang was not found", "available"),
+        (None, "include", "the compiler gcc or clang was not found", "the compiler g++ was not found"),
+        ("gcc", None, "Python.h is missing", "the compiler g++ was not found"),
+        ("g++", None, "the compiler gcc or clang was not found", "Python.h is missing"),
+        ("gcc", "CPATH", "available", "the compiler g++ was not found"),
+    ],
+)
+def test_backend_info_says_what_compiles_at_run_time(gpu, monkeypatch, tmp_path, compiler, header, triton, compile):
+    """Triton launches nothing without a C compiler and Python's headers, and torch.compile needs the same of C++."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    if compiler:
+        program(tmp_path / compiler)
+    monkeypatch.setattr(fastgen._backend.sysconfig, "get_path", lambda *_: str(tmp_path / "include"))
+    if header:
+        folder = python_h(tmp_path / header)
+        if header == "CPATH":
+            monkeypatch.setenv("CPATH", f"/nowhere:{folder}")
+    lines = dict(line.split(": ", 1) for line in fastgen.backend_info().splitlines()[1:])
+    assert triton in lines["triton on cuda"] and compile in lines["torch.compile"]
+    assert ("triton" in fastgen.available_backends("cuda")) == (triton == "available")
+
+
+def test_a_named_compiler_is_the_one(gpu, monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("CC", "icx")
+    assert "the compiler icx was not found" in fastgen.backend_info()
+    program(tmp_path / "icx")
+    assert "the compiler icx was not found" not in fastgen.backend_info()
+
+
 def test_backend_info():
     text = fastgen.backend_info()
     assert torch.__version__ in text and all(f"{device}: backend '{fastgen.backend(device)}'" in text for device in ("cpu",))

@@ -190,6 +190,18 @@ def test_a_driver_serves_its_major_version_and_older_ones(runtime, driver, works
         ("80 90+PTX", (10, 3), True),
         ("9.0a", (9, 0), True),
         ("9.0a", (9, 1), False),
+        ("9.0a+PTX", (10, 0), False),  # nor does its PTX
+        ("8.0 8.6", (8, 7), False),  # Jetson Orin
+        ("8.0+PTX 8.6", (8, 7), True),
+        ("8.7", (8, 7), True),
+        ("8.7", (8, 9), False),
+        ("10.0", (10, 3), True),
+        ("10.3", (10, 0), False),
+        ("10.0", (11, 0), False),
+        ("10.0", (10, 1), False),  # Thor up to CUDA 12.9
+        ("12.0", (12, 1), True),
+        ("10.0f", (10, 3), True),  # its family
+        ("10.0f+PTX", (12, 0), False),
         ("10.0 12.0+PTX", (9, 0), False),
     ],
 )
@@ -197,20 +209,34 @@ def test_which_gpus_the_library_serves(archs, capability, expected):
     assert fastgen._backend.serves(archs, capability) is expected
 
 
-def test_a_gpu_that_the_library_was_not_compiled_for(monkeypatch):
-    """The automatic order goes on to the next backend; an explicit choice is refused with the reason."""
+@pytest.mark.parametrize("device", ["cpu", "cuda", "xpu"])
+def test_what_there_is_can_be_asked_in_a_traced_program(device):
+    """As every op asks there when a backend was chosen: torch's counts of devices, which dynamo does not trace, are constants."""
+    asked = torch.compile(lambda x: (x + 1, fastgen.available_backends(device))[1], backend="eager", fullgraph=True)
+    assert asked(torch.zeros(3)) == fastgen.available_backends(device)
+
+
+@pytest.mark.parametrize("traced", [False, True])
+def test_a_gpu_that_the_library_was_not_compiled_for(monkeypatch, traced):
+    """The automatic order goes on to the next backend; an explicit choice is refused with the reason. Under torch.compile too."""
     backend, device = fastgen._backend, torch.device("cuda", 7)
     monkeypatch.setattr(backend, "_ARCHS", "8.0 9.0")
+    if traced:
+        select = torch.compile(lambda x: (x + 1, backend.select_for(device))[1], backend="eager", fullgraph=True)
+    else:
+        select = lambda x: backend.select_for(device)  # noqa: E731
     monkeypatch.setitem(backend._UNAVAILABLE, "cuda", "")
     monkeypatch.setitem(backend._AUTOMATIC, "cuda", "cpp")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 0))
-    backend._capability_problem.cache_clear()
+    backend._asked_capability.cache_clear()
+    torch._dynamo.reset()
     try:
-        assert backend.select_for(device) == "eager"
-        with fastgen.use_backend("cpp"), pytest.raises(RuntimeError, match="its compute capability is 7.0.*compiled for 8.0 9.0"):
-            backend.select_for(device)
+        assert select(torch.zeros(3)) == "eager"
+        with fastgen.use_backend("cpp"), pytest.raises(Exception, match="its compute capability is 7.0.*compiled for 8.0 9.0"):
+            select(torch.zeros(3))
     finally:
-        backend._capability_problem.cache_clear()
+        backend._asked_capability.cache_clear()
+        torch._dynamo.reset()
 
 
 # ---- what an import leaves alone ------------------------------------------------------------------------------------

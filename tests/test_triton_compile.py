@@ -11,7 +11,7 @@ import pytest
 from conftest import assert_same, normal
 
 import fastgen
-from fastgen import _dispatch
+from fastgen import _backend, _dispatch
 
 HERE = Path(__file__).resolve().parent
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
@@ -53,6 +53,14 @@ def test_inductor_sees_the_kernels_of_every_op(made):
         op = "q_sample" if name == "q_step" else name.split()[0].replace("ddim", "ddpm").replace("backward_x0", "backward")
         expected = op.removesuffix("_with_logits_backward").removesuffix("_with_logits").removesuffix("_loss_backward")
         assert kernels and any(kernel.startswith(expected[:4]) for kernel in kernels), (name, kernels)
+
+
+@pytest.mark.skipif(not _backend.HAS_OPS, reason="the compiled library is absent")
+@pytest.mark.parametrize("capability, op", [("9.0", "fastgen.q_sample.default"), ("7.0", "triton_kernel_wrapper_mutation")])
+def test_the_gpus_capability_decides(made, capability, op):
+    """While compiling as well: code for 8.0 and 9.0 serves no V100."""
+    (graph,) = made["gpus"][capability]
+    assert op in graph
 
 
 def test_torch_finds_the_kernels_of_each_op(made):
