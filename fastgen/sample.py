@@ -123,6 +123,10 @@ class Sampler:
     The arguments are those of `sample`, divided between the two calls. A sampler may be called by several threads at a time, on
     several streams, and from its own callback; an exception in the network or the callback leaves it as it was.
 
+    A sampler can be copied and pickled as far as its model can. The copy is of the same options, draws the same samples and has
+    recorded nothing; copy.deepcopy of a policy that has both gives a sampler of the policy's copy, as averaging of weights needs
+    it. Without `device` or `dtype` a sampler goes where its model's first floating parameter is at each call.
+
     On CUDA the whole chain can be one graph, launched at once. With `cuda_graph` "auto" the first call of a kind runs step by step,
     the second is recorded, and it and the following ones are replays; where the network cannot be recorded (it synchronises, or
     chooses by values), a warning of the logger "fastgen" says why, and all calls run step by step. True records the first call, and
@@ -166,16 +170,17 @@ class Sampler:
         _checks.function("model", model)
         _checks.schedule(schedule)
         self._model, self._shape = model, _checks.shape(shape)
-        self._schedule = schedule = schedule if steps is None else schedule.respace(steps)
+        self._schedule = schedule if steps is None else schedule.respace(steps)
         _checks.option("method", method, ("ddpm", "ddim"))
         _checks.option("prediction", prediction, PREDICTIONS)
         options = {"prediction": prediction, "clip": None if clip is None else _checks.number("clip", clip, low=0.0, strict=True)}
         if guidance_scale is not None:
             options["guidance_scale"] = _checks.number("guidance_scale", guidance_scale, low=float("-inf"), strict=True)
         self._guided = guidance_scale is not None
-        weight = _first_weight(model)
-        self._device = _checks.device(device if device is not None else "cpu" if weight is None else weight.device)
-        self._dtype = _checks.floating_dtype(dtype if dtype is not None else torch.float32 if weight is None else weight.dtype)
+        self._given = (
+            None if device is None else _checks.device(device),
+            None if dtype is None else _checks.floating_dtype(dtype),
+        )
         if method == "ddpm":
             if eta is not None:
                 raise ValueError(f"eta: expected None with method='ddpm', which has none, got {eta!r}")
@@ -184,7 +189,6 @@ class Sampler:
             if variance in LEARNED_VARIANCES and len(self._shape) < 2:
                 raise ValueError(f"shape: expected (B, C, ...) for a learned variance, got {self._shape}")
             self._step, options["variance"] = ddpm_step, variance
-            table = schedule.ddpm_step_table(prediction, variance, self._device, self._dtype)
         else:
             if variance is not None:
                 raise ValueError(f"variance: expected None with method='ddim', whose variance is eta's, got {variance!r}")
@@ -192,22 +196,56 @@ class Sampler:
             if eta > 1.0:
                 raise ValueError(f"eta: expected a number within 0 … 1, got {eta!r}")
             self._step, options["eta"] = ddim_step, eta
-            table = schedule.ddim_step_table(prediction, eta, self._device, self._dtype)
+        self._options = options
+        if cuda_graph is not True and cuda_graph is not False and not (isinstance(cuda_graph, str) and cuda_graph == "auto"):
+            raise ValueError(f"cuda_graph: expected 'auto', True or False, got {cuda_graph!r}")
+        self._cuda_graph = cuda_graph
+        self._begin()
+        self._settle()
+
+    def _begin(self):
+        """What no copy takes over: that the chain has been nowhere and nothing is recorded."""
+        self._device = self._dtype = None
+        # All that a call may change, by whoever holds the lock; of the kinds of calls, the last comes last
+        self._lock, self._kinds, self._room = threading.Lock(), [], _GRAPHS
+
+    def _settle(self):
+        """Makes what a chain reads on its device, unless it is there: since the last call the model may have been moved."""
+        device, dtype = self._given
+        if device is None or dtype is None:
+            weight = _first_weight(self._model)
+            if device is None:
+                device = torch.device("cpu") if weight is None else weight.device
+            if dtype is None:
+                dtype = torch.float32 if weight is None else weight.dtype
+        if device == self._device and dtype is self._dtype:
+            return
+        if self._cuda_graph is True and device.type != "cuda":
+            raise ValueError(f"cuda_graph: expected a CUDA device with True, got {device}")
+        schedule, options = self._schedule, self._options
+        if self._step is ddpm_step:
+            table = schedule.ddpm_step_table(options["prediction"], options["variance"], device, dtype)
+        else:
+            table = schedule.ddim_step_table(options["prediction"], options["eta"], device, dtype)
         if table.rows.size(0) < len(schedule):
             raise ValueError(f"schedule: expected coefficients for each of its {len(schedule)} steps{table.note}")
-        self._options, self._noisy = options, table.noisy
         # a tensor for each step, made here: no step has to make one, none comes from the host, and none is the schedule's own
         samples = self._shape[0] * (2 if self._guided else 1)
         # made on the host, whose copies are there when they return: a call may come on another stream than this one
-        made_on = self._device if rng.capturing(self._device) else "cpu"
-        self._all_timesteps = schedule.timestep_tensor(made_on).unsqueeze(1).repeat(1, samples).to(self._device)
-        self._timesteps = self._all_timesteps.unbind()
-        if cuda_graph is not True and cuda_graph is not False and not (isinstance(cuda_graph, str) and cuda_graph == "auto"):
-            raise ValueError(f"cuda_graph: expected 'auto', True or False, got {cuda_graph!r}")
-        if cuda_graph is True and self._device.type != "cuda":
-            raise ValueError(f"cuda_graph: expected a CUDA device with True, got {self._device}")
-        # All that a call may change, by whoever holds the lock; of the kinds of calls, the last comes last
-        self._lock, self._cuda_graph, self._kinds, self._room = threading.Lock(), cuda_graph, [], _GRAPHS
+        made_on = device if rng.capturing(device) else "cpu"
+        all_timesteps = schedule.timestep_tensor(made_on).unsqueeze(1).repeat(1, samples).to(device)
+        self._noisy, self._all_timesteps, self._timesteps = table.noisy, all_timesteps, all_timesteps.unbind()
+        self._dtype, self._device = dtype, device  # last: to another thread they say that the rest is there
+
+    def __getstate__(self):
+        """For copies and pickles: a copy makes what is on the device anew, records graphs of its own, and while another thread
+        has the lock it does not wait. What torch's graphs could not do for the network they cannot do for its copy."""
+        return {name: vars(self)[name] for name in _COPIED}
+
+    def __setstate__(self, state):
+        # The model may be half made: a policy that has a sampler of itself. So where it is, the first call will see.
+        vars(self).update(state)
+        self._begin()
 
     @torch.no_grad()
     def __call__(
@@ -222,6 +260,7 @@ class Sampler:
         return_trajectory=False,
     ):
         """One chain. The arguments are those of `sample`. Returns x_0, or (x_0, trajectory)."""
+        self._settle()
         if callback is not None:
             _checks.function("callback", callback)
         bar = _progress_bar() if _checks.boolean("progress", progress) else None
@@ -394,14 +433,17 @@ class Sampler:
     @property
     def dtype(self):
         """Of the samples."""
+        self._settle()
         return self._dtype
 
     @property
     def device(self):
         """Of the samples, with its index."""
+        self._settle()
         return self._device
 
 
+_COPIED = ("_model", "_shape", "_schedule", "_step", "_options", "_guided", "_given", "_cuda_graph")
 _GRAPHS = 4  # that a sampler keeps: a robot's loop or a server has one or two kinds of calls
 
 
@@ -546,8 +588,18 @@ class _Itself:
 
 
 def _first_weight(model):
-    parameters = model.parameters() if isinstance(model, nn.Module) else ()
-    return next((p for p in parameters if p.dtype in _checks.FLOATING), None)
+    """The first of `model.parameters()` that is floating, looked for at each call: torch's iterator takes 2.5 times as long."""
+    todo, seen = [model] if isinstance(model, nn.Module) else [], set()
+    while todo:
+        m = todo.pop()
+        if m is None or id(m) in seen:
+            continue
+        seen.add(id(m))
+        for p in list(m._parameters.values()):
+            if p is not None and p.dtype in _checks.FLOATING:
+                return p
+        todo += list(m._modules.values())[::-1]
+    return None
 
 
 def _progress_bar():

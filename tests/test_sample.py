@@ -2,10 +2,13 @@
 nor exceptions nor CUDA graphs (a stand-in of which runs here) change anything."""
 
 import contextlib
+import copy
 import gc
 import importlib
+import io
 import itertools
 import logging
+import pickle
 import subprocess
 import sys
 import threading
@@ -974,6 +977,194 @@ def test_inference_mode(schedule, log):
     with torch.inference_mode():
         inside = sampler(seed=1, model_kwargs={"shift": torch.zeros(())})
     assert_same(sampler(seed=1, model_kwargs={"shift": torch.zeros(())}), inside.clone())
+
+
+# ---- copies -----------------------------------------------------------------------------------------------------------
+
+
+class Policy(nn.Module):
+    """As a policy that averaging of weights copies: the network is a part of it, and the sampler's model is that network."""
+
+    step = {"eta": 0.5, "clip": 1.5, "prediction": "v_prediction"}
+
+    def __init__(self, schedule, **options):
+        super().__init__()
+        self.network = Network()
+        self.sampler = fastgen.Sampler(self.network, SHAPE, schedule, steps=4, method="ddim", **self.step, **options)
+
+    def forward(self, **how):
+        return self.sampler(**how)
+
+    @torch.no_grad()
+    def by_hand(self, schedule, **how):
+        return by_hand(self.network, SHAPE, schedule.respace(4), step=fastgen.ddim_step, **self.step, **how)
+
+
+def saved(policy):
+    file = io.BytesIO()
+    torch.save(policy, file)
+    file.seek(0)
+    return torch.load(file, weights_only=False)
+
+
+COPIES = {
+    "copy.deepcopy": copy.deepcopy,
+    "pickle": lambda policy: pickle.loads(pickle.dumps(policy)),
+    "torch.save": saved,
+    "AveragedModel": lambda policy: torch.optim.swa_utils.AveragedModel(policy).module,
+    "ema_pytorch": lambda policy: pytest.importorskip("ema_pytorch").EMA(policy, include_online_model=False).ema_model,
+}
+
+
+@pytest.mark.parametrize("make", COPIES.values(), ids=COPIES)
+@pytest.mark.parametrize("called", [False, True])
+def test_the_copy_of_a_policy_samples_from_the_copys_network(schedule, log, make, called):
+    """With the options of the first, no graph of its, and no lock in common."""
+    policy = Policy(schedule)
+    for _ in range(3 * called):
+        assert_same(policy(seed=3), policy.by_hand(schedule, seed=3))
+    log.clear()
+    other = make(policy)
+    assert other.sampler._model is other.network and other.network is not policy.network
+    with policy.sampler._lock:  # else it would wait for ever
+        made = other(seed=3)
+    assert log == []
+    assert_same(made, policy(seed=3))
+    with torch.no_grad():
+        policy.network.scale.zero_()
+    assert_same(other(seed=3), made)
+    assert not torch.equal(policy(seed=3), made)
+    assert log.count("record") == 1 + (not called)
+
+
+@pytest.mark.parametrize("make", [copy.copy, copy.deepcopy, COPIES["pickle"]])
+def test_a_copy_has_the_options(schedule, make):
+    guided = {"guidance_scale": 2.0, "dtype": torch.float64, "variance": "learned_range", "steps": [3, 10, 39]}
+    for model, options, how in [
+        (Network(), {}, {"sample_seeds": SEEDS}),
+        (Wide(), guided, {"seed": 1, "unconditional_kwargs": {}}),
+        (wide, guided, {"seed": 1, "unconditional_kwargs": {}}),
+    ]:
+        sampler = fastgen.Sampler(model, SHAPE, schedule, cuda_graph=False, **options)
+        other = make(sampler)
+        assert (other.device, other.dtype) == (sampler.device, sampler.dtype)
+        assert_same(other(**how), sampler(**how))
+        assert other._lock is not sampler._lock and other._cuda_graph is False
+
+
+class Wide(nn.Module):
+    def forward(self, x, t):
+        return wide(x, t)
+
+
+def test_a_policy_whose_sampler_samples_from_the_policy_itself(schedule):
+    """When the sampler's copy is made, that of the policy is not yet finished."""
+    policy = Network()
+    policy.sampler = fastgen.Sampler(policy, SHAPE, schedule, steps=3)
+    for make in COPIES.values():
+        other = make(policy)
+        assert other.sampler._model is other
+        assert_same(other.sampler(seed=1), policy.sampler(seed=1))
+    policy.sampler = fastgen.Sampler(policy.forward, SHAPE, schedule, steps=3)
+    assert copy.deepcopy(policy).sampler._model.__self__ is not policy
+
+
+def test_averages_of_a_policy_are_what_is_sampled(schedule):
+    policy = Policy(schedule)
+    average = torch.optim.swa_utils.AveragedModel(policy, avg_fn=lambda mean, x, count: (mean + x) / 2)
+    for scale in (0.5, 1.5):
+        with torch.no_grad():
+            policy.network.scale.fill_(scale)
+        average.update_parameters(policy)
+    with torch.no_grad():
+        policy.network.scale.fill_(1.0)  # the mean of the two
+    assert_same(average.module(seed=1), policy(seed=1))
+    assert_same(average(seed=1), policy(seed=1))
+
+
+def test_a_sampler_goes_where_its_model_goes(schedule):
+    """Of those that were not told where to be. A tensor's dtype stands for its device, of which there is one here."""
+    policy, told = Policy(schedule), Policy(schedule, dtype=torch.float32, device="cpu")
+    for moved in (policy, copy.deepcopy(policy)):
+        moved.to(torch.float64)
+        made = moved(seed=1)
+        assert (made.dtype, moved.sampler.dtype) == (torch.float64, torch.float64)
+        assert_same(made, moved.by_hand(schedule, seed=1, dtype=torch.float64))
+    assert moved.to("meta").sampler.device.type == "meta"
+    told.network.bfloat16()
+    assert (told.sampler.dtype, told(seed=1).dtype) == (torch.float32, torch.float32)
+    told.to("meta")
+    assert told.sampler.device.type == "cpu"
+    graph = recording(Network(), SHAPE, schedule, steps=2)
+    graph._model.double()
+    with pytest.raises(ValueError, match="^cuda_graph: expected a CUDA device with True, got cpu"):
+        graph(seed=1)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+def test_the_first_weight_is_the_first_of_the_models_parameters():
+    shared = nn.Linear(2, 2)
+    models = [
+        nn.Sequential(nn.SiLU(), nn.Sequential(nn.Linear(2, 2, bias=False), shared), shared),
+        nn.ModuleDict({"a": nn.Identity(), "b": nn.Sequential(), "c": shared}),
+        nn.ParameterList([nn.Parameter(torch.zeros(2, dtype=torch.int64), requires_grad=False), torch.zeros(2)]),
+        torch.jit.script(nn.Sequential(nn.SiLU(), nn.Linear(2, 2))),
+        nn.Sequential(),
+    ]
+    models[1].register_module("none", None)
+    models[0][1].whole = models[0]  # a module inside itself
+    for model in models:
+        first = next((p for p in model.parameters() if p.is_floating_point()), None)
+        found = module._first_weight(model)
+        assert (found is None) == (first is None)
+        assert first is None or found.data_ptr() == first.data_ptr()
+
+
+def test_a_sampler_is_copied_while_other_threads_use_it(schedule, log):
+    policy, over, errors = Policy(schedule), threading.Event(), []
+    expected = policy(seed=1)
+
+    def work():
+        try:
+            while not over.is_set():
+                assert_same(policy(seed=1), expected)
+        except Exception as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=work) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    try:
+        for make in (*COPIES.values(), copy.copy) * 3:
+            assert_same(make(policy).sampler(seed=1), expected)
+    finally:
+        over.set()
+        for thread in threads:
+            thread.join()
+    assert not errors
+
+
+def test_a_sampler_is_copied_inside_its_own_recording(schedule, log):
+    """There the lock is held, which a copy does not wait for."""
+
+    class Copying(Tame):
+        def forward(self, x, t):
+            copies.append(copy.copy(sampler))
+            return super().forward(x, t)
+
+    copies = []
+    sampler = recording(Copying(), SHAPE, schedule, steps=2)
+    thread = threading.Thread(target=sampler, kwargs={"seed": 1}, daemon=True)
+    thread.start()
+    thread.join(30)
+    assert not thread.is_alive() and copies and not copies[0]._lock.locked()
+
+
+def test_a_model_that_cannot_be_pickled(schedule):
+    sampler = fastgen.Sampler(lambda x, t: x, SHAPE, schedule, steps=2)
+    with pytest.raises((pickle.PicklingError, AttributeError), match="lambda"):
+        pickle.dumps(sampler)
+    assert_same(copy.deepcopy(sampler)(seed=1), sampler(seed=1))
 
 
 # ---- how torch.cuda is asked for it -----------------------------------------------------------------------------------
