@@ -142,12 +142,12 @@ class Sampler:
     keeps up to four graphs, each with the memory of one chain, fewer where there is no room for another; the next one takes the
     place of that whose kind has not come for longest, and with "auto" is recorded if its kind comes again before four others.
 
-    Replays of one graph take turns, on whatever streams; keep the sampler until they are done. Of a model that is no nn.Module it
-    is not seen that its weights were moved, and precision settings such as TF32 stay those of the recording. To record, the network
-    is called for two steps more beforehand, of which one in training mode may keep count. While a chain is recorded other threads
-    may use the GPU; but on torch 2.10 and 2.11, whose generators have one state for what is recorded and what is not,
-    `torch.randn`, dropout and the like raise RuntimeError there ("Offset increment outside graph capture"), unless with a generator
-    of their own: record before such threads start, by a call or, with "auto", two.
+    Replays of one graph take turns, on whatever streams; keep the sampler until they are done, and as long as a graph of your own
+    that has a chain in it. Of a model that is no nn.Module it is not seen that its weights were moved, and precision settings such
+    as TF32 stay those of the recording. To record, the network is called for two steps more beforehand, of which one in training
+    mode may keep count. While a chain is recorded other threads may use the GPU; but on torch 2.10 and 2.11, whose generators have
+    one state for what is recorded and what is not, `torch.randn`, dropout and the like raise RuntimeError there ("Offset increment
+    outside graph capture"), unless with a generator of their own: record before such threads start, by a call or, with "auto", two.
     """
 
     def __init__(
@@ -234,7 +234,7 @@ class Sampler:
         # made on the host, whose copies are there when they return: a call may come on another stream than this one
         made_on = device if rng.capturing(device) else "cpu"
         all_timesteps = schedule.timestep_tensor(made_on).unsqueeze(1).repeat(1, samples).to(device)
-        self._noisy, self._all_timesteps, self._timesteps = table.noisy, all_timesteps, all_timesteps.unbind()
+        self._noisy, self._read, self._timesteps = table.noisy, (all_timesteps, table.rows), all_timesteps.unbind()
         self._dtype, self._device = dtype, device  # last: to another thread they say that the rest is there
 
     def __getstate__(self):
@@ -280,8 +280,11 @@ class Sampler:
     def _chain(self, seed, kwargs, callback=None, trajectory=None, update=None, steps=None):
         """x_0, step by step; with `steps`, no more than those."""
         total = len(self._schedule)
-        if self._device.type == "cuda" and not rng.capturing(self._device):  # this may be dropped while the chain still runs
-            self._all_timesteps.record_stream(torch.cuda.current_stream(self._device))
+        if self._device.type == "cuda" and not rng.capturing(self._device):
+            # the sampler, and with it a schedule that `steps` has made, may be dropped while the chain still runs
+            stream = torch.cuda.current_stream(self._device)
+            for constant in self._read:
+                constant.record_stream(stream)
         x = randn(self._shape, seed=seed, offset=total, dtype=self._dtype, device=self._device)
         step = partial(self._step, schedule=self._schedule, seed=seed if self._noisy else None, **self._options)
         if trajectory is not None:
@@ -448,7 +451,8 @@ _GRAPHS = 4  # that a sampler keeps: a robot's loop or a server has one or two k
 
 
 class _ChainGraph:
-    """A recorded chain and what it reads: the seeds, and the tensors that the network is given besides x and t."""
+    """A recorded chain and what it reads: the seeds, the sampler's timesteps and coefficients, and the tensors that the network is
+    given besides x and t. They live as long as the graph does, of which they are no part."""
 
     def __init__(self, sampler, seed, leaves, spec):
         with torch.inference_mode(False), torch.no_grad():  # inference tensors could not be written to later
@@ -456,13 +460,14 @@ class _ChainGraph:
             self._seeds = torch.empty(count, dtype=torch.int64, device=sampler.device)
             self._write_seed(seed)
             static = [leaf.clone() if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves]
-            self._tensors, self._timesteps = [leaf for leaf in static if isinstance(leaf, torch.Tensor)], sampler._all_timesteps
+            self._tensors = [leaf for leaf in static if isinstance(leaf, torch.Tensor)]
+            self._read = self._seeds, *sampler._read, *self._tensors
             chain = partial(sampler._chain, self._seeds, pytree.tree_unflatten(static, spec))
             # from the second step on, the layout is that of the network's output
             self._graph = _cuda_graph.Graph(chain, partial(chain, steps=2), sampler.device)
 
     def __call__(self, seed, tensors):
-        with self._graph.turn([self._seeds, self._timesteps, *self._tensors]):
+        with self._graph.turn(self._read):
             self._write_seed(seed)
             for static, given in zip(self._tensors, tensors, strict=True):
                 static.copy_(given)

@@ -4,8 +4,10 @@ Values, dtypes, layouts and gradients are in the files of the ops, whose tests r
 """
 
 import contextlib
+import copy
 import gc
 import itertools
+import pickle
 import threading
 from functools import partial
 from math import prod
@@ -518,6 +520,44 @@ def test_a_chain_in_the_callers_graph():
         seed.fill_(k)
         graph.replay()
         assert_same(made, eager(seed=k))
+
+
+def test_a_chain_outlives_its_sampler(kernels):
+    """The memory of a sampler's own schedule is that of the stream it was made on, which would give it to whoever asks next."""
+    model = network()
+    expected = fastgen.sample(model, SHAPE, SCHEDULE, steps=10, seed=1)
+    for graph in (False, True):
+        (sampler,) = samplers(graph, model=model, steps=10)
+        sampler(seed=1)
+        torch.cuda.synchronize()
+        side = torch.cuda.Stream()
+        with torch.cuda.stream(side):
+            torch.cuda._sleep(LATE)
+            made = sampler(seed=1)
+        rows = sampler._read[1]
+        kept = sampler if graph else None  # whose private memory the allocator knows nothing about
+        del sampler
+        asked = [torch.full_like(rows, torch.nan) for _ in range(200)]
+        side.synchronize()
+        assert_same(made, expected)
+        del kept, asked
+
+
+def test_a_copy_of_a_policy():
+    """It samples from the copy's network, wherever that has gone since."""
+    eager, graph = samplers(False, True)
+    policy = torch.nn.ModuleDict({"network": graph._model})
+    policy.sampler = graph
+    graph(seed=1)
+    for other in (copy.deepcopy(policy), pickle.loads(pickle.dumps(policy))):
+        assert other.sampler._model is other["network"]
+        assert_same(other.sampler(seed=1), eager(seed=1))
+    automatic = copy.deepcopy(network()).cpu()
+    sampler = fastgen.Sampler(automatic, SHAPE, SCHEDULE)
+    assert sampler(seed=1).is_cpu
+    automatic.to(DEVICE)
+    for _ in range(3):
+        assert_same(sampler(seed=1), eager(seed=1))
 
 
 def test_a_graph_under_autocast():

@@ -27,6 +27,8 @@ from conftest import array, assert_close, assert_same, channels_last, interprete
 from dispatched import Dispatched
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 import fastgen
 
@@ -417,6 +419,65 @@ def test_progress_without_tqdm(schedule, monkeypatch):
     monkeypatch.setitem(sys.modules, "tqdm", None)
     with pytest.raises(ImportError, match="^progress: expected tqdm to be installed"):
         fastgen.sample(tame, SHAPE, schedule, progress=True)
+
+
+# ---- what is dropped while a chain runs -------------------------------------------------------------------------------
+
+
+class Reads(TorchDispatchMode):
+    """The addresses of what ops read and none of them has made."""
+
+    def __enter__(self):
+        self.read, self.made = set(), []
+        return super().__enter__()
+
+    def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
+        result = function(*arguments, **(keywords or {}))
+        made = {self.place(x) for x in self.made}
+        self.read |= {self.place(x) for x in tree_leaves((arguments, keywords)) if isinstance(x, torch.Tensor)} - made
+        self.made += [x for x in tree_leaves(result) if isinstance(x, torch.Tensor)]
+        return result
+
+    @staticmethod
+    def place(x):
+        return x.untyped_storage().data_ptr()
+
+
+READING = {"ddpm": {"clip": 1.0}, "ddim": {"method": "ddim", "eta": 0.5}, "guided": {"guidance_scale": 2.0}}
+
+
+@pytest.mark.parametrize("backend", ["cpp", "eager"])
+@pytest.mark.parametrize("options", READING.values(), ids=READING)
+def test_the_stream_is_told_what_a_chain_reads(schedule, options, backend, monkeypatch):
+    """As on CUDA, where the allocator would give the memory of a sampler's own schedule away while the chain still reads it."""
+    if backend not in fastgen.available_backends("cpu"):
+        pytest.skip("the CPU library was not built")
+    sampler = fastgen.Sampler(tame, SHAPE, schedule, steps=4, **options)
+    told, stream, here = set(), object(), module.randn
+    monkeypatch.setattr(torch.Tensor, "record_stream", lambda x, on: told.add((Reads.place(x), on)))
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: stream)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    monkeypatch.setattr(module, "randn", lambda *a, **how: here(*a, **{**how, "device": "cpu"}))
+    sampler._device = torch.device("cuda", 0)
+    with fastgen.use_backend(backend), Reads() as ops:
+        sampler._chain(1, {})
+    assert len(ops.read) == 2  # timesteps and coefficients
+    assert told == {(place, stream) for place in ops.read}
+
+
+@pytest.mark.parametrize("options", READING.values(), ids=READING)
+def test_a_graph_keeps_what_it_reads(schedule, options, log):
+    """For it may be dropped, with the sampler and the schedule, while a replay is under way: each tells its stream of it."""
+    sampler = recording(tame, SHAPE, schedule, steps=4, **options)
+    sampler(seed=1, **({"unconditional_kwargs": {}} if "guidance_scale" in options else {}))
+    graph = sampler._kinds[0].graph
+    with Reads() as ops:
+        graph._graph.function()
+    assert len(ops.read) == 3  # the seed too
+    told = []
+    graph._graph.turn = lambda inputs: told.extend(map(Reads.place, inputs)) or contextlib.nullcontext()
+    graph(1, [])
+    assert set(told) == ops.read
 
 
 # ---- threads and exceptions -------------------------------------------------------------------------------------------
