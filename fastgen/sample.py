@@ -14,7 +14,8 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from . import _backend, _checks, _cuda_graph, rng
-from .ddpm_step import ddim_step, ddpm_step
+from ._tables import DDPM_STEP_COLUMNS, Coefficients, step_columns
+from .ddpm_step import ddim_step, ddpm_step, dynamic_bound, step_with
 from .randn import randn
 from .schedule import LEARNED_VARIANCES, PREDICTIONS, VARIANCES
 
@@ -28,10 +29,12 @@ def sample(
     *,
     method="ddpm",
     steps=None,
+    spacing=None,
     eta=None,
     prediction="epsilon",
     variance=None,
     clip=None,
+    threshold=None,
     guidance_scale=None,
     model_kwargs=None,
     unconditional_kwargs=None,
@@ -62,10 +65,16 @@ def sample(
         schedule: a `Schedule`.
         method: "ddpm" or "ddim".
         steps: how many of the schedule's steps to visit, or which, as `Schedule.respace` takes them; all if None. T counts these.
+        spacing: with `steps` an int only, which ones: "leading", "trailing" or "linspace", as of `Schedule.respace`; "leading" if
+            None.
         eta: of "ddim" only, a number within 0 … 1; 0 if None.
         prediction: "epsilon", "sample" or "v_prediction", what m is.
         variance: of "ddpm" only, "posterior", "beta", "learned" or "learned_range"; "posterior" if None.
-        clip: a number c > 0; the predicted x0 is clamped to ±c.
+        clip: a number c > 0, the bound of the data; the predicted x0 is clamped to ±c.
+        threshold: a number p within (0, 1], for dynamic thresholding: with s the p-quantile of the sample's |x0|, or c where that
+            is more, x0 becomes clamp(x0, ±s)·c/s. c is `clip`, or 1 without: where no more than the share 1−p of a sample is
+            beyond ±c, it is clipped there. The quantile is linear between elements, and is taken on the device, of x0 after
+            guidance, in some 6 launches more for each step.
         guidance_scale: a number g, for classifier-free guidance: m = u + g·(m − u) with u the network's output for
             `unconditional_kwargs`. The network is called once, on 2B samples: B without the condition, then B with it.
         model_kwargs: a dict of what else the network is given; dicts, lists and tuples of tensors may be in it.
@@ -86,7 +95,8 @@ def sample(
 
     Raises TypeError or ValueError naming the argument, before anything runs; ImportError for progress without tqdm.
 
-    Sources: Ho et al. 2020, algorithm 2; Song et al. 2021 (DDIM); Ho & Salimans 2022 (guidance).
+    Sources: Ho et al. 2020, algorithm 2; Song et al. 2021 (DDIM); Ho & Salimans 2022 (guidance); Saharia et al. 2022 (Imagen),
+    section 2.3 (threshold).
     """
     sampler = Sampler(
         model,
@@ -94,10 +104,12 @@ def sample(
         schedule,
         method=method,
         steps=steps,
+        spacing=spacing,
         eta=eta,
         prediction=prediction,
         variance=variance,
         clip=clip,
+        threshold=threshold,
         guidance_scale=guidance_scale,
         device=device,
         dtype=dtype,
@@ -158,10 +170,12 @@ class Sampler:
         *,
         method="ddpm",
         steps=None,
+        spacing=None,
         eta=None,
         prediction="epsilon",
         variance=None,
         clip=None,
+        threshold=None,
         guidance_scale=None,
         device=None,
         dtype=None,
@@ -170,10 +184,19 @@ class Sampler:
         _checks.function("model", model)
         _checks.schedule(schedule)
         self._model, self._shape = model, _checks.shape(shape)
-        self._schedule = schedule if steps is None else schedule.respace(steps)
+        if steps is not None:
+            schedule = schedule.respace(steps, spacing)
+        elif spacing is not None:
+            raise ValueError(f"spacing: expected None without steps, got {spacing!r}")
+        self._schedule, self._method = schedule, method
         _checks.option("method", method, ("ddpm", "ddim"))
         _checks.option("prediction", prediction, PREDICTIONS)
         options = {"prediction": prediction, "clip": None if clip is None else _checks.number("clip", clip, low=0.0, strict=True)}
+        if threshold is not None:
+            threshold = _checks.number("threshold", threshold, low=0.0, strict=True)
+            if threshold > 1.0:
+                raise ValueError(f"threshold: expected a number within (0, 1], got {threshold!r}")
+        self._threshold = threshold
         if guidance_scale is not None:
             options["guidance_scale"] = _checks.number("guidance_scale", guidance_scale, low=float("-inf"), strict=True)
         self._guided = guidance_scale is not None
@@ -184,18 +207,16 @@ class Sampler:
         if method == "ddpm":
             if eta is not None:
                 raise ValueError(f"eta: expected None with method='ddpm', which has none, got {eta!r}")
-            variance = "posterior" if variance is None else variance
+            options["variance"] = variance = "posterior" if variance is None else variance
             _checks.option("variance", variance, VARIANCES)
             if variance in LEARNED_VARIANCES and len(self._shape) < 2:
                 raise ValueError(f"shape: expected (B, C, ...) for a learned variance, got {self._shape}")
-            self._step, options["variance"] = ddpm_step, variance
         else:
             if variance is not None:
                 raise ValueError(f"variance: expected None with method='ddim', whose variance is eta's, got {variance!r}")
-            eta = 0.0 if eta is None else _checks.number("eta", eta, low=0.0)
+            options["eta"] = eta = 0.0 if eta is None else _checks.number("eta", eta, low=0.0)
             if eta > 1.0:
                 raise ValueError(f"eta: expected a number within 0 … 1, got {eta!r}")
-            self._step, options["eta"] = ddim_step, eta
         self._options = options
         if cuda_graph is not True and cuda_graph is not False and not (isinstance(cuda_graph, str) and cuda_graph == "auto"):
             raise ValueError(f"cuda_graph: expected 'auto', True or False, got {cuda_graph!r}")
@@ -222,11 +243,10 @@ class Sampler:
             return
         if self._cuda_graph is True and device.type != "cuda":
             raise ValueError(f"cuda_graph: expected a CUDA device with True, got {device}")
-        schedule, options = self._schedule, self._options
-        if self._step is ddpm_step:
-            table = schedule.ddpm_step_table(options["prediction"], options["variance"], device, dtype)
-        else:
-            table = schedule.ddim_step_table(options["prediction"], options["eta"], device, dtype)
+        schedule, options, ddpm = self._schedule, self._options, self._method == "ddpm"
+        # the key of the step's table, of `Schedule.ddpm_step_table` or `Schedule.ddim_step_table`
+        key = self._method + "_step", options["prediction"], options["variance" if ddpm else "eta"]
+        table = schedule._table(key, device, dtype)
         if table.rows.size(0) < len(schedule):
             raise ValueError(f"schedule: expected coefficients for each of its {len(schedule)} steps{table.note}")
         # a tensor for each step, made here: no step has to make one, none comes from the host, and none is the schedule's own
@@ -234,7 +254,13 @@ class Sampler:
         # made on the host, whose copies are there when they return: a call may come on another stream than this one
         made_on = device if rng.capturing(device) else "cpu"
         all_timesteps = schedule.timestep_tensor(made_on).unsqueeze(1).repeat(1, samples).to(device)
-        self._noisy, self._read, self._timesteps = table.noisy, (all_timesteps, table.rows), all_timesteps.unbind()
+        if self._threshold is None:
+            step, tables = partial(ddpm_step if ddpm else ddim_step, schedule=schedule, **options), (table,)
+        else:
+            step = _ThresholdedStep(schedule._rows(key)[0], self._threshold, **options)
+            tables = step.tables(device, dtype)
+        self._read, self._timesteps = (all_timesteps, *(each.rows for each in tables)), all_timesteps.unbind()
+        self._step, self._noisy = step, table.noisy
         self._dtype, self._device = dtype, device  # last: to another thread they say that the rest is there
 
     def __getstate__(self):
@@ -286,7 +312,7 @@ class Sampler:
             for constant in self._read:
                 constant.record_stream(stream)
         x = randn(self._shape, seed=seed, offset=total, dtype=self._dtype, device=self._device)
-        step = partial(self._step, schedule=self._schedule, seed=seed if self._noisy else None, **self._options)
+        step = partial(self._step, seed=seed if self._noisy else None)
         if trajectory is not None:
             trajectory.append(x)
         for index, t in enumerate(range(total - 1, -1, -1)[:steps]):
@@ -446,8 +472,41 @@ class Sampler:
         return self._device
 
 
-_COPIED = ("_model", "_shape", "_schedule", "_step", "_options", "_guided", "_given", "_cuda_graph")
+_COPIED = ("_model", "_shape", "_schedule", "_method", "_options", "_threshold", "_guided", "_given", "_cuda_graph")
 _GRAPHS = 4  # that a sampler keeps: a robot's loop or a server has one or two kinds of calls
+
+
+class _ThresholdedStep:
+    """A step with x0 = clamp(P·x + Q·m, ±s)·c/s, s being of each sample the `quantile` of |P·x + Q·m|, and at least c: the step's
+    kernel is launched for P·x + Q·m first, and again when s is known.
+
+    Under guidance both launches put u and m together as they read them: once for both would be another launch, which writes what
+    they then read. Where the variance is learned, both are given it too: the first has no noise, so it leaves v alone, and to take
+    v off would be a copy. c is in the table of the second, as U·c. The other launches are the |x0|, and of `dynamic_bound` the
+    search for the largest and three of B elements; with half precision also x in float32, so that x0 is not rounded.
+    """
+
+    def __init__(self, rows, quantile, *, clip=None, guidance_scale=None, variance=None, **_):
+        """rows: (T, 10) float64, those of the step without a bound."""
+        self._quantile, self._bound = quantile, 1.0 if clip is None else clip
+        self._learned = variance in LEARNED_VARIANCES
+        self._guidance = {} if guidance_scale is None else {"guidance_scale": guidance_scale}
+        p, q, u = (DDPM_STEP_COLUMNS.index(column) for column in "PQU")
+        self._x0 = Coefficients("ddpm_step", step_columns(rows[:, p], rows[:, q], 1.0, 0.0, 0.0))
+        rows = rows.copy()
+        rows[:, u] *= self._bound
+        self._bounded = Coefficients("ddpm_step", rows)
+
+    def tables(self, device, dtype):
+        """What it reads there."""
+        return self._x0.table(device, dtype), self._bounded.table(device, dtype)
+
+    def __call__(self, x, m, t, *, seed, unconditional_output=None):
+        how = {"learned": self._learned, "unconditional_output": unconditional_output, **self._guidance}
+        # a seed for no noise: without, each step would look whether one has to be drawn
+        x0 = step_with(self._x0, x.to(_checks.compute_dtype(x.dtype)), m, t, seed=0, **how)
+        bound = dynamic_bound(x0, self._quantile, self._bound)
+        return step_with(self._bounded, x, m, t, threshold=bound, seed=seed, **how)
 
 
 class _ChainGraph:

@@ -337,6 +337,7 @@ CHAINS = {
     "ddim": {"method": "ddim"},
     "ddim noise": {"method": "ddim", "eta": 0.5, "steps": 10},
     "guided": {"guidance_scale": 2.0, "clip": 1.0},
+    "thresholded": {"threshold": 0.9, "steps": 10, "spacing": "trailing"},
 }
 
 
@@ -365,11 +366,12 @@ def test_a_chain_as_one_graph(name, per_sample):
     assert not any(torch.equal(a, b) for a, b in itertools.combinations(made, 2))
 
 
+@pytest.mark.parametrize("options", [{}, {"threshold": 0.9}], ids=["plain", "thresholded"])
 @pytest.mark.parametrize("guided", [False, True])
-def test_a_chain_does_not_synchronise(guided):
+def test_a_chain_does_not_synchronise(guided, options):
     """Nor do arguments that both halves of guidance share."""
     shared = {"shift": torch.zeros(1, 1, 1, 1, device=DEVICE)}
-    (sampler,) = samplers(False, **({"guidance_scale": 2.0} if guided else {}))
+    (sampler,) = samplers(False, **options, **({"guidance_scale": 2.0} if guided else {}))
     sampler = partial(sampler, model_kwargs=shared, unconditional_kwargs=dict(shared) if guided else None)
     seeds = torch.arange(3, device=DEVICE)
     sampler(sample_seeds=seeds)

@@ -117,6 +117,11 @@ def test_respacing(schedule):
     made = fastgen.sample(model, SHAPE, schedule, steps=4, seed=5)
     assert seen == [30, 20, 10, 0]
     assert_same(made, by_hand(tame, SHAPE, schedule.respace(4), seed=5))
+    for spacing, visited in {"leading": [30, 20, 10, 0], "trailing": [39, 29, 19, 9], "linspace": [39, 26, 13, 0]}.items():
+        seen.clear()
+        made = fastgen.sample(model, SHAPE, schedule, steps=4, spacing=spacing, seed=5)
+        assert seen == visited
+        assert_same(made, by_hand(tame, SHAPE, schedule.respace(4, spacing), seed=5))
     seen.clear()
     fastgen.sample(model, SHAPE, schedule, steps=[3, 39], seed=5)
     assert seen == [39, 3]
@@ -155,6 +160,172 @@ def test_a_channels_last_network_gets_channels_last_input(schedule, shape):
 def test_shapes(schedule, shape):
     made = fastgen.sample(tame, shape, schedule, steps=3, seed=5)
     assert_same(made, by_hand(tame, shape, schedule.respace(3), seed=5))
+
+
+# ---- dynamic thresholding ---------------------------------------------------------------------------------------------
+
+
+def bold(x, t):
+    """Whose x0 goes beyond any bound here, whatever it predicts."""
+    return 2.5 * x.sin() + x / 2
+
+
+def bolder(x, t):
+    return torch.cat([bold(x, t), 0.3 * x.cos()], dim=1)
+
+
+def imagen(schedule, p, c=1.0, model=bold, method="ddpm", prediction="epsilon", guided=None, **options):
+    """The chain with the thresholding of Saharia et al. 2022, section 2.3, for data within ±c, in NumPy; and all bounds."""
+    learned = options.get("variance", "").startswith("learned")
+    step, bounds = reference.ddim_step if method == "ddim" else reference.ddpm_step, []
+    x = reference.normals(SHAPE, SEEDS, offset=len(schedule))
+    for t in reversed(range(len(schedule))):
+        m = array(model(torch.tensor(x), t))
+        if guided is not None:
+            m = reference.guided(array(model(torch.tensor(x), t) + 0.5), m, guided, learned)
+        m, v = np.split(m, 2, axis=1) if learned else (m, m[:, :0])
+        x0 = reference.predicted_x0(x, m, schedule.betas, t, prediction)
+        s = np.maximum(np.quantile(np.abs(x0).reshape(len(x0), -1), p, axis=1), c).reshape(-1, 1, 1, 1)
+        x0 = np.clip(x0, -s, s) / s * c
+        z = reference.normals(SHAPE, SEEDS, offset=t)
+        x, _ = step(x, np.concatenate([x0, v], axis=1), schedule.betas, t, z, prediction="sample", **options)
+        bounds.append(s)
+    return x, np.stack(bounds)
+
+
+THRESHOLDED = {
+    "ddpm": {},
+    "beta": {"variance": "beta", "prediction": "v_prediction"},
+    "learned": {"variance": "learned", "prediction": "sample"},
+    "learned_range": {"variance": "learned_range"},
+    "ddim": {"method": "ddim"},
+    "ddim noise": {"method": "ddim", "eta": 0.6, "prediction": "v_prediction"},
+}
+
+
+@pytest.mark.parametrize("guided", [None, 3.0])
+@pytest.mark.parametrize(("p", "clip"), [(0.9, None), (0.37, 0.5), (1.0, 2.0)])
+@pytest.mark.parametrize("name", THRESHOLDED)
+def test_dynamic_thresholding(backend, device, schedule, name, p, clip, guided):
+    if interpreted(device) and (name, p, guided) not in (("learned_range", 0.9, 3.0), ("ddim noise", 0.37, None)):
+        pytest.skip("two are enough for the interpreter")
+    options, short = THRESHOLDED[name], schedule.respace(3 if interpreted(device) else 6)
+    model = bolder if "learned" in name else bold
+    expected, bounds = imagen(short, p, 1.0 if clip is None else clip, model, guided=guided, **options)
+    assert (bounds > bounds.min()).any()  # else the quantile would not matter
+    kwargs = {}
+    if guided is not None:
+        kwargs = {"model_kwargs": {"shift": torch.full((3, 1, 1, 1), 0.5, device=device)}, "guidance_scale": guided}
+        kwargs["unconditional_kwargs"] = {"shift": torch.zeros(3, 1, 1, 1, device=device)}
+    made = fastgen.sample(
+        *(lambda x, t, shift=0.0: model(x, t) + shift, SHAPE, short),
+        **{"sample_seeds": SEEDS, "threshold": p, "clip": clip, "device": device, **options, **kwargs},
+    )
+    assert_close(made, expected, scale=100)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_the_quantile_is_that_of_an_unrounded_x0(schedule, dtype, monkeypatch):
+    """The network's rounding is in it, the step's is not."""
+    seen, made_here = [], module.dynamic_bound
+    monkeypatch.setattr(module, "dynamic_bound", lambda x0, *a: seen.append((x0, made_here(x0, *a))) or seen[-1][1])
+    short = schedule.respace(4)
+    made, trajectory = fastgen.sample(bold, SHAPE, short, dtype=dtype, seed=5, threshold=0.7, return_trajectory=True)
+    assert made.dtype == dtype
+    for x, y, (x0, bound), t in zip(trajectory, trajectory[1:], seen, reversed(range(4)), strict=False):
+        m, wide = bold(x, t), torch.float64 if dtype == torch.float64 else torch.float32
+        expected = reference.predicted_x0(array(x), array(m), short.betas, t, "epsilon")
+        assert x0.dtype == bound.dtype == wide
+        assert_close(x0, expected, scale=100)
+        assert_close(bound, np.maximum(np.quantile(np.abs(expected).reshape(3, -1), 0.7, axis=1), 1.0), scale=100)
+        assert_same(y, fastgen.ddpm_step(x, m, t, short, threshold=bound, seed=5))
+
+
+def test_a_float32_chain_of_a_half_precision_network_is_thresholded(schedule):
+    short = schedule.respace(4)
+    made = fastgen.sample(lambda x, t: bold(x, t).bfloat16(), SHAPE, short, sample_seeds=SEEDS, threshold=0.9)
+    expected, _ = imagen(short, 0.9, model=lambda x, t: bold(x.float(), t).bfloat16())
+    assert made.dtype == torch.float32
+    torch.testing.assert_close(made.double(), torch.tensor(expected), rtol=0, atol=0.03)  # where the two round apart
+
+
+def test_a_thresholded_sample_is_independent_of_its_batch(backend, device, schedule):
+    """Also of one that is NaN, which stays alone with that; and of the layout."""
+    if interpreted(device):
+        pytest.skip("the quantile is torch's there too")
+    elementwise = lambda x, t: 3 * torch.tanh(x)  # noqa: E731  (whose bits do not depend on the batch)
+
+    def make(seeds, model=elementwise):
+        shape = (len(seeds), *SHAPE[1:])
+        return fastgen.sample(model, shape, schedule, steps=5, sample_seeds=seeds, device=device, threshold=0.8, guidance_scale=1.5,
+                              unconditional_kwargs={})  # fmt: skip
+
+    together = make(SEEDS)
+    for i, seed in enumerate(SEEDS):
+        assert_same(make([seed])[0], together[i])
+    assert_same(make(SEEDS, lambda x, t: channels_last(elementwise(x, t))).contiguous(), together)
+
+    def spoilt(x, t):
+        m = elementwise(x, t)
+        m[[1, 4], 0, 1, 1] = torch.nan
+        return m
+
+    made = make(SEEDS, spoilt)
+    assert_same(made[[0, 2]], together[[0, 2]])
+    assert made[1].isnan().all()
+
+
+@pytest.mark.parametrize("shape", [(0, 3), (3, 0), (5,), (3, 1), (2, 3, 2, 2, 3)])
+def test_shapes_that_are_thresholded(schedule, shape):
+    made = fastgen.sample(bold, shape, schedule, steps=3, seed=5, threshold=0.9)
+    assert made.shape == shape and made.isfinite().all()
+    assert made.abs().max() <= 1.0 if made.numel() else True  # at t = 0 what is left is x0
+
+
+@pytest.mark.parametrize(("p", "low", "high"), [(0.995, 1.0, None), (0.5, 0.0, 0.6), (1e-9, 0.0, None), (1.0, 0.1, 3.0)])
+def test_bounds_against_the_quantile_of_float64(p, low, high):
+    x0 = torch.randn(5, 3, 7, 11, generator=torch.Generator().manual_seed(0))
+    expected = np.clip(np.quantile(np.abs(array(x0)).reshape(5, -1), p, axis=1), low, high)
+    for x in (x0, channels_last(x0), x0.double()):
+        assert_close(module.dynamic_bound(x, p, low, high), expected)
+    assert_same(module.dynamic_bound(x0[2:3], p, low, high), module.dynamic_bound(x0, p, low, high)[2:3])
+    x0[1, 0, 0, 0], x0[2, 1, 1, 1] = torch.nan, torch.inf
+    made = module.dynamic_bound(x0, p, low, high)
+    assert made.isnan().tolist() == [False, True, False, False, False]
+    assert_close(made[[0, 3, 4]], expected[[0, 3, 4]])
+
+
+def test_bounds_of_a_sample_larger_than_torchs_quantile_takes():
+    x0 = torch.arange(2**24 + 2, dtype=torch.float64).flip(0)[None]
+    assert_close(module.dynamic_bound(x0, 0.9999, 1.0), [0.9999 * (2**24 + 1)])
+
+
+def test_bounds_do_not_wait_for_the_device():
+    """Of a tensor that has no values there is none to see."""
+    made = module.dynamic_bound(torch.empty(3, 2, 4, 5, device="meta", dtype=torch.bfloat16), 0.9, 1.0)
+    assert (made.shape, made.dtype, made.device.type) == ((3,), torch.float32, "meta")
+
+
+@pytest.mark.skipif("cpp" not in fastgen.available_backends("cpu"), reason="the CPU library was not built")
+@pytest.mark.parametrize("options", [{}, {"guidance_scale": 2.0}, {"variance": "learned"}, {"method": "ddim", "eta": 0.5}])
+def test_what_a_thresholded_step_launches(schedule, options):
+    """Its kernel twice, and what takes the quantile; neither a copy of the network's output nor another guided one."""
+    model = wide if "variance" in options else tame
+    sampler = fastgen.Sampler(model, SHAPE, schedule, steps=5, threshold=0.9, **options)
+    plain = fastgen.Sampler(model, SHAPE, schedule, steps=5, **options)
+    counts, how = [], {"unconditional_kwargs": {}} if "guidance_scale" in options else {}
+    with fastgen.use_backend("cpp"):
+        for each in (sampler, plain):
+            each(seed=3, **how)
+            with Dispatched() as ops:
+                each(seed=3, **how)
+            counts.append(ops.counts)
+    more = counts[0] - counts[1]
+    step = "fastgen.ddim_step" if "method" in options else "fastgen.ddpm_step"
+    assert counts[0]["fastgen.ddpm_step"] == 10 and counts[1][step] == 5
+    views = {"aten.view", "aten.select", "aten._unsafe_view"}
+    launches = {name: count for name, count in more.items() if name not in views and not name.startswith("fastgen")}
+    assert launches == dict.fromkeys(["aten.abs", "aten.topk", "aten.lerp", "aten.minimum", "aten.clamp"], 5)
 
 
 # ---- what the network returns and is made of --------------------------------------------------------------------------
@@ -443,7 +614,12 @@ class Reads(TorchDispatchMode):
         return x.untyped_storage().data_ptr()
 
 
-READING = {"ddpm": {"clip": 1.0}, "ddim": {"method": "ddim", "eta": 0.5}, "guided": {"guidance_scale": 2.0}}
+READING = {
+    "ddpm": {"clip": 1.0},
+    "ddim": {"method": "ddim", "eta": 0.5},
+    "guided": {"guidance_scale": 2.0},
+    "thresholded": {"threshold": 0.9},
+}
 
 
 @pytest.mark.parametrize("backend", ["cpp", "eager"])
@@ -461,7 +637,7 @@ def test_the_stream_is_told_what_a_chain_reads(schedule, options, backend, monke
     sampler._device = torch.device("cuda", 0)
     with fastgen.use_backend(backend), Reads() as ops:
         sampler._chain(1, {})
-    assert len(ops.read) == 2  # timesteps and coefficients
+    assert len(ops.read) == 2 + ("threshold" in options)  # timesteps and coefficients
     assert told == {(place, stream) for place in ops.read}
 
 
@@ -473,7 +649,7 @@ def test_a_graph_keeps_what_it_reads(schedule, options, log):
     graph = sampler._kinds[0].graph
     with Reads() as ops:
         graph._graph.function()
-    assert len(ops.read) == 3  # the seed too
+    assert len(ops.read) == 3 + ("threshold" in options)  # the seed too
     told = []
     graph._graph.turn = lambda inputs: told.extend(map(Reads.place, inputs)) or contextlib.nullcontext()
     graph(1, [])
@@ -1100,7 +1276,7 @@ def test_the_copy_of_a_policy_samples_from_the_copys_network(schedule, log, make
 
 @pytest.mark.parametrize("make", [copy.copy, copy.deepcopy, COPIES["pickle"]])
 def test_a_copy_has_the_options(schedule, make):
-    guided = {"guidance_scale": 2.0, "dtype": torch.float64, "variance": "learned_range", "steps": [3, 10, 39]}
+    guided = {"guidance_scale": 2.0, "dtype": torch.float64, "variance": "learned_range", "steps": [3, 10, 39], "threshold": 0.8}
     for model, options, how in [
         (Network(), {}, {"sample_seeds": SEEDS}),
         (Wide(), guided, {"seed": 1, "unconditional_kwargs": {}}),
@@ -1463,6 +1639,10 @@ ERRORS = [
     ({"steps": 0}, ValueError, "steps"),
     ({"steps": 41}, ValueError, "steps"),
     ({"steps": 1.5}, TypeError, "steps"),
+    ({"spacing": "trailing"}, ValueError, "spacing: expected None without steps, got 'trailing'"),
+    ({"spacing": "even", "steps": 4}, ValueError, "spacing: expected 'leading', 'trailing' or 'linspace', got 'even'"),
+    ({"spacing": 1, "steps": 4}, ValueError, "spacing: expected 'leading', .*, got 1"),
+    ({"spacing": "leading", "steps": [1, 2]}, ValueError, "spacing: expected None where steps is a list, got 'leading'"),
     ({"eta": 0.5}, ValueError, "eta: expected None with method='ddpm'"),
     ({"method": "ddim", "eta": 1.5}, ValueError, "eta"),
     ({"method": "ddim", "eta": "0"}, TypeError, "eta"),
@@ -1471,6 +1651,14 @@ ERRORS = [
     ({"prediction": "noise"}, ValueError, "prediction"),
     ({"clip": 0.0}, ValueError, "clip"),
     ({"clip": True}, TypeError, "clip"),
+    ({"threshold": 0.0}, ValueError, "threshold: expected a finite number > 0, got 0.0"),
+    ({"threshold": -0.5}, ValueError, "threshold"),
+    ({"threshold": 1.5}, ValueError, r"threshold: expected a number within \(0, 1\], got 1.5"),
+    ({"threshold": float("nan")}, ValueError, "threshold"),
+    ({"threshold": True}, TypeError, "threshold: expected a number, got bool"),
+    ({"threshold": "0.9"}, TypeError, "threshold"),
+    ({"threshold": torch.ones(3)}, TypeError, "threshold"),
+    ({"threshold": 0.9, "clip": -1.0}, ValueError, "clip"),
     ({"guidance_scale": "2"}, TypeError, "guidance_scale"),
     ({"guidance_scale": float("nan")}, ValueError, "guidance_scale"),
     ({"guidance_scale": 2.0}, ValueError, "unconditional_kwargs: expected a dict like model_kwargs"),

@@ -63,7 +63,7 @@ from .. import _checks
 from .._backend import _choice
 from .._dispatch import dispatch_modes, functorch_is_active
 from .._tables import DDPM_STEP_COLUMNS, Coefficients, Table, constant, plain_tensors, step_columns
-from ..ddpm_step import plain_rows, plain_step, step_with
+from ..ddpm_step import dynamic_bound, plain_rows, plain_step, step_with
 from ..q_sample import noised_with
 from ..rng import random_seed, scratch
 from ..schedule import PREDICTIONS
@@ -443,7 +443,7 @@ def _reverse_step(seen, key, model_output, timestep, sample, draw):
     threshold = None
     if state.thresholding:
         raw = m if state.prediction == "sample" else step_with(state.get(("x0", *key))[0], sample, m, t, **NO_NOISE)
-        threshold = _threshold(state, raw)
+        threshold = dynamic_bound(raw, state.quantile, 1.0, state.most)
     if state.prediction == "sample" and state.clip is None and threshold is None:
         return step_with(coefficients, sample, model_output, t, learned=learned, **noise), m
     y, x0 = step_with(
@@ -557,12 +557,6 @@ def _timesteps(timesteps, sample):
         raise NotCovered(f"{timesteps.numel()} timesteps for {batch} samples")
     t = timesteps.to(sample.device, torch.int64).reshape(-1)
     return t.expand(batch) if t.numel() != batch else t
-
-
-def _threshold(state, x0):
-    """The bounds of Imagen's dynamic thresholding: of each sample's |x0| the quantile, within 1 … sample_max_value."""
-    magnitudes = x0.to(_checks.compute_dtype(x0.dtype)).abs().flatten(1)
-    return torch.quantile(magnitudes, state.quantile, dim=1).clamp(min=1, max=state.most)
 
 
 def _source(options, generator, seed, m):
