@@ -5,6 +5,7 @@ import importlib.util
 import itertools
 import sys
 import textwrap
+import types
 
 import pytest
 import torch
@@ -15,12 +16,20 @@ TEXT = '''
 import torch
 
 SCALE = 2
+BOUNDS = (-1, 1)
+
+class Wrapped:
+    def __call__(self, x):
+        return x + 1
 
 class Base:
     def f(self, x, t, noise=None):
         """What it does."""
         # how
         return helper(x, t) * SCALE + self.g(x)
+
+    def g(self, x):
+        return Wrapped()(x).clamp(*BOUNDS)
 
     @torch.no_grad()
     def sample(self, x):
@@ -102,6 +111,44 @@ def test_a_helper_that_another_one_has_replaced(module):
     before = fingerprint(made.Base.f)
     made.helper = other.helper  # of another package: it counts by its name
     assert fingerprint(made.Base.f) != before
+
+
+@pytest.mark.parametrize("old, new", [("(-1, 1)", "(-3, 3)"), ("return x + 1\n\nclass Base", "return x + 2\n\nclass Base")])
+def test_classes_and_constants_of_the_package_count(module, old, new):
+    assert None is not fingerprint(module().Base.g) != fingerprint(module((old, new)).Base.g)
+
+
+def test_helpers_in_another_module_of_the_package(module):
+    made, other = module(("return helper(", "return own.helper(")), module(("return a[t]", "return -a[t]"))
+    prints = []
+    for helper in (made.helper, other.helper):
+        own = types.ModuleType(made.__name__ + ".own")
+        own.helper, made.own = helper, own
+        helper.__module__ = made.__name__
+        prints.append(fingerprint(made.Base.f))
+    assert None not in prints and prints[0] != prints[1]
+
+
+def test_a_progress_bar_is_the_same_in_a_notebook(module):
+    made, prints = module(("return helper(", "return tqdm(")), []
+    for where, name in (("tqdm.asyncio", "tqdm_asyncio"), ("tqdm.auto", "tqdm"), ("elsewhere", "tqdm")):
+        made.tqdm = type(name, (), {"__module__": where})
+        prints.append(fingerprint(made.Base.f))
+    assert prints[0] == prints[1] != prints[2]
+
+
+def test_a_function_that_is_given_other_code(module):
+    made = module()
+    before = fingerprint(made.Base.f)
+    made.Base.f.__code__ = module(("* SCALE +", "* SCALE -")).Base.f.__code__  # as a notebook's autoreload does
+    assert fingerprint(made.Base.f) != before
+
+
+def test_variables_of_a_function_around_are_not_known(module):
+    made = module(
+        ("def helper(a, t):", "def outer(n):\n    def inner(x):\n        return x + n\n    return inner\n\ndef helper(a, t):")
+    )
+    assert fingerprint(made.outer) is not None and fingerprint(made.outer(1)) is None
 
 
 def test_wrappers(module):

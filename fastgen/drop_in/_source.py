@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import ast
+import enum
 import functools
 import hashlib
 import inspect
 import textwrap
 import types
+from typing import NamedTuple
 
 # What two Pythons write differently for the same code, and what says nothing about what it does
 _IGNORED = {"annotation", "returns", "type_comment", "type_params", "kind", "ctx"}
@@ -15,9 +17,9 @@ _IGNORED = {"annotation", "returns", "type_comment", "type_params", "kind", "ctx
 
 def fingerprint(function) -> str | None:
     """16 hexadecimal digits for what a function or method does: its syntax tree without documentation and annotations, its
-    decorators, the values of its defaults, and what its global names stand for: functions of its own package count by their own
-    fingerprints, those of other packages by name. None where that cannot be known: no source, a wrapper that its source does not
-    show.
+    decorators, the values of its defaults, and what its global names stand for: functions and classes of its own package count by
+    their own code, those of other packages by name, constants by value. None where that cannot be known: no source, a wrapper
+    that its source does not show, variables of a function around it.
 
     The syntax tree and not the bytecode, which is another one in every Python. Copies of one text in several packages, or under
     other comments, have one fingerprint; a change of a constant, a default or a helper gives another.
@@ -27,16 +29,19 @@ def fingerprint(function) -> str | None:
 
 def _fingerprint(function, above):
     function, wrappers = _unwrapped(getattr(function, "__func__", function))
-    tree = syntax_tree(function)
-    if tree is None or len(tree.decorator_list) != wrappers:
+    if not isinstance(function, types.FunctionType) or set(function.__code__.co_freevars) - {"__class__"}:
         return None
-    parts = [_text(tree), repr(function.__defaults__), repr(sorted((function.__kwdefaults__ or {}).items()))]
+    read = _read(function.__code__)
+    if read is None or read.decorators != wrappers:
+        return None
+    parts = [read.text, repr(function.__defaults__), repr(sorted((function.__kwdefaults__ or {}).items()))]
     above = (*above, function)
-    for name in sorted({node.id for node in ast.walk(tree) if isinstance(node, ast.Name)} & function.__globals__.keys()):
-        meaning = _meaning(function.__globals__[name], function, above)
-        if meaning is None:
-            return None
-        parts.append(f"{name}: {meaning}")
+    for name, attributes in read.names.items():
+        if name in function.__globals__:
+            meaning = _meaning(function.__globals__[name], attributes, function, above)
+            if meaning is None:
+                return None
+            parts.append(f"{name}: {meaning}")
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 
@@ -53,14 +58,33 @@ def _unwrapped(function):
     return function, wrappers
 
 
-@functools.lru_cache(maxsize=1024)
 def syntax_tree(function) -> ast.FunctionDef | None:
     """Of one that is written by `def`; None for others, and where there is no source."""
+    read = _read(function.__code__) if isinstance(function, types.FunctionType) else None
+    return read and read.tree
+
+
+class _Read(NamedTuple):
+    tree: ast.FunctionDef
+    text: str
+    decorators: int
+    names: dict[str, list[str]]  # that it reads, and which attributes of each
+
+
+@functools.lru_cache(maxsize=1024)
+def _read(code) -> _Read | None:
+    """What the source of a code object says. Kept by that and not by the function, which may be given other code."""
     try:
-        tree = ast.parse(textwrap.dedent(inspect.getsource(function))).body[0]
+        tree = ast.parse(textwrap.dedent(inspect.getsource(code))).body[0]
     except (OSError, TypeError, SyntaxError, IndexError):
         return None
-    return tree if isinstance(tree, ast.FunctionDef) and isinstance(function, types.FunctionType) else None
+    if not isinstance(tree, ast.FunctionDef):
+        return None
+    names = {node.id: set() for node in ast.walk(tree) if isinstance(node, ast.Name)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            names[node.value.id].add(node.attr)
+    return _Read(tree, _text(tree), len(tree.decorator_list), {name: sorted(names[name]) for name in sorted(names)})
 
 
 def _text(node) -> str:
@@ -73,18 +97,48 @@ def _text(node) -> str:
     return f"[{', '.join(map(_text, node))}]" if isinstance(node, list) else repr(node)
 
 
-def _meaning(value, function, above):
-    """What a global name of `function` stands for, in words that are the same in every copy of its package."""
+def _meaning(value, attributes, function, above):
+    """What a global name of `function` stands for, of which it reads `attributes`, in words that are the same in every copy of its
+    package; None where it cannot be known."""
     if isinstance(value, types.ModuleType):
-        return f"module {value.__name__}" if _package(value.__name__) != _package(function.__module__) else "module"
-    own = _package(getattr(value, "__module__", None) or "") == _package(function.__module__)
-    if isinstance(value, types.FunctionType) and own:
-        return "itself" if value in above else _fingerprint(value, above)
-    if own:
-        return type(value).__name__
-    if callable(value):
-        return f"{getattr(value, '__module__', '')}.{getattr(value, '__qualname__', type(value).__qualname__)}"
-    return repr(value) if isinstance(value, (int, float, complex, str, bytes, bool, type(None))) else type(value).__name__
+        if _package(value.__name__) != _package(function.__module__):
+            return f"module {value.__name__}"
+        inside = [(name, _meaning(getattr(value, name, None), [], function, above)) for name in attributes]
+        return None if any(meaning is None for _, meaning in inside) else f"module with {inside}"
+    if value in above if isinstance(value, (types.FunctionType, type)) else False:
+        return "itself"
+    if isinstance(value, (types.FunctionType, type)) and _package(value.__module__) == _package(function.__module__):
+        return _code_of_class(value, above) if isinstance(value, type) else _fingerprint(value, above)
+    if callable(value) and hasattr(value, "__qualname__"):
+        package = _package(getattr(value, "__module__", None) or "")
+        return package if package == "tqdm" else f"{package} {value.__qualname__}"  # tqdm.auto has another class in a notebook
+    return _constant(value)
+
+
+def _code_of_class(kind, above):
+    """Of an enumeration its names, of a tuple its fields, of others their own functions."""
+    if issubclass(kind, enum.Enum):
+        return f"enumeration {list(kind.__members__)}"
+    if issubclass(kind, tuple):
+        return f"tuple {getattr(kind, '_fields', None)}"
+    above = (*above, kind)
+    codes = [(name, _fingerprint(value, above)) for name, value in vars(kind).items() if isinstance(value, types.FunctionType)]
+    return None if any(code is None for _, code in codes) else f"class {sorted(codes)}"
+
+
+def _constant(value):
+    """Numbers, strings and what holds them, by value; other objects by their kind."""
+    if isinstance(value, (int, float, complex, str, bytes, type(None))):
+        return repr(value)
+    if isinstance(value, dict):
+        return f"dict {[(_constant(k), _constant(v)) for k, v in value.items()]}"
+    if isinstance(value, (list, tuple)):
+        return f"{type(value).__name__} {[_constant(x) for x in value]}"
+    if isinstance(value, (set, frozenset)):
+        return f"set {sorted(_constant(x) for x in value)}"
+    if hasattr(value, "tolist"):  # an array or a tensor
+        return f"{type(value).__name__} {value.tolist()}"
+    return type(value).__name__
 
 
 def _package(module: str) -> str:
