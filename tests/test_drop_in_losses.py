@@ -1,5 +1,8 @@
 """torch.nn's binary cross entropy and torchgan's minimax losses, with and without the patch."""
 
+import contextlib
+import functools
+import io
 import logging
 import sys
 from importlib.util import find_spec
@@ -11,7 +14,8 @@ import torch.nn.functional as F
 from conftest import in_threads
 from dispatched import Dispatched
 
-from fastgen.drop_in.losses import patch_bce, patch_torchgan
+import fastgen
+from fastgen.drop_in.losses import patch_bce, patch_torchgan, without_sigmoid
 
 DEBUG = "fastgen.drop_in"
 
@@ -157,6 +161,233 @@ def test_threads_may_patch_and_unpatch():
     assert F.binary_cross_entropy_with_logits is torchs
 
 
+def test_it_says_what_it_covers(caplog):
+    with caplog.at_level(logging.INFO, DEBUG), patch_bce() as patch:
+        assert patch.covered == ("torch.nn.functional.binary_cross_entropy_with_logits",)
+        (reason,) = patch.skipped.values()
+        assert [*patch.skipped] == ["torch.nn.functional.binary_cross_entropy"] and "without_sigmoid" in reason
+        assert caplog.messages == [f"1 of 2 functions of torch.nn run on fastgen; not binary_cross_entropy: {reason}"]
+
+
+def test_a_function_of_another_library_is_left_alone(monkeypatch):
+    torchs = F.binary_cross_entropy_with_logits
+    other = functools.wraps(torchs)(lambda *arguments, **keywords: 2 * torchs(*arguments, **keywords))
+    monkeypatch.setattr(F, "binary_cross_entropy_with_logits", other)
+    with patch_bce() as patch:
+        assert F.binary_cross_entropy_with_logits is other and not patch.covered
+        assert "another one" in patch.skipped["torch.nn.functional.binary_cross_entropy_with_logits"]
+
+
+# ---- programs that are made while the patch is in force, or before ---------------------------------------------------------
+
+
+class Criticised(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer, self.loss = torch.nn.Linear(3, 3), torch.nn.BCEWithLogitsLoss(pos_weight=torch.tensor(2.0))
+
+    def forward(self, x, y):
+        return self.loss(self.layer(x), y)
+
+
+def criticised(x: torch.Tensor, y: torch.Tensor):
+    return F.binary_cross_entropy_with_logits(x, y)
+
+
+PROGRAMS = {
+    "script": lambda module, x, y: torch.jit.script(module),
+    "trace": lambda module, x, y: torch.jit.trace(module, (x, y)),
+    "symbolic_trace": lambda module, x, y: torch.fx.symbolic_trace(module),
+    "compile": lambda module, x, y: torch.compile(module, fullgraph=True, backend="aot_eager"),
+    "export": lambda module, x, y: torch.export.export(
+        module if isinstance(module, torch.nn.Module) else Called(module), (x.detach(), y)
+    ).module(),
+}
+
+
+class Called(torch.nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, x, y):
+        return self.function(x, y)
+
+
+@pytest.fixture
+def nothing_scripted_before():
+    """TorchScript keeps what it has made of a function or a module's class."""
+    torch.jit._state._clear_class_state()
+    torch.jit._recursive.concrete_type_store.type_store.clear()
+    torch.jit._recursive.concrete_type_store.methods_compiled.clear()
+    torch.jit._state._jit_caching_layer.clear()
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit", "ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize("patches", [0, 1, 2])
+@pytest.mark.parametrize("program", PROGRAMS)
+@pytest.mark.parametrize("what", ["module", "loss", "function"])
+def test_programs(nothing_scripted_before, program, patches, what):
+    """Made while that many patches are in force, called in them and after."""
+    module = {"module": Criticised(), "loss": torch.nn.BCEWithLogitsLoss(), "function": criticised}[what]
+    x, y = logits(4, 3), torch.rand(4, 3)
+    expected = module(x, y)
+    with contextlib.ExitStack() as stack:
+        for _ in range(patches):
+            stack.enter_context(patch_bce())
+        made = PROGRAMS[program](module, x, y)
+        inside = made(x, y)
+    for result in (inside, made(x, y)):
+        close(result, expected)
+        close(torch.autograd.grad(result, x)[0], torch.autograd.grad(expected, x, retain_graph=True)[0])
+    if program == "export":
+        assert not any("fastgen" in str(node.target) for node in made.graph.nodes)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit", "ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize("make", [torch.jit.script, lambda f: torch.jit.trace(f, (torch.ones(3), torch.ones(3)))])
+def test_programs_made_before_and_those_that_are_saved(nothing_scripted_before, make):
+    x, y, file = logits(4, 3), torch.rand(4, 3), io.BytesIO()
+    before, expected = make(criticised), criticised(x, y)
+    with patch_bce():
+        close(before(x, y), expected)
+        torch.jit.save(make(criticised), file)
+    file.seek(0)
+    assert torch.equal(torch.jit.load(file)(x, y), expected)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit", "ignore::torch.jit.TracerWarning")
+def test_the_function_itself_is_scripted(nothing_scripted_before):
+    x, y = logits(4, 3), torch.rand(4, 3)
+    with patch_bce(), patch_bce():
+        scripted = torch.jit.script(F.binary_cross_entropy_with_logits)
+    assert torch.equal(scripted(x, y), F.binary_cross_entropy_with_logits(x, y))
+
+
+class Watched(torch.Tensor):
+    handled = {F.binary_cross_entropy_with_logits: "of the table"}
+
+    @classmethod
+    def __torch_function__(cls, function, types, arguments=(), keywords=None):
+        return cls.handled.get(function, NotImplemented)
+
+
+def test_what_a_tensor_class_has_in_its_table_is_found():
+    with patch_bce():
+        assert F.binary_cross_entropy_with_logits(torch.zeros(3).as_subclass(Watched), torch.ones(3)) == "of the table"
+
+
+def test_a_default_device_leaves_the_loss_covered():
+    x, y = logits(3), torch.ones(3)
+    with patch_bce(), torch.device("cpu"), Dispatched() as ops:
+        F.binary_cross_entropy_with_logits(x, y, reduction="sum")
+    assert ops.of_fastgen() == 1
+
+
+# ---- a Sigmoid and BCELoss ------------------------------------------------------------------------------------------------
+
+
+def discriminator(*last):
+    torch.manual_seed(0)
+    return torch.nn.Sequential(
+        torch.nn.Linear(4, 8), torch.nn.LeakyReLU(0.2), torch.nn.Linear(8, 1), *(last or [torch.nn.Sigmoid()])
+    )
+
+
+def trained(D, criterion, dtype=torch.float32):
+    """A GAN script as there are many: what each step's losses were, and the weights in the end."""
+    D.to(dtype)
+    torch.manual_seed(1)
+    G = torch.nn.Sequential(torch.nn.Linear(2, 8), torch.nn.ReLU(), torch.nn.Linear(8, 4)).to(dtype)
+    step_d, step_g = (torch.optim.SGD(network.parameters(), lr=0.1) for network in (D, G))
+    losses = []
+    for _ in range(5):
+        real, z = torch.randn(16, 4, dtype=dtype), torch.randn(16, 2, dtype=dtype)
+        real_label, fake_label = torch.ones(16, 1, dtype=dtype), torch.zeros(16, 1, dtype=dtype)
+        step_d.zero_grad()
+        loss_d = criterion(D(real), real_label) + criterion(D(G(z).detach()), fake_label)
+        loss_d.backward()
+        step_d.step()
+        step_g.zero_grad()
+        loss_g = criterion(D(G(z)), real_label)
+        loss_g.backward()
+        step_g.step()
+        losses += [loss_d.detach(), loss_g.detach()]
+    return torch.stack(losses), *(p.detach() for network in (D, G) for p in network.parameters())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_a_script_with_a_sigmoid_trains_the_same_without_it(dtype, reduction):
+    expected = trained(discriminator(), torch.nn.BCELoss(reduction=reduction), dtype)
+    with Dispatched() as ops:
+        results = trained(*without_sigmoid(discriminator(), torch.nn.BCELoss(reduction=reduction)), dtype)
+    for ours, theirs in zip(results, expected, strict=True):
+        close(ours, theirs)
+    assert ops.of_fastgen() == 30 and ops["aten.sigmoid"] == ops["aten.binary_cross_entropy"] == 0
+
+
+def test_the_network_has_the_same_layers_and_names():
+    D = discriminator(torch.nn.Sequential(torch.nn.Linear(1, 1), torch.nn.Sigmoid())).eval()
+    D[0].train()
+    kept, weight = [*D], torch.tensor([1.0, 2.0])
+    made, criterion = without_sigmoid(D, torch.nn.BCELoss(weight, reduction="none").eval())
+    x = torch.randn(3, 4)
+    close(made(x).sigmoid(), D(x))
+    assert [*D] == kept and [*made][:3] == kept[:3] and made[3][0] is D[3][0] and len(made[3]) == 1
+    assert [(n, p) for n, p in made.named_parameters()] == [(n, p) for n, p in D.named_parameters()]
+    assert [*made.state_dict()] == [*D.state_dict()]
+    assert not made.training and not made[3].training and made[0].training and not criterion.training
+    assert type(criterion) is fastgen.BCEWithLogitsLoss and criterion.weight is weight and criterion.reduction == "none"
+    y = torch.rand(3, 2)
+    probabilities = torch.rand(3, 2)
+    close(criterion(probabilities.logit(), y), torch.nn.BCELoss(weight, reduction="none")(probabilities, y))
+
+
+@pytest.mark.parametrize("x, y, loss, gradient, theirs", [
+    (12.0, 0.0, 12.0, 1.0, (11.991, 1.0)),
+    (16.7, 0.0, 16.7, 1.0, (100.0, 0.0)),
+    (-30.0, 1.0, 30.0, -1.0, (30.0, -0.0936)),
+    (-90.0, 1.0, 90.0, -1.0, (100.0, 0.0)),
+])  # fmt: skip
+def test_the_tails(x, y, loss, gradient, theirs):
+    """Where BCELoss loses the digits, clamps, or has no gradient, as `without_sigmoid` says."""
+    networks = torch.nn.Sequential(torch.nn.Sigmoid()), torch.nn.BCELoss()
+    for (network, criterion), expected in ((networks, theirs), (without_sigmoid(*networks), (loss, gradient))):
+        logit = torch.tensor([x], requires_grad=True)
+        value = criterion(network(logit), torch.tensor([y]))
+        value.backward()
+        assert value.item() == pytest.approx(expected[0], abs=5e-4) and logit.grad.item() == pytest.approx(expected[1], abs=5e-5)
+
+
+class Reshaped(torch.nn.Sequential):
+    pass
+
+
+def hooked():
+    D = discriminator()
+    D[-1].register_forward_hook(lambda *_: None)
+    return D
+
+
+@pytest.mark.parametrize(
+    "network, criterion, error, words",
+    [
+        (discriminator(), torch.nn.BCEWithLogitsLoss(), TypeError, "criterion: expected a torch.nn.BCELoss, got BCEWithLogitsLoss"),
+        (discriminator(), "BCELoss", TypeError, "criterion: .* got str"),
+        (discriminator(torch.nn.Tanh()), torch.nn.BCELoss(), ValueError, "network: .*Sigmoid as its last layer, got Tanh"),
+        (torch.nn.Sequential(), torch.nn.BCELoss(), ValueError, "network: .*Sigmoid as its last layer, got None"),
+        (discriminator(discriminator(torch.nn.ReLU())), torch.nn.BCELoss(), ValueError, "got ReLU"),
+        (Reshaped(torch.nn.Sigmoid()), torch.nn.BCELoss(), TypeError, "network: expected a torch.nn.Sequential.* got Reshaped"),
+        (Criticised(), torch.nn.BCELoss(), TypeError, "network: .* got Criticised"),
+        (hooked(), torch.nn.BCELoss(), ValueError, "network: expected none of the hooks .* Sigmoid"),
+    ],
+)  # fmt: skip
+def test_what_has_no_sigmoid_to_take_off_is_refused(network, criterion, error, words):
+    with pytest.raises(error, match=words):
+        without_sigmoid(network, criterion)
+
+
 # ---- torchgan -------------------------------------------------------------------------------------------------------------
 
 
@@ -205,6 +436,47 @@ def test_torchgans_names_are_all_reached_and_put_back(torchgan):
                 getattr(module, name)(*[x] * (1 + ("disc" in name)))
             assert ops.of_fastgen() == 1 and sum(ops.counts.values()) == 1
     assert before == [getattr(module, name) for module, name in names]
+
+
+def test_torchgans_functions_of_another_version_are_left_alone(torchgan, monkeypatch, caplog):
+    """Which keep their own code, and what another library has put in their place too."""
+    from torchgan.losses import functional, minimax
+
+    written = functional.minimax_generator_loss
+    with patch_torchgan() as patch:
+        assert len(patch.covered) == 6 and not patch.skipped
+        with patch_torchgan() as nested:  # of what is patched, it knows what was there
+            assert nested.covered == patch.covered
+    monkeypatch.setattr(minimax, "minimax_generator_loss", functools.wraps(written)(lambda dgz, *rest: 2 * written(dgz, *rest)))
+    monkeypatch.setattr(written, "__defaults__", (False, "mean"))
+    x, y = logits(4, 1), logits(4, 1, seed=1)
+    expected = torchgan.MinimaxGeneratorLoss()(x), written(x)
+    with patch_torchgan() as patch, caplog.at_level(logging.INFO, DEBUG), Dispatched() as ops:
+        names = ["torchgan.losses.functional", "torchgan.losses.minimax", "torchgan.losses"]
+        assert [*patch.skipped] == [f"{name}.minimax_generator_loss" for name in names]
+        assert all("torchgan 0.1.0" in reason for reason in patch.skipped.values()) and "3 of 6 functions" in repr(patch)
+        assert torch.equal(torchgan.MinimaxGeneratorLoss()(x), expected[0]) and torch.equal(
+            functional.minimax_generator_loss(x), expected[1]
+        )
+        assert ops.of_fastgen() == 0
+        torchgan.MinimaxDiscriminatorLoss()(x, y)
+        assert ops.of_fastgen() == 1
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit", "ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize("program", ["trace", "export", "compile"])
+def test_torchgans_programs(torchgan, program):
+    from torchgan.losses import functional
+
+    def loss(x, y):
+        return functional.minimax_discriminator_loss(x, y) + functional.minimax_generator_loss(y)
+
+    x, y = logits(4, 1), logits(4, 1, seed=1)
+    expected = loss(x, y)
+    with patch_torchgan():
+        made = PROGRAMS[program](loss, x, y.detach())
+        close(made(x, y), expected)
+    close(torch.autograd.grad(made(x, y), x)[0], torch.autograd.grad(expected, x)[0])
 
 
 def test_torchgans_training_steps(torchgan):
