@@ -13,10 +13,19 @@ import torch
 from fastgen.drop_in._source import fingerprint
 
 TEXT = '''
+import dataclasses
 import torch
 
 SCALE = 2
 BOUNDS = (-1, 1)
+
+@dataclasses.dataclass
+class Output:
+    value: object
+    extra: object = None
+
+    def first(self):
+        return self.value
 
 class Wrapped:
     def __call__(self, x):
@@ -27,6 +36,9 @@ class Base:
         """What it does."""
         # how
         return helper(x, t) * SCALE + self.g(x)
+
+    def out(self, x):
+        return Output(x)
 
     def g(self, x):
         return Wrapped()(x).clamp(*BOUNDS)
@@ -116,6 +128,12 @@ def test_a_helper_that_another_one_has_replaced(module):
 @pytest.mark.parametrize("old, new", [("(-1, 1)", "(-3, 3)"), ("return x + 1\n\nclass Base", "return x + 2\n\nclass Base")])
 def test_classes_and_constants_of_the_package_count(module, old, new):
     assert None is not fingerprint(module().Base.g) != fingerprint(module((old, new)).Base.g)
+
+
+@pytest.mark.parametrize("old, new", [("extra: object = None", "extra: object = 1"), ("return self.value", "return self.extra")])
+def test_a_dataclass_counts_by_its_fields_and_its_own_functions(module, old, new):
+    """Those that it has made of its fields have no source."""
+    assert fingerprint(module((old, new)).Base.out) != fingerprint(module().Base.out) is not None
 
 
 def test_helpers_in_another_module_of_the_package(module):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import enum
 import functools
 import hashlib
@@ -116,14 +117,19 @@ def _meaning(value, attributes, function, above):
 
 
 def _code_of_class(kind, above):
-    """Of an enumeration its names, of a tuple its fields, of others their own functions."""
+    """Of an enumeration its names, of a tuple its fields, of others their own functions, and of a dataclass its fields in the place
+    of those that it has made of them, which have no source."""
     if issubclass(kind, enum.Enum):
         return f"enumeration {list(kind.__members__)}"
     if issubclass(kind, tuple):
         return f"tuple {getattr(kind, '_fields', None)}"
-    above = (*above, kind)
-    codes = [(name, _fingerprint(value, above)) for name, value in vars(kind).items() if isinstance(value, types.FunctionType)]
-    return None if any(code is None for _, code in codes) else f"class {sorted(codes)}"
+    above, own = (*above, kind), {name: value for name, value in vars(kind).items() if isinstance(value, types.FunctionType)}
+    fields = ""
+    if "__dataclass_fields__" in vars(kind):
+        fields = f" of {[(x.name, _constant(x.default)) for x in dataclasses.fields(kind)]}"
+        own = {name: value for name, value in own.items() if inspect.unwrap(value).__code__.co_filename != "<string>"}
+    codes = [(name, _fingerprint(value, above)) for name, value in own.items()]
+    return None if any(code is None for _, code in codes) else f"class{fields} {sorted(codes)}"
 
 
 def _constant(value):
