@@ -1,9 +1,12 @@
 """The schedulers of diffusers on fastgen: the same numbers, files and errors, and what they have beyond it."""
 
 import copy
+import functools
+import inspect
 import itertools
 import logging
 import pickle
+import types
 
 import numpy as np
 import pytest
@@ -476,6 +479,92 @@ def test_patch_serves_what_exists_and_is_undone():
     with Dispatched() as ops:
         s.step(m, 500, x)
     assert ops.of_fastgen() == 0
+
+
+def test_patch_says_what_it_covers(caplog):
+    noising = ["add_noise", "get_velocity"]
+    covered = [f"{name}.{method}" for name in NAMES for method in (*noising, "step")]
+    covered.insert(6, "DDPMParallelScheduler.batch_step_no_noise")
+    with caplog.at_level(logging.INFO, "fastgen.drop_in"), fast.patch() as outer:
+        assert sorted(outer.covered) == sorted(covered) and not outer.skipped
+        assert caplog.messages == ["10 of 10 methods of diffusers' schedulers run on fastgen"]
+        with fast.patch() as inner:  # what has been patched is known by what it was
+            assert inner.covered == outer.covered
+
+
+def strange_previous_timestep(self, timestep):
+    """As diffusers up to 0.31 has it, where the spacing is not "leading" too."""
+    return timestep - self.config.num_train_timesteps // self.num_inference_steps
+
+
+@pytest.fixture
+def other_diffusers(monkeypatch):
+    """A release with another method, which was there when the drop-in was imported."""
+
+    def have(base, name, method):
+        monkeypatch.setattr(base, name, method)
+        if name in fast.METHODS:
+            monkeypatch.setitem(fast.OWN[base], name, method)
+
+    return have
+
+
+def linspaced(scheduler, **options):
+    scheduler.set_timesteps(7)
+    return chain(scheduler, normal((2, 3, 4), 0), generator=torch.Generator().manual_seed(1), **options)
+
+
+def test_patch_leaves_code_alone_that_is_not_known(other_diffusers, caplog):
+    base = diffusers.DDPMScheduler
+    other_diffusers(base, "previous_timestep", strange_previous_timestep)
+    scheduler, step = base(timestep_spacing="linspace"), vars(base)["step"]
+    expected = linspaced(scheduler)
+    with caplog.at_level(logging.INFO, "fastgen.drop_in"), fast.patch() as patch:
+        why = f"the tests have not run the code of DDPMScheduler's previous_timestep in diffusers {diffusers.__version__}"
+        assert patch.skipped == {"DDPMScheduler.step": why} and len(patch.covered) == 9
+        assert caplog.messages == [f"9 of 10 methods of diffusers' schedulers run on fastgen; not step: {why}"]
+        assert vars(base)["step"] is step
+        torch.testing.assert_close(linspaced(scheduler), expected, rtol=0, atol=0)
+        with Dispatched() as ops:
+            scheduler.add_noise(normal((2, 3), 0), normal((2, 3), 1), torch.tensor([1, 2]))
+            diffusers.DDPMParallelScheduler().step(normal((2, 3), 0), 5, normal((2, 3), 1))
+        assert ops.of_fastgen() == 2
+
+
+def test_a_subclass_of_code_that_is_not_known_runs_it_and_warns(other_diffusers, caplog):
+    base = diffusers.DDPMScheduler
+    other_diffusers(base, "previous_timestep", strange_previous_timestep)
+    kind = fast._fast(base)
+    with caplog.at_level(logging.WARNING, "fastgen.drop_in"):
+        made = [kind(timestep_spacing="linspace", rng=rng) for rng in ("exact", "fused")]
+    (message,) = caplog.messages  # once
+    assert message.startswith("fastgen.drop_in.diffusers.DDPMScheduler.step is diffusers' own: the tests have not run the code of")
+    expected = linspaced(base(timestep_spacing="linspace"))
+    for scheduler in made:
+        with Dispatched() as ops:
+            results = linspaced(scheduler)
+        assert ops.of_fastgen() == 0
+        torch.testing.assert_close(results, expected, rtol=0, atol=0)
+    x = normal((2, 3, 4), 0)
+    with pytest.raises(ValueError, match="seed: expected None where fastgen does not cover the step .*previous_timestep"):
+        made[0].step(x, int(made[0].timesteps[1]), x, seed=1)
+    assert inspect.signature(made[0].step) == inspect.signature(base().step)  # which pipelines look at
+    with Dispatched() as ops:
+        made[0].get_velocity(x, x, torch.tensor([1, 2]))
+    assert ops.of_fastgen() == 1
+
+
+@pytest.mark.parametrize("name", ["step", "add_noise", "get_velocity"])
+def test_what_another_library_has_put_in_a_methods_place_stays(monkeypatch, name):
+    written = getattr(diffusers.DDIMScheduler, name)
+    other = functools.wraps(written)(lambda self, *arguments, **keywords: written(self, *arguments, **keywords))
+    monkeypatch.setattr(diffusers.DDIMScheduler, name, other)
+    with fast.patch() as patch:
+        assert [*patch.skipped] == [f"DDIMScheduler.{name}"] and getattr(diffusers.DDIMScheduler, name) is other
+    changed = types.FunctionType(written.__code__, written.__globals__, name, tuple(written.__defaults__ or ()) + (None,))
+    monkeypatch.setattr(diffusers.DDIMScheduler, name, changed)  # the same text with other defaults
+    with fast.patch() as patch:
+        assert [*patch.skipped] == [f"DDIMScheduler.{name}"]
 
 
 def test_changes_are_noticed():

@@ -1,0 +1,84 @@
+"""Runs the tests of `fastgen.drop_in.diffusers` with the diffusers that is imported, as if its code were known: one line of JSON
+for each check.
+
+    PYTHONPATH=FOLDER python tools/check_diffusers.py        # FOLDER: pip install --target FOLDER diffusers==…
+
+What the drop-in asks about, which is what has to be known, comes out as "code". With --fingerprints no tests are run.
+"""
+
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tools")]
+
+from report import report  # noqa: E402
+
+found = {}
+
+
+class Trusting(dict):
+    """A table of known code that knows all, and notes what it was asked for."""
+
+    def get(self, name, default=None):
+        return Noting(name)
+
+
+class Noting:
+    def __init__(self, name):
+        self.name = name
+
+    def __contains__(self, code):
+        assert code is not None, f"{self.name} has no fingerprint"
+        found[self.name] = code
+        return True
+
+
+def code():
+    """The fingerprint of each method that the drop-in stands for."""
+    from fastgen.drop_in import _diffusers_code
+
+    _diffusers_code.KNOWN = Trusting()
+    import fastgen.drop_in.diffusers
+
+    assert Path(fastgen.__file__).is_relative_to(ROOT), f"{fastgen.__file__} is not of this tree"
+    fastgen.drop_in.diffusers.patch().unpatch()
+    _diffusers_code.KNOWN = {name: (value,) for name, value in found.items()}
+    return found
+
+
+class Counting:
+    def __init__(self):
+        self.passed, self.failed = 0, []
+
+    def pytest_runtest_logreport(self, report):
+        self.passed += report.when == "call" and report.passed
+        if report.failed:
+            self.failed.append(report.nodeid)
+
+
+def tested():
+    import pytest
+
+    counting = Counting()
+    arguments = ["-q", "-p", "no:cacheprovider", "--rootdir", str(ROOT), str(ROOT / "tests/test_drop_in_diffusers.py")]
+    stdout, sys.stdout = sys.stdout, sys.stderr  # the lines of JSON have stdout for themselves
+    try:
+        ended = pytest.main(arguments, plugins=[counting])
+    finally:
+        sys.stdout = stdout
+    assert ended == 0, f"{len(counting.failed)} tests failed, {counting.failed[:1]} among them"
+    return counting.passed
+
+
+def version():
+    import diffusers
+
+    return diffusers.__version__
+
+
+if __name__ == "__main__":
+    checks = {"diffusers": version, "code": code, "tested": tested}
+    if "--fingerprints" in sys.argv:
+        checks["tested"] = lambda: 0
+    report(checks)
