@@ -89,22 +89,31 @@ class GaussianDiffusion:
         mean = m if previous else self.q_posterior_mean_variance(x_start=pred, x_t=x, t=t)[0]
         return {"mean": mean, "variance": variance, "log_variance": log_variance, "pred_xstart": pred}
 
+    def condition_mean(self, cond_fn, out, x, t, model_kwargs=None):
+        gradient = cond_fn(x, self._scale_timesteps(t), **model_kwargs)
+        return out["mean"].float() + out["variance"] * gradient.float()
+
+    def condition_score(self, cond_fn, out, x, t, model_kwargs=None):
+        eps = self._predict_eps_from_xstart(x, t, out["pred_xstart"])
+        eps = eps - (1 - at(self.alphas_cumprod, t, x.shape)).sqrt() * cond_fn(x, self._scale_timesteps(t), **model_kwargs)
+        pred = self._predict_xstart_from_eps(x, t, eps)
+        return {**out, "pred_xstart": pred, "mean": self.q_posterior_mean_variance(pred, x, t)[0]}
+
     def p_sample(self, model, x, t, clip_denoised=True, denoised_fn=None, cond_fn=None, model_kwargs=None):
         out = self.p_mean_variance(model, x, t, clip_denoised, denoised_fn, model_kwargs)
         noise = torch.randn_like(x)
         if cond_fn is not None:
-            gradient = cond_fn(x, self._scale_timesteps(t), **model_kwargs)
-            out["mean"] = out["mean"].float() + out["variance"] * gradient.float()
+            out["mean"] = self.condition_mean(cond_fn, out, x, t, model_kwargs)
         sample = out["mean"] + later(t, x) * torch.exp(0.5 * out["log_variance"]) * noise
         return {"sample": sample, "pred_xstart": out["pred_xstart"]}
 
     def ddim_sample(self, model, x, t, clip_denoised=True, denoised_fn=None, cond_fn=None, model_kwargs=None, eta=0.0):
-        pred = self.p_mean_variance(model, x, t, clip_denoised, denoised_fn, model_kwargs)["pred_xstart"]
+        out = self.p_mean_variance(model, x, t, clip_denoised, denoised_fn, model_kwargs)
+        if cond_fn is not None:
+            out = self.condition_score(cond_fn, out, x, t, model_kwargs)
+        pred = out["pred_xstart"]
         eps = self._predict_eps_from_xstart(x, t, pred)
         alpha, previous = (at(c, t, x.shape) for c in (self.alphas_cumprod, self.alphas_cumprod_prev))
-        if cond_fn is not None:
-            eps = eps - (1 - alpha).sqrt() * cond_fn(x, self._scale_timesteps(t), **model_kwargs)
-            pred = self._predict_xstart_from_eps(x, t, eps)
         sigma = eta * torch.sqrt((1 - previous) / (1 - alpha)) * torch.sqrt(1 - alpha / previous)
         noise = torch.randn_like(x)
         mean = pred * torch.sqrt(previous) + torch.sqrt(1 - previous - sigma**2) * eps
@@ -130,11 +139,58 @@ class SpacedDiffusion(GaussianDiffusion):
     def p_mean_variance(self, model, *args, **kwargs):
         return super().p_mean_variance(self._wrap_model(model), *args, **kwargs)
 
+    def condition_mean(self, cond_fn, *args, **kwargs):
+        return super().condition_mean(self._wrap_model(cond_fn), *args, **kwargs)
+
+    def condition_score(self, cond_fn, *args, **kwargs):
+        return super().condition_score(self._wrap_model(cond_fn), *args, **kwargs)
+
     def _wrap_model(self, model):
         return model if isinstance(model, Wrapped) else Wrapped(model, self.timestep_map)
 
     def _scale_timesteps(self, t):
         return t
+
+
+class Extra(GaussianDiffusion):
+    """As in DiT, where a network may return a pair, timesteps are never scaled and a learned variance is always within a range."""
+
+    def p_mean_variance(self, model, x, t, clip_denoised=True, denoised_fn=None, model_kwargs=None):
+        m = model(x, t, **(model_kwargs or {}))
+        m, extra = m if isinstance(m, tuple) else (m, None)
+        if self.model_var_type in (VarType.LEARNED, VarType.LEARNED_RANGE):
+            m, share = m.chunk(2, dim=1)
+            low, high = (at(c, t, x.shape) for c in (self.posterior_log_variance_clipped, np.log(self.betas)))
+            log_variance = (share + 1) / 2 * high + (1 - (share + 1) / 2) * low
+            variance = torch.exp(log_variance)
+        else:
+            variance, log_variance = (at(c, t, x.shape) for c in (self.posterior_variance, self.posterior_log_variance_clipped))
+        pred = m if self.model_mean_type == MeanType.START_X else self._predict_xstart_from_eps(x, t, m)
+        if denoised_fn is not None:
+            pred = denoised_fn(pred)
+        if clip_denoised:
+            pred = pred.clamp(-1, 1)
+        mean = self.q_posterior_mean_variance(x_start=pred, x_t=x, t=t)[0]
+        return {"mean": mean, "variance": variance, "log_variance": log_variance, "pred_xstart": pred, "extra": extra}
+
+    def condition_mean(self, cond_fn, out, x, t, model_kwargs=None):
+        return out["mean"].float() + out["variance"] * cond_fn(x, t, **model_kwargs).float()
+
+    def condition_score(self, cond_fn, out, x, t, model_kwargs=None):
+        eps = self._predict_eps_from_xstart(x, t, out["pred_xstart"])
+        eps = eps - (1 - at(self.alphas_cumprod, t, x.shape)).sqrt() * cond_fn(x, t, **model_kwargs)
+        pred = self._predict_xstart_from_eps(x, t, eps)
+        return {**out, "pred_xstart": pred, "mean": self.q_posterior_mean_variance(pred, x, t)[0]}
+
+
+class Inpainting(GaussianDiffusion):
+    """As in motion-diffusion-model: what the mask covers is kept, inside p_mean_variance."""
+
+    def p_mean_variance(self, model, x, t, clip_denoised=True, denoised_fn=None, model_kwargs=None):
+        def painted(x, t, mask, motion):
+            return model(x, t) * ~mask + motion * mask
+
+        return super().p_mean_variance(painted, x, t, clip_denoised, denoised_fn, model_kwargs)
 
 
 class Wrapped:

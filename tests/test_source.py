@@ -162,6 +162,11 @@ def test_a_function_that_is_given_other_code(module):
     assert fingerprint(made.Base.f) != before
 
 
+def test_another_decorator_counts(module):
+    # on the same line of another file, where the code is the same
+    assert fingerprint(module().Base.sample) != fingerprint(module(("@torch.no_grad()", "@torch.inference_mode()")).Base.sample)
+
+
 def test_variables_of_a_function_around_are_not_known(module):
     made = module(
         ("def helper(a, t):", "def outer(n):\n    def inner(x):\n        return x + n\n    return inner\n\ndef helper(a, t):")

@@ -16,24 +16,39 @@ import torch
 from .. import _checks
 from .._tables import Coefficients, plain_tensors, step_columns
 from ._patch import NotCovered, Patch, fall_through, full_name
+from ._source import fingerprint
+
+
+class Code(NamedTuple):
+    versions: str  # with which the tests have run
+    how: dict  # what a replacement has to know of it; "forwards": it wraps the network by _wrap_model and calls super()'s
+
+
+def code(versions, **how) -> Code:
+    return Code(versions, how)
 
 
 class Method(NamedTuple):
-    make: Callable  # of the original and rng: the replacement, whose arguments are the original's
-    signatures: tuple[str, ...]  # the names of those, with commas between, as its versions have them; others are another method's
-    stands_for: tuple[str, ...] = ()  # the library's methods whose formulas it has fused: overridden ones, it has not
+    known: dict[str, Code]  # by their fingerprints
+    # Of the original, rng and the code's `how`: the replacement, whose arguments are self, `how` of each of `fuses`, and the others
+    # of the original. None where there is only something to know.
+    make: Callable | None = None
+    fuses: tuple[str, ...] = ()  # the methods that the original calls on the way, whose formulas the replacement has
+    calls: tuple[str, ...] = ()  # those that the replacement calls too, or where it can be that the original does not run
 
 
-def patched(owner, methods, anchor, rng) -> Patch:
-    """Of those of `methods` (name → `Method`) that `owner`, a class or an instance, has as the library wrote them: in the class
-    that defines `anchor`, with the same parameters."""
+def patched(owner, methods, rng) -> Patch:
+    """Of those of `methods` (name → `Method`) that `owner`, a class or an instance, has with code that is known, down to what it
+    calls on the way."""
     replacements, skipped = [], {}
     for name, method in methods.items():
-        why = _difference(owner, name, methods, anchor)
+        if method.make is None:
+            continue
+        why = _difference(owner, name, methods)
         if why:
             skipped[full_name(_class(owner), name)] = why
         else:
-            replacements.append((owner, name, functools.partial(_replacement, owner, name, method, anchor, rng)))
+            replacements.append((owner, name, functools.partial(_replacement, owner, name, methods, rng)))
     return Patch(replacements, f"methods of {_class(owner).__name__}", skipped)
 
 
@@ -41,29 +56,72 @@ def _class(owner):
     return owner if isinstance(owner, type) else type(owner)
 
 
-def _difference(owner, name, methods, anchor):
+def _difference(owner, name, methods):
     """Why `owner.name` may not be replaced, or None."""
-    if not hasattr(owner, name):
-        return "there is none"
-    if not written_by_the_library(owner, name, anchor):
-        return "it is overridden"
-    for other in (name, *methods[name].stands_for):
-        if other in methods and parameters(getattr(owner, other)) not in methods[other].signatures:
-            return f"the arguments of {other} are not {' or '.join(methods[other].signatures)}"
+    for other in (name, *methods[name].fuses):
+        why = _why_unknown(owner, other, methods)
+        if why:
+            return f"{'its code' if other == name else f'the code of {other}'} is {why}"
     return None
 
 
-def written_by_the_library(owner, name, anchor):
-    home = _home(getattr(owner, name, None))
-    if home == _home(getattr(owner, anchor)):
-        return True
-    # guided-diffusion's SpacedDiffusion overrides p_mean_variance to wrap the network, by its _wrap_model, and for nothing else
-    return name == "p_mean_variance" and hasattr(owner, "_wrap_model") and home == _home(owner._wrap_model)
+def _why_unknown(owner, name, methods):
+    if not isinstance(owner, type):
+        own = getattr(owner, "__dict__", {}).get(name)
+        # a pickle has brought a patched method back as the class's own, bound
+        if (
+            own is not None
+            and not hasattr(own, "_fastgen_replaces")
+            and getattr(own, "__func__", own) is not getattr(type(owner), name)
+        ):
+            return "the object's own"
+    return _known(_class(owner), name, methods)[1]
 
 
-def _home(function):
-    """The class in whose body a function is written; a replacement, by functools.wraps, has its original's."""
-    return getattr(function, "__module__", None), getattr(function, "__qualname__", "").rpartition(".")[0]
+def how(self, name, methods) -> dict:
+    """What there is to know of the code of a method of `self`; NotCovered where that is not known."""
+    why = _why_unknown(self, name, methods)
+    if why:
+        raise NotCovered(f"the code of {name} is {why}")
+    return _known(type(self), name, methods)[0]
+
+
+def knows(self, name, methods) -> bool:
+    return not _why_unknown(self, name, methods)
+
+
+# class → (methods, name) → the functions that are found for it, and what _known returns
+_found: weakref.WeakKeyDictionary[type, dict] = weakref.WeakKeyDictionary()
+
+
+def _known(kind, name, methods):
+    """(how, None) of the method `name` of a class, or (None, why its code is not known); kept while it is the same function."""
+    kept = _found.get(kind)
+    if kept is None:
+        kept = _found.setdefault(kind, {})
+    found = kept.get((id(methods), name))
+    if found is not None:
+        function, forwarded, result = found
+        if function() is getattr(kind, name, None) and all(vars(c).get(name) is f() for c, f in forwarded):
+            return result
+    seen, known, result = [], {}, (None, "missing")
+    for place in (c for c in kind.__mro__ if name in vars(c)):
+        seen.append((place, _reference(vars(place)[name])))
+        digits = fingerprint(vars(place)[name])
+        if digits not in methods[name].known:
+            result = None, "not known" if digits else "without a source to compare"
+            break
+        known = {**methods[name].known[digits].how, **known}
+        if "forwards" not in methods[name].known[digits].how:
+            result = known, None
+            break
+    kept[id(methods), name] = _reference(getattr(kind, name, None)), seen[1:], result
+    return result
+
+
+def _reference(function):
+    """Weak, since a function may hold its class, as a value of `_found` may not."""
+    return weakref.ref(function) if isinstance(function, types.FunctionType) else lambda: function
 
 
 def parameters(function):
@@ -71,23 +129,58 @@ def parameters(function):
     return ", ".join(name for name in inspect.signature(function).parameters if name != "self")
 
 
-def _replacement(owner, name, method, anchor, rng, original):
-    function = getattr(original, "__func__", original)
-    fused = method.make(function, rng)
+class _Verdict:
+    """Of the methods `names` of an object, (name → how), each time it is asked for; NotCovered where the code of one is not known.
+    What is asked of one class again and again costs 1 to 2 µs."""
+
+    def __init__(self, names, methods):
+        self.names, self.methods = names, methods
+        self.functions = operator.attrgetter(*names) if len(names) > 1 else lambda kind: [getattr(kind, name) for name in names]
+        self.last = (
+            lambda: None,
+            None,
+            None,
+            (),
+        )  # a weak class, its functions, `how` of each, and the functions that are forwarded to
+
+    def of(self, instance):
+        kind, own = type(instance), getattr(instance, "__dict__", {})
+        last, functions, known, forwarded = self.last
+        if (
+            last() is kind
+            and self.functions(kind) == functions
+            and not any(vars(c).get(name) is not f() for c, name, f in forwarded)
+        ):
+            for name in self.names:
+                if name in own and not hasattr(own[name], "_fastgen_replaces"):
+                    break
+            else:
+                return known
+        known = {name: how(instance, name, self.methods) for name in self.names}
+        forwarded = [(c, n, f) for n in self.names for c, f in _found[kind][id(self.methods), n][1]]
+        self.last = weakref.ref(kind), self.functions(kind), known, forwarded
+        return known
+
+
+def _replacement(owner, name, methods, rng, original):
+    function, method = getattr(original, "__func__", original), methods[name]
+    fused = method.make(function, rng, _known(_class(owner), name, methods)[0])
+    names = set(inspect.signature(function).parameters) - {"self"}
+    open_ended = "args" in names  # as of SpacedDiffusion's methods that only forward
+
+    verdict = _Verdict(method.fuses, methods)
 
     @functools.wraps(function)
     def replacement(self, *arguments, **keywords):
-        if torch.compiler.is_compiling():
-            return function(self, *arguments, **keywords)
+        if torch.compiler.is_compiling() or not (open_ended or len(arguments) <= len(names) and keywords.keys() <= names):
+            return function(self, *arguments, **keywords)  # or its error about arguments that it has not
         try:
-            for other in method.stands_for:
-                if not written_by_the_library(self, other, anchor):
-                    raise NotCovered(f"{other} is overridden")
-            return fused(self, *arguments, **keywords)
+            return fused(self, verdict.of(self), *arguments, **keywords)
         except NotCovered as reason:
             fall_through(f"{type(self).__name__}.{name}", str(reason))
         return function(self, *arguments, **keywords)
 
+    replacement._fastgen_replaces = function  # which _source.fingerprint takes for it
     # a method, not a closure: copy.deepcopy binds a method to the copy, and pickle looks it up again by its name
     return replacement if isinstance(owner, type) else types.MethodType(replacement, owner)
 
@@ -119,10 +212,7 @@ def coefficients(owner, key, names, rows, *arguments):
 
 
 def _array(x):
-    """The values that the library multiplies by, which are float32 where it keeps NumPy arrays."""
-    if isinstance(x, torch.Tensor):
-        return x.detach().to("cpu", torch.float64).numpy()
-    return np.asarray(x, np.float32).astype(np.float64)
+    return x.detach().to("cpu", torch.float64).numpy() if isinstance(x, torch.Tensor) else np.asarray(x, np.float64)
 
 
 def columns(*arrays):
@@ -140,17 +230,19 @@ def posterior_of(owner):
     return coefficients(owner, ("q_posterior",), names, columns)
 
 
-def ddim_columns(p, q, recip, recipm1, alpha, previous, eta, double=False):
+def ddim_columns(p, q, recip, recipm1, alpha, previous, eta, rederived=True):
     """The columns of a DDIM step from ᾱ = `alpha` to ᾱ = `previous`:
 
-        y = √previous·x0 + √(1 − previous − σ²)·ε + σ·z,   ε = (recip·x − x0)/recipm1
+        y = √previous·x0 + √(1 − previous − σ²)·ε + σ·z,   ε = (recip·x − x0)/recipm1, or what the network says if not `rederived`
 
-    with the cancellation of 1 − ᾱ in float32, which both libraries have. Where `previous` is 1, y is x0.
+    Both libraries compute 1 − ᾱ and the like in float32, where the cancellation costs up to 1e-5 of a step; here they are
+    rounded once. Where `previous` is 1, y is x0.
     """
-    alpha, previous = (x.astype(np.float64 if double else np.float32) for x in (alpha, previous))
     sigma = eta * np.sqrt((1 - previous) / (1 - alpha)) * np.sqrt(1 - alpha / previous)
-    share = np.sqrt(1 - previous - sigma**2).astype(np.float64) / recipm1
-    return step_columns(p, q, np.sqrt(previous).astype(np.float64) - share, share * recip, sigma.astype(np.float64))
+    scale, share = np.sqrt(previous), np.sqrt(1 - previous - sigma**2)
+    if not rederived:
+        return step_columns(p, q, scale, 0.0, sigma, w=share)
+    return step_columns(p, q, scale - share / recipm1, share / recipm1 * recip, sigma)
 
 
 # ---- checks ---------------------------------------------------------------------------------------------------------------

@@ -1,11 +1,11 @@
-"""The methods of guided-diffusion's `GaussianDiffusion`, which is improved-diffusion's too, by fastgen's kernels."""
+"""The methods of guided-diffusion's `GaussianDiffusion`, which is improved-diffusion's and DiT's too, by fastgen's kernels."""
 
 from __future__ import annotations
 
 import numpy as np
 import torch
 
-from .._tables import step_columns
+from .._tables import DDPM_STEP_COLUMNS, step_columns
 from ..ddpm_step import step_with
 from ..q_posterior import posterior_with
 from ..q_sample import noised_with
@@ -15,9 +15,11 @@ from ._gaussian import (
     check_eta,
     check_like,
     check_t,
+    code,
     coefficients,
     columns,
     ddim_columns,
+    how,
     noising_of,
     parameters,
     posterior_of,
@@ -25,21 +27,17 @@ from ._gaussian import (
 )
 from ._patch import NotCovered
 
-MARKS = "q_posterior_mean_variance", "_predict_xstart_from_eps", "_predict_eps_from_xstart", "_scale_timesteps"
+MARKS = "q_posterior_mean_variance", "_predict_xstart_from_eps", "_predict_eps_from_xstart"
 
 
-def _kinds(self):
+def _kinds(self, known):
     """What the network predicts and which variance there is, by the names of the library's enumerations."""
     mean, variance = getattr(self.model_mean_type, "name", None), getattr(self.model_var_type, "name", None)
     if mean not in ("EPSILON", "START_X"):
         raise NotCovered(f"a network that predicts {self.model_mean_type}")
     if variance not in ("LEARNED", "LEARNED_RANGE", "FIXED_SMALL", "FIXED_LARGE"):
         raise NotCovered(f"the variance {self.model_var_type}")
-    return mean, variance
-
-
-def _learned(self):
-    return self.model_var_type.name.startswith("LEARNED")
+    return mean, "LEARNED_RANGE" if variance == "LEARNED" and known.get("dit") else variance
 
 
 # ---- coefficients ---------------------------------------------------------------------------------------------------------
@@ -53,10 +51,9 @@ def _weights(recip, recipm1, mean):
     return (recip, -recipm1) if mean == "EPSILON" else (0 * recip, 0 * recip + 1)
 
 
-def _step(self, noisy):
+def _step(self, kinds, noisy):
     """Of p_sample, or without noise of p_mean_variance."""
     names = (*_PREDICTED, "posterior_mean_coef1", "posterior_mean_coef2", *_VARIANCES)
-    kinds = _kinds(self)
     return coefficients(self, ("ddpm_step", *kinds, noisy), names, _step_rows, *kinds, noisy)
 
 
@@ -75,9 +72,8 @@ def _step_rows(recip, recipm1, u, v, log_variance, variance, betas, mean, kind, 
     return step_columns(*_weights(recip, recipm1, mean), u, v, sigma, slope, intercept)
 
 
-def _variance(self):
+def _variance(self, kind):
     """Of p_mean_variance: the variance and its logarithm, or the logarithms that LEARNED_RANGE lies between."""
-    kind = self.model_var_type.name
     return coefficients(self, ("variance", kind), _VARIANCES, _variance_rows, kind)
 
 
@@ -90,9 +86,8 @@ def _variance_rows(log_variance, variance, betas, kind):
     return columns(variance, log_variance)
 
 
-def _ddim(self, eta):
+def _ddim(self, mean, eta):
     names = (*_PREDICTED, "alphas_cumprod", "alphas_cumprod_prev")
-    mean = _kinds(self)[0]
     return coefficients(self, ("ddpm_step", "ddim", mean, eta), names, _ddim_rows, mean, eta)
 
 
@@ -100,11 +95,45 @@ def _ddim_rows(recip, recipm1, alpha, previous, mean, eta):
     return ddim_columns(*_weights(recip, recipm1, mean), recip, recipm1, alpha, previous, eta)
 
 
+def _x0(self):
+    """Of the prediction alone, from a network that predicts ε."""
+    return coefficients(self, ("ddpm_step", "x0"), _PREDICTED, lambda p, q: step_columns(p, -q, 1.0, 0.0, 0.0))
+
+
+def _shift(self, kind):
+    """Of p_sample's condition: y + variance·gradient, the gradient in the place of the noise."""
+    return coefficients(self, ("ddpm_step", "shift", kind), _VARIANCES, _shift_rows, kind)
+
+
+def _shift_rows(log_variance, variance, betas, kind):
+    sigma, slope, intercept = _variance_rows(log_variance, variance, betas, kind)[:, 0], 0.0, 0.0
+    if kind == "LEARNED":
+        slope = 1.0
+    elif kind == "LEARNED_RANGE":
+        slope, intercept = (np.log(betas) - log_variance) / 2, (np.log(betas) + log_variance) / 2
+    if kind.startswith("LEARNED"):
+        sigma = 1.0
+    return step_columns(0 * betas, 0.0, 0.0, 1.0, sigma, slope, intercept)
+
+
+def _score(self, eta):
+    """Of ddim_sample's condition, which moves ε by −√(1 − ᾱ)·gradient: with x0 for x and the gradient for the network's output, x0
+    moved, and with y for the noise, y moved."""
+    names = "sqrt_recipm1_alphas_cumprod", "sqrt_recip_alphas_cumprod", "alphas_cumprod", "alphas_cumprod_prev"
+    return coefficients(self, ("ddpm_step", "score", eta), names, _score_rows, eta)
+
+
+def _score_rows(recipm1, recip, alpha, previous, eta):
+    u = _ddim_rows(recip, recipm1, alpha, previous, "EPSILON", eta)[:, DDPM_STEP_COLUMNS.index("U")]
+    move = recipm1 * np.sqrt(1 - alpha)
+    return step_columns(1.0, move, 0.0, 0.0, 1.0, w=u * move)
+
+
 # ---- methods --------------------------------------------------------------------------------------------------------------
 
 
-def _q_sample(original, rng):
-    def q_sample(self, x_start, t, noise=None):
+def _q_sample(original, rng, _):
+    def q_sample(self, _, x_start, t, noise=None):
         check("x_start", x_start)
         check_t(t, x_start)
         noising = noising_of(self)
@@ -119,8 +148,8 @@ def _q_sample(original, rng):
     return q_sample
 
 
-def _q_posterior_mean_variance(original, rng):
-    def q_posterior_mean_variance(self, x_start, x_t, t):
+def _q_posterior_mean_variance(original, rng, _):
+    def q_posterior_mean_variance(self, _, x_start, x_t, t):
         check("x_t", x_t)
         check_like("x_start", x_start, x_t)
         check_t(t, x_t)
@@ -130,43 +159,65 @@ def _q_posterior_mean_variance(original, rng):
     return q_posterior_mean_variance
 
 
-def _checked(x, t, denoised_fn, cond_fn=None):
-    if denoised_fn is not None or cond_fn is not None:
-        raise NotCovered("denoised_fn or cond_fn")
+def _checked(x, t, cond_fn=None):
     check("x", x)
     check_t(t, x)
+    if cond_fn is not None and x.dtype is torch.float64:
+        raise NotCovered("a condition on float64 data")
 
 
-def _output(self, model, x, t, model_kwargs):
-    if hasattr(self, "_wrap_model"):  # SpacedDiffusion's, which a network that is wrapped already passes through
+def _output(self, known, model, x, t, model_kwargs):
+    """What the network says, and what a network of DiT's adds to it."""
+    if "forwards" in known:  # SpacedDiffusion's; a network that is wrapped already passes through
         model = self._wrap_model(model)
-    return model(x, self._scale_timesteps(t), **(model_kwargs or {}))
+    m = model(x, t if "dit" in known else self._scale_timesteps(t), **(model_kwargs or {}))
+    return m if "dit" in known and isinstance(m, tuple) else (m, None)
 
 
-def _stepped(self, step, x, m, t, clip, **noise):
+def _gradient(self, known, cond_fn, x, t, model_kwargs):
+    if "forwards" in known:
+        cond_fn = self._wrap_model(cond_fn)
+    gradient = cond_fn(x, t if "dit" in known else self._scale_timesteps(t), **model_kwargs)
+    return gradient if gradient.shape == x.shape else gradient.expand(x.shape)
+
+
+def _denoised(self, kinds, x, m, t, denoised_fn):
+    """What denoised_fn makes of x0, as the output of a network that predicts it and learns no variance; and `kinds` for it."""
+    learned = kinds[1].startswith("LEARNED")
+    if kinds[0] == "EPSILON":
+        x0 = step_with(_x0(self), widened(x, m.dtype, torch.float32), m, t, learned=learned)
+    else:
+        x0 = m[:, : x.shape[1]] if learned else m
+    return denoised_fn(x0), ("START_X", "FIXED_SMALL" if learned else kinds[1])
+
+
+def _stepped(step, kinds, x, m, t, clip, **noise):
     """(y, x0), in the library's dtypes: where the network predicts x0, that has its dtype."""
     clip = 1.0 if clip else None
     x = widened(x, m.dtype, torch.float32)
-    y, x0 = step_with(step, x, m, t, learned=_learned(self), clip=clip, return_x0=True, **noise)
-    return y, x0.to(m.dtype) if self.model_mean_type.name == "START_X" else x0
+    y, x0 = step_with(step, x, m, t, learned=kinds[1].startswith("LEARNED"), clip=clip, return_x0=True, **noise)
+    return y, x0.to(m.dtype) if kinds[0] == "START_X" else x0
 
 
-def _p_mean_variance(original, rng):
-    def p_mean_variance(self, model, x, t, clip_denoised=True, denoised_fn=None, model_kwargs=None):
-        _checked(x, t, denoised_fn)
-        step, table = _step(self, noisy=False), _variance(self)
-        m = _output(self, model, x, t, model_kwargs)
-        mean, x0 = _stepped(self, step, x, m, t, clip_denoised)
-        if _learned(self):
+def _p_mean_variance(original, rng, known):
+    def p_mean_variance(self, _, model, x, t, clip_denoised=True, denoised_fn=None, model_kwargs=None):
+        _checked(x, t)
+        kinds = _kinds(self, known)
+        table = _variance(self, kinds[1])
+        m, extra = _output(self, known, model, x, t, model_kwargs)
+        shown = (m, kinds) if denoised_fn is None else _denoised(self, kinds, x, m, t, denoised_fn)
+        mean, x0 = _stepped(_step(self, shown[1], noisy=False), shown[1], x, shown[0], t, clip_denoised)
+        if kinds[1].startswith("LEARNED"):
             log_variance = m[:, x.shape[1] :]
-            if self.model_var_type.name == "LEARNED_RANGE":
+            if kinds[1] == "LEARNED_RANGE":
                 low, high = _extracted(table, x, t)
                 share = (log_variance + 1) / 2
                 log_variance = share * high + (1 - share) * low
             variance = torch.exp(log_variance)
         else:
             variance, log_variance = (column.expand(x.shape) for column in _extracted(table, x, t))
-        return {"mean": mean, "variance": variance, "log_variance": log_variance, "pred_xstart": x0}
+        result = {"mean": mean, "variance": variance, "log_variance": log_variance, "pred_xstart": x0}
+        return {**result, "extra": extra} if "dit" in known else result
 
     return p_mean_variance
 
@@ -177,29 +228,49 @@ def _extracted(table, x, t):
     return rows.reshape(len(t), 2, *[1] * (x.dim() - 1)).unbind(1)
 
 
-def _p_sample(original, rng):
-    def p_sample(self, model, x, t, clip_denoised=True, denoised_fn=None, cond_fn=None, model_kwargs=None):
-        _checked(x, t, denoised_fn, cond_fn)
-        step = _step(self, noisy=True)
-        m = _output(self, model, x, t, model_kwargs)
+def _p_sample(original, rng, _):
+    def p_sample(self, fused, model, x, t, clip_denoised=True, denoised_fn=None, cond_fn=None, model_kwargs=None):
+        _checked(x, t, cond_fn)
+        known = fused["p_mean_variance"]
+        kinds = _kinds(self, known)
+        if cond_fn is not None:
+            condition = how(self, "condition_mean", METHODS)
+        m, _ = _output(self, known, model, x, t, model_kwargs)
+        learned = kinds[1].startswith("LEARNED")
+        if denoised_fn is not None:
+            denoised, _ = _denoised(self, kinds, x, m, t, denoised_fn)
+            m, kinds = torch.cat((denoised, m[:, x.shape[1] :]), dim=1) if learned else denoised, ("START_X", kinds[1])
         noise = {} if rng == "fused" else {"noise": torch.randn_like(x)}
-        sample, x0 = _stepped(self, step, x, m, t, clip_denoised, **noise)
+        sample, x0 = _stepped(_step(self, kinds, noisy=True), kinds, x, m, t, clip_denoised, **noise)
+        if cond_fn is not None:
+            gradient = _gradient(self, condition, cond_fn, x, t, model_kwargs).float()
+            sample = step_with(_shift(self, kinds[1]), sample if learned else sample.float(), m, t, learned=learned, noise=gradient)
         return {"sample": sample, "pred_xstart": x0}
 
     return _as_in(original, p_sample)
 
 
-def _ddim_sample(original, rng):
-    def ddim_sample(self, model, x, t, clip_denoised=True, denoised_fn=None, cond_fn=None, model_kwargs=None, eta=0.0):
-        _checked(x, t, denoised_fn, cond_fn)
+def _ddim_sample(original, rng, _):
+    def ddim_sample(self, fused, model, x, t, clip_denoised=True, denoised_fn=None, cond_fn=None, model_kwargs=None, eta=0.0):
+        _checked(x, t, cond_fn)
         check_eta(eta)
-        step = _ddim(self, eta)
-        m = _output(self, model, x, t, model_kwargs)
+        known = fused["p_mean_variance"]
+        kinds = _kinds(self, known)
+        if cond_fn is not None:
+            condition = how(self, "condition_score", METHODS)
+        m, _ = _output(self, known, model, x, t, model_kwargs)
+        if denoised_fn is not None:
+            m, kinds = _denoised(self, kinds, x, m, t, denoised_fn)
+        if cond_fn is not None:
+            gradient = _gradient(self, condition, cond_fn, x, t, model_kwargs)
         noise = {}
         if rng != "fused":
             drawn = torch.randn_like(x)  # with eta = 0 too, where it serves the generator's state alone
             noise = {"noise": drawn} if eta else {}
-        sample, x0 = _stepped(self, step, x, m, t, clip_denoised, **noise)
+        sample, x0 = _stepped(_ddim(self, kinds[0], eta), kinds, x, m, t, clip_denoised, **noise)
+        if cond_fn is not None:
+            x0 = x0.to(sample.dtype)
+            sample, x0 = step_with(_score(self, eta), x0, gradient, t, noise=sample, return_x0=True)
         return {"sample": sample, "pred_xstart": x0}
 
     return _as_in(original, ddim_sample)
@@ -210,23 +281,63 @@ def _as_in(original, sampler):
     if "cond_fn" in parameters(original):
         return sampler
 
-    def without_cond_fn(self, model, x, t, clip_denoised=True, denoised_fn=None, model_kwargs=None, *rest, **keywords):
-        return sampler(self, model, x, t, clip_denoised, denoised_fn, None, model_kwargs, *rest, **keywords)
+    def without_cond_fn(self, fused, model, x, t, clip_denoised=True, denoised_fn=None, model_kwargs=None, *rest, **keywords):
+        return sampler(self, fused, model, x, t, clip_denoised, denoised_fn, None, model_kwargs, *rest, **keywords)
 
     return without_cond_fn
 
 
+# ---- known code -----------------------------------------------------------------------------------------------------------
+
+# Of repositories that have no versions; what is not theirs alone is in copies of one text.
+_OPENAI, _GUIDED, _IMPROVED, _DIT = "guided-diffusion, improved-diffusion", "guided-diffusion", "improved-diffusion", "DiT"
+_ALL = f"{_OPENAI}, {_DIT}"
 _FORMULAS = "q_posterior_mean_variance", "_predict_xstart_from_eps"
-_MEAN_VARIANCE = "model, x, t, clip_denoised, denoised_fn, model_kwargs"
-_SAMPLING = _MEAN_VARIANCE, "model, x, t, clip_denoised, denoised_fn, cond_fn, model_kwargs"
 METHODS = {
-    "q_sample": Method(_q_sample, ("x_start, t, noise",)),
-    "q_posterior_mean_variance": Method(_q_posterior_mean_variance, ("x_start, x_t, t",)),
-    "p_mean_variance": Method(_p_mean_variance, (_MEAN_VARIANCE, "model, args, kwargs"), _FORMULAS),  # the second: when wrapped
-    "p_sample": Method(_p_sample, _SAMPLING, ("p_mean_variance", *_FORMULAS)),
+    "q_sample": Method({"bb689b59d9ad2e76": code(_OPENAI), "877b3f8d48d352b9": code(_DIT)}, _q_sample),
+    "q_posterior_mean_variance": Method(
+        {"0aa46058ffeddf18": code(_OPENAI), "8d47f1dac2043fbc": code(_DIT)}, _q_posterior_mean_variance
+    ),
+    "p_mean_variance": Method(
+        {
+            "45e3c7d7b0db5656": code(_OPENAI),
+            "e18cbc7fcb942da2": code(_DIT, dit=True),
+            "c25b2fab6dba30c5": code(_ALL, forwards=True),
+        },
+        _p_mean_variance,
+        _FORMULAS,
+        ("_scale_timesteps", "_wrap_model", "_predict_xstart_from_xprev"),
+    ),
+    "p_sample": Method(
+        {"b0d5d32ff33aa45a": code(f"{_GUIDED}, {_DIT}"), "58e540cff87334b2": code(_IMPROVED)},
+        _p_sample,
+        ("p_mean_variance", *_FORMULAS),
+        ("condition_mean",),
+    ),
     "ddim_sample": Method(
+        {"9e30afe3fb7e1048": code(_GUIDED), "818d28d78b3ef082": code(_IMPROVED), "91cedac4e8ecfa20": code(_DIT)},
         _ddim_sample,
-        tuple(arguments + ", eta" for arguments in _SAMPLING),
         ("p_mean_variance", "_predict_eps_from_xstart", *_FORMULAS),
+        ("condition_score",),
+    ),
+    # whose formulas the others have
+    "_predict_xstart_from_eps": Method({"d858846a655f2de4": code(_OPENAI), "a30e0dcda99456f8": code(_DIT)}),
+    "_predict_eps_from_xstart": Method({"5257ba3c6be1e782": code(_OPENAI), "fbec5118c3189eee": code(_DIT)}),
+    "condition_mean": Method(
+        {
+            "625a08db028c35de": code(_GUIDED),
+            "d0e66abd3a00b068": code(_DIT, dit=True),
+            "75cd4421c0e27d38": code(f"{_GUIDED}, {_DIT}", forwards=True),
+        },
+        calls=("_scale_timesteps", "_wrap_model"),
+    ),
+    "condition_score": Method(
+        {
+            "a37b70970ab475c7": code(_GUIDED),
+            "e66bc35846d6bbfd": code(_DIT, dit=True),
+            "419c03146d53e11e": code(f"{_GUIDED}, {_DIT}", forwards=True),
+        },
+        fuses=("_predict_eps_from_xstart", *_FORMULAS),
+        calls=("_scale_timesteps", "_wrap_model"),
     ),
 }

@@ -32,7 +32,7 @@ def _fingerprint(function, above):
     function, wrappers = _unwrapped(getattr(function, "__func__", function))
     if not isinstance(function, types.FunctionType) or set(function.__code__.co_freevars) - {"__class__"}:
         return None
-    read = _read(function.__code__)
+    read = _read(function.__code__, function.__code__.co_filename)
     if read is None or read.decorators != wrappers:
         return None
     parts = [read.text, repr(function.__defaults__), repr(sorted((function.__kwdefaults__ or {}).items()))]
@@ -61,7 +61,7 @@ def _unwrapped(function):
 
 def syntax_tree(function) -> ast.FunctionDef | None:
     """Of one that is written by `def`; None for others, and where there is no source."""
-    read = _read(function.__code__) if isinstance(function, types.FunctionType) else None
+    read = _read(function.__code__, function.__code__.co_filename) if isinstance(function, types.FunctionType) else None
     return read and read.tree
 
 
@@ -73,8 +73,9 @@ class _Read(NamedTuple):
 
 
 @functools.lru_cache(maxsize=1024)
-def _read(code) -> _Read | None:
-    """What the source of a code object says. Kept by that and not by the function, which may be given other code."""
+def _read(code, filename) -> _Read | None:
+    """What the source of a code object says. Kept by that and not by the function, which may be given other code; and by the file,
+    since code objects of two files are equal that differ in a decorator."""
     try:
         tree = ast.parse(textwrap.dedent(inspect.getsource(code))).body[0]
     except (OSError, TypeError, SyntaxError, IndexError):
