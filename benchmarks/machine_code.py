@@ -292,7 +292,7 @@ class MainPath:
     other_loops: int
     impossible: list[list[int]]
     counts: dict[str, int]
-    per_element: dict[str, float]  # instructions, and those of each class
+    per_element: dict[str, float]  # instructions, and those of each class; of its loop over vectors, where it has one
 
     def accesses(self, kind: str) -> dict[int, int]:
         """{bits: number} of the global "load" or "store" accesses."""
@@ -338,9 +338,15 @@ def main_path(function: sass.Function, name: str) -> MainPath | None:
     path = sass.main_path(function, lambda *vectors: special * (elements(*vectors) or 0))
     if path is None:
         return None
-    n, counts = elements(path.stores, path.loads), path.counts
-    per_element = {"instructions": len(path.instructions) / n} | {key: counts[key] / n for key in counts} if n else {}
-    return MainPath(n, len(path.instructions), path.loop, path.other_loops, [list(r) for r in path.impossible], counts, per_element)
+    n = elements(path.stores, path.loads)
+    # of the loop over vectors where there is one
+    each = path.body or path.instructions
+    found = sass.counts(each)
+    vectors = (found.get(f"{kind} 128", 0) + 2 * found.get(f"{kind} 256", 0) for kind in ("store", "load"))
+    each_n = elements(*vectors)
+    per_element = {"instructions": len(each) / each_n} | {key: found[key] / each_n for key in found} if each_n else {}
+    impossible = [list(registers) for registers in path.impossible]
+    return MainPath(n, len(path.instructions), path.loop, path.other_loops, impossible, path.counts, per_element)
 
 
 def kernels(code: Compiled) -> list[Kernel]:
@@ -426,8 +432,10 @@ def main():
     e = environment()
     changes = ", tree with changes" if e["dirty"] else ""
     print(f"nvcc {e['nvcc']}, nvdisasm {e['nvdisasm']}, Triton {e['triton'] or 'none'}, commit {e['commit'] or 'none'}{changes}")
-    print("per element of a thread whose vectors are all inside and aligned, its set-up included; all options of the kernel on")
-    print("Triton's: of the call that is named, where it has a loop over tiles without set-up; AMD's registers are the vector ones")
+    print(
+        "per element of a thread whose vectors are all inside and aligned, with all options of the kernel on: of its loop over them"
+    )
+    print("where it has one, else its set-up included; Triton's: of the call that is named; AMD's registers are the vector ones")
     print("elements: of a thread; conversions: F2F, F2I, I2F; 128-bit: share of the bytes; ~: not exact (see sass.Path)\n")
     print(*lines(found), sep="\n")
     if options.json:

@@ -241,7 +241,7 @@ class Path:
     instructions: list[Instruction]
     stores: int  # 128-bit accesses
     loads: int
-    body: list[Instruction]  # those of the path in the largest loop that makes such accesses, none if there is none
+    body: list[Instruction]  # those of the path in the largest innermost loop that makes such accesses, none if there is none
     other_loops: int  # loops on the path that make none: they count once, however often they run
     impossible: list[range]  # registers read but not written before, or loaded but not read: if any, no thread takes this path
 
@@ -537,13 +537,16 @@ def main_path(function: Function, least_special=lambda stores, loads: 0) -> Path
     if not any(facts[block].stores or facts[block].loads for block in function.reachable()):
         return None
     search, blocks = _attempt(function, facts, least_special, hasty=True) or _attempt(function, facts, least_special, hasty=False)
-    body, others = [], 0
+    loops, others = [], 0
     for tail, head in search.back:
         passed = search.loop(tail, head).intersection(blocks)
         if any(search.vectors(block) for block in passed):
-            body = max(body, [i for block in sorted(passed) for i in function.blocks[block].instructions], key=len)
+            loops.append(passed)
         elif tail in passed or len(passed) > 1:  # more than its test
             others += 1
+    innermost = [loop for loop in loops if not any(other < loop for other in loops)]
+    bodies = [[i for block in sorted(loop) for i in function.blocks[block].instructions] for loop in innermost]
+    body = max(bodies, key=len, default=[])
     instructions = [i for block in blocks for i in function.blocks[block].instructions]
     stores, loads = (sum(facts[block][k] for block in blocks) for k in range(2))
     return Path(instructions, stores, loads, body, others, _impossible(instructions))

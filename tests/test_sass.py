@@ -170,7 +170,7 @@ def test_loop_without_vectors_is_noted():
 def test_nested_loops():
     inner = (".L_2:", "@P1 BRA `(.L_3)", LOAD, STORE, "BRA `(.L_2)")
     result = path(ADDRESS, ".L_1:", "@P0 BRA `(.L_4)", *inner, ".L_3:", "BRA `(.L_1)", ".L_4:", "EXIT")
-    assert (result.stores, result.loads) == (1, 1)
+    assert (result.stores, result.loads, result.loop) == (1, 1, 4)  # the inner one's
     assert addresses(result) == [0, 1, 2, 3, 4, 5, 2, 6, 1, 7]
 
 
