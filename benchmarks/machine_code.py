@@ -60,8 +60,10 @@ class Reading:
 # The first that is found in the demangled name.
 READINGS = (
     Reading(r"\bDdpmStep(Guided)?Device<", stored=(-1, -1)),  # y and x0
-    Reading(r"\bBceVectorSum<\S*BceWideTypes<", loaded=(0, "Float32", "Float32", "Float32")),  # input, target, two weights
-    Reading(r"\bBceVectorSum<", loaded=(0, 1, 0, 0)),
+    Reading(r"\bBceVectorSum<\S*Weighted<\S*BceWideTypes<", loaded=(0, "Float32", "Float32", "Float32")),  # and two weights
+    Reading(r"\bBceVectorSum<\S*Weighted<", loaded=(0, 1, 0, 0)),
+    Reading(r"\bBceVectorSum<\S*BceWideTypes<", loaded=(0, "Float32")),  # input and target
+    Reading(r"\bBceVectorSum<", loaded=(0, 1)),
     Reading(r"\bBceVectors<\S*BceWideTypes<.*false", stored=("Float32",)),
     Reading(r"\bBceVectors<", stored=(0,)),
     Reading(r"\bAdded<.*\bDiffusionLossItems<.*NoiseKind\)1", loaded=(0, 1, 0)),  # x0, the output, noise

@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parent.parent
 BUILD = ROOT / "build/device_on_host"
 WAYS = BUILD / "ways"
 OPS = ("q_sample", "q_posterior", "ddpm_step", "randn", "bce_with_logits", "gan_loss", "diffusion_loss")
-TESTS = [*(f"tests/test_{op}.py" for op in OPS), "tests/test_device_code.py"]
+TESTS = [*(f"tests/test_{op}.py" for op in OPS), "tests/test_half_precision.py", "tests/test_device_code.py"]
 FLAGS = [
     *("-std=c++17", "-O1", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-march=native", "-Wno-unknown-pragmas"),
     *("-DFG_DEVICE_ON_HOST", "-DTORCH_TARGET_VERSION=0x020a000000000000", "-DTORCH_STABLE_ONLY"),

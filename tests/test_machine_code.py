@@ -20,12 +20,19 @@ from benchmarks import machine_code
 # Patterns of labels (`machine_code.label`): `python -m benchmarks.machine_code` prints them.
 # Kernels that must move their tensors in 128-bit accesses.
 FAST = r"^(sum_kernel<Added<)?(Vectors|Tiles|BceVectors|GanVectors|.*\bBceVectorSum)<"
-# The same, but with a loop over tensors around the loop over vectors, in which the main path is not found.
+# The same, but with a loop over tensors around the loop over vectors, in which the main path is not always found.
 NESTED = r"\bGanVectorSums<"
 FAST_OPS = ("bce_with_logits", "ddpm_step", "diffusion_loss", "gan_loss", "q_posterior", "q_sample", "randn")  # that must have such
 LOADS_NOTHING = r"\bRandn<"
 SEEDED_STEP = r"^(Vectors|Tiles)<DdpmStepPlain<float, bf16, bf16, bf16>, seed>"
 LEAST_SPECIAL, MOST_INSTRUCTIONS = 2, 40  # for each element of that step; a prototype had 2 and 36
+# Losses of half precision: for each logit, of a loop over vectors or a whole thread. 22 are what an H100 issues in the time that it
+# reads two bytes in (33 · 10¹² a second beside 3.0 · 10¹² bytes).
+HALF_FORWARD = (
+    r"^(BceVectors<BceTypes<b?f16, b?f16>, false>|sum_kernel<(BceVectorSum<BceTypes<b?f16, b?f16>>|GanVectorSums<b?f16, false>)>)"
+)
+HALF_BACKWARD = r"^(BceVectors<BceTypes<b?f16, b?f16>, true>|GanVectors<b?f16>)"
+MOST_FORWARD, MOST_BACKWARD = 22, 28
 MOST_NARROW_LOADS = 24  # of a thread: the row of its sample, its timestep and seed, and whether there are any
 MOST_NARROW_STORES = 2  # of the thread that is first in a sample: q_posterior's variance and its logarithm
 
@@ -137,3 +144,16 @@ def test_instructions_of_the_seeded_step(arch, kernels):
         # fewer would mean that the path read is not the one that makes noise, or not all of it
         assert each["special"] >= LEAST_SPECIAL, f"{kernel.label}: {each}"
         assert each["instructions"] <= MOST_INSTRUCTIONS, f"{kernel.label}: {each}"
+
+
+@needs_disassembler
+@read_archs
+@pytest.mark.parametrize("op, forward", [("bce_with_logits", 4), ("gan_loss", 2)])
+def test_instructions_of_half_precision_losses(op, forward, arch, kernels):
+    for pattern, count, special, most in ((HALF_FORWARD, forward, 1, MOST_FORWARD), (HALF_BACKWARD, 2, 2, MOST_BACKWARD)):
+        found = [kernel for kernel in kernels if re.search(pattern, kernel.label)]
+        assert len(found) == count, f"{pattern}: {[kernel.label for kernel in kernels]}"
+        for kernel in found:
+            each = kernel.main.per_element
+            assert each["special"] >= special, f"{kernel.label}: {each}"  # else not all of the path
+            assert each["instructions"] <= most, f"{kernel.label}: {each}"

@@ -17,10 +17,24 @@ template <class X_, class Y_> struct BceTypes {
   using Y = Y_;
   using Wide = X_;  // replaced below where the target is the wider one
   static constexpr int n = X::kBytes == 2 || Y::kBytes == 2 ? 8 : 4, kUnroll = n == 8 ? 2 : 4;
+  static constexpr Accuracy kAccuracy = kAccuracyFor<Y>;  // X is no wider
+  static constexpr bool kWeighted = false;
 };
 template <class X_> struct BceWideTypes : BceTypes<X_, Float32> {
   using Wide = Float32;
 };
+// The same where there is a weight, a pos_weight, or a gradient for each logit. Kernels of their own, since the others need not
+// hold those operands, nor ask for each logit which of them there are: a sum of float32 takes 71 registers beside 102.
+template <class Types> struct Weighted : Types {
+  static constexpr bool kWeighted = true;
+};
+
+// As BceTypes::kAccuracy, where the types are known at run time only, so that a value does not depend on the alignment: half
+// precision to half precision, or to a sum.
+FG_HD bool approximate(const BceWithLogitsArguments& a) {
+  const DType x = a.input.dtype;
+  return half_precision(x) && a.target.dtype == x && (a.reduced || a.out.dtype == x);
+}
 
 // A vector of logits and what goes with them.
 template <class Types> struct BceVector {
@@ -31,6 +45,7 @@ template <class Types> struct BceVector {
   FG_HD void load(const BceWithLogitsArguments& a, int64_t i) {
     load_vector<typename Types::X, n>(flat(a.input), i, x);
     load_vector<typename Types::Y, n>(flat(a.target), i, y);
+    if (!Types::kWeighted) return;
     if (full(a.weight)) load_vector<Wide, n>(flat(a.weight), i, weight);
     if (full(a.pos_weight)) load_vector<Wide, n>(flat(a.pos_weight), i, pos_weight);
     if (full(a.gradient)) load_vector<Wide, n>(flat(a.gradient), i, gradient);
@@ -51,33 +66,38 @@ template <class R> struct BceSingles {
 template <class Types, bool kBackward>
 FG_HD void bce_values(const BceWithLogitsArguments& a, const BceSingles<float>& one, const BceVector<Types>& v, float* values) {
   using Wide = typename Types::Wide;
-  constexpr int n = Types::n;
-  const bool weighted = a.weight.data || a.pos_weight.data;
+  constexpr Accuracy kAccuracy = Types::kAccuracy;
   FG_UNROLL
-  for (int i = 0; i < n; ++i) {
+  for (int i = 0; i < Types::n; ++i) {
     const float x = Types::X::get(v.x, i), y = Types::Y::get(v.y, i);
-    if (weighted) {
+    if constexpr (Types::kWeighted) {
       const float w = v.full(a.weight) ? Wide::get(v.weight, i) : one.weight;
       const float p = v.full(a.pos_weight) ? Wide::get(v.pos_weight, i) : one.pos_weight;
-      values[i] = kBackward ? bce_gradient(x, y, w, p) : bce_loss(x, y, w, p);
+      values[i] = kBackward ? bce_gradient<kAccuracy>(x, y, w, p) : bce_loss<kAccuracy>(x, y, w, p);
+      if (kBackward) values[i] *= v.full(a.gradient) ? Wide::get(v.gradient, i) : one.gradient;
     } else {
-      values[i] = kBackward ? bce_gradient(x, y, One{}, One{}) : bce_loss(x, y, One{}, One{});
+      values[i] = kBackward ? one.gradient * bce_gradient<kAccuracy>(x, y, One{}, One{}) : bce_loss<kAccuracy>(x, y, One{}, One{});
     }
-    if (kBackward) values[i] = (v.full(a.gradient) ? Wide::get(v.gradient, i) : one.gradient) * values[i];
   }
 }
 
 // The same for one logit, of any dtypes.
-template <class R, bool kBackward> FG_HD R bce_value(const BceWithLogitsArguments& a, const BceSingles<R>& one, int64_t i) {
-  auto read = [i](const BceOperand& o, R single) { return o.data && !o.single ? load_one<R, Any>(flat(o), i) : single; };
+template <class R, bool kBackward, bool kWeighted, Accuracy kAccuracy>
+FG_HD R bce_value(const BceWithLogitsArguments& a, const BceSingles<R>& one, int64_t i) {
   const R x = load_one<R, Any>(flat(a.input), a.input.single ? 0 : i);
   const R y = load_one<R, Any>(flat(a.target), a.target.single ? 0 : i);
-  const R w = read(a.weight, one.weight), p = read(a.pos_weight, one.pos_weight);
-  const bool weighted = a.weight.data || a.pos_weight.data;
-  if (kBackward) return read(a.gradient, one.gradient) * (weighted ? bce_gradient(x, y, w, p) : bce_gradient(x, y, One{}, One{}));
-  return weighted ? bce_loss(x, y, w, p) : bce_loss(x, y, One{}, One{});
+  auto read = [i](const BceOperand& o, R single) { return o.data && !o.single ? load_one<R, Any>(flat(o), i) : single; };
+  if (kWeighted && (a.weight.data || a.pos_weight.data)) {
+    const R w = read(a.weight, one.weight), p = read(a.pos_weight, one.pos_weight);
+    return kBackward ? read(a.gradient, one.gradient) * bce_gradient<kAccuracy>(x, y, w, p) : bce_loss<kAccuracy>(x, y, w, p);
+  }
+  const R gradient = kWeighted && kBackward ? read(a.gradient, one.gradient) : one.gradient;
+  return kBackward ? gradient * bce_gradient<kAccuracy>(x, y, One{}, One{}) : bce_loss<kAccuracy>(x, y, One{}, One{});
 }
-
+template <class R, bool kBackward> FG_HD R bce_value(const BceWithLogitsArguments& a, const BceSingles<R>& one, int64_t i) {
+  return approximate(a) ? bce_value<R, kBackward, true, kApproximate>(a, one, i)
+                        : bce_value<R, kBackward, true, kAccurate>(a, one, i);
+}
 // Losses (kBackward: gradients) to memory, 128 bits at a time.
 template <class Types, bool kBackward> struct BceVectors {
   static constexpr int n = Types::n, kUnroll = Types::kUnroll;
@@ -95,7 +115,7 @@ template <class Types, bool kBackward> struct BceVectors {
     const BceSingles<float> one(a);
     if (item >= plan.items.count) {
       const int64_t i = plan.first_left_over() * n + item - plan.items.count;
-      if (i < a.count) store_one<float, Out>(a.out, i, bce_value<float, kBackward>(a, one, i));
+      if (i < a.count) store_one<float, Out>(a.out, i, bce_value<float, kBackward, Types::kWeighted, Types::kAccuracy>(a, one, i));
       return;
     }
     BceVector<Types> vectors[kUnroll];
@@ -145,26 +165,34 @@ template <class Types> struct BceVectorSum {
       : a(arguments), scratch(a.scratch), vectors(a.count / n), plan(1, vectors / kUnroll) {}
   FG_HD void add(int64_t, int64_t thread, int64_t threads, double (&sum)[1]) const {
     const BceSingles<float> one(a);
-    for (int64_t first = thread; first < vectors; first += threads * kUnroll) {
-      BceVector<Types> loaded[kUnroll];
-      FG_UNROLL
-      for (int u = 0; u < kUnroll; ++u)
-        if (first + u * threads < vectors) loaded[u].load(a, (first + u * threads) * n);
-      float few = 0;
-      FG_UNROLL
-      for (int u = 0; u < kUnroll; ++u) {
-        if (first + u * threads >= vectors) continue;
-        float values[n];
-        bce_values<Types, false>(a, one, loaded[u], values);
-        FG_UNROLL
-        for (int i = 0; i < n; ++i)
-          few += values[i];
-      }
-      sum[0] += static_cast<double>(few);
-    }
-    if (vectors * n + thread < a.count) sum[0] += static_cast<double>(bce_value<float, false>(a, one, vectors * n + thread));
+    int64_t first = thread;
+    for (; first + (kUnroll - 1) * threads < vectors; first += kUnroll * threads)
+      sum[0] += static_cast<double>(few<kUnroll>(one, first, threads));
+    for (; first < vectors; first += threads)
+      sum[0] += static_cast<double>(few<1>(one, first, threads));
+    const int64_t rest = vectors * n + thread;
+    if (rest < a.count) sum[0] += static_cast<double>(bce_value<float, false, Types::kWeighted, Types::kAccuracy>(a, one, rest));
   }
   FG_HD void finish(int64_t, const double (&sum)[1]) const { finish_bce(*this, sum[0]); }
+
+ private:
+  // The losses of kVectors vectors, `step` vectors apart.
+  template <int kVectors> FG_HD float few(const BceSingles<float>& one, int64_t first, int64_t step) const {
+    BceVector<Types> loaded[kVectors];
+    FG_UNROLL
+    for (int u = 0; u < kVectors; ++u)
+      loaded[u].load(a, (first + u * step) * n);
+    float total = 0;
+    FG_UNROLL
+    for (int u = 0; u < kVectors; ++u) {
+      float values[n];
+      bce_values<Types, false>(a, one, loaded[u], values);
+      FG_UNROLL
+      for (int i = 0; i < n; ++i)
+        total += values[i];
+    }
+    return total;
+  }
 };
 
 template <class R> struct BceElementSum {
@@ -192,10 +220,12 @@ template <class Visit> bool visit_bce_types(const BceWithLogitsArguments& a, Vis
   for (const BceOperand& o : {a.weight, a.pos_weight, a.gradient})
     if (o.data && !o.single && (o.dtype != wide || !aligned(o.data))) return false;
   if (a.out.data && !a.reduced && a.out.dtype != (a.backward ? x : wide)) return false;
+  const bool weighted = a.weight.data || a.pos_weight.data || (a.gradient.data && !a.gradient.single);
+  auto either = [&](auto types) { weighted ? visit(Weighted<decltype(types)>{}) : visit(types); };
   switch (x) {
-    case kFloat32: visit(BceTypes<Float32, Float32>{}); return true;
-    case kBFloat16: x == y ? visit(BceTypes<BFloat16, BFloat16>{}) : visit(BceWideTypes<BFloat16>{}); return true;
-    case kFloat16: x == y ? visit(BceTypes<Float16, Float16>{}) : visit(BceWideTypes<Float16>{}); return true;
+    case kFloat32: either(BceTypes<Float32, Float32>{}); return true;
+    case kBFloat16: x == y ? either(BceTypes<BFloat16, BFloat16>{}) : either(BceWideTypes<BFloat16>{}); return true;
+    case kFloat16: x == y ? either(BceTypes<Float16, Float16>{}) : either(BceWideTypes<Float16>{}); return true;
     default: return false;
   }
 }

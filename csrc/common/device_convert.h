@@ -7,6 +7,7 @@
 #endif
 
 #include "elementwise.h"
+#include "real_math.h"
 
 namespace fastgen {
 
@@ -113,6 +114,9 @@ struct Float16 {
     return widened(a);
   }
 };
+
+FG_HD constexpr bool half_precision(DType dtype) { return dtype == kBFloat16 || dtype == kFloat16; }
+template <class T> constexpr Accuracy kAccuracyFor = half_precision(T::kDType) ? kApproximate : kAccurate;
 
 // Any of the four dtypes, and the only type of float64 arithmetic: one element at a time.
 struct Any {};

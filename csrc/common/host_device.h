@@ -47,11 +47,52 @@ FG_HD double sqrt(double a) { return ::sqrt(a); }
 FG_HD float abs(float a) { return ::fabsf(a); }
 FG_HD double abs(double a) { return ::fabs(a); }
 
+// The GPU's approximations of 2ᵃ and 1/a: within 2 ulp and 1 ulp of the rounded values (PTX ISA), subnormal results 0, 2⁰ = 1. On
+// the host the rounded values, unless a test puts others in their place.
+#ifndef FG_EXP2_APPROXIMATION
+#define FG_EXP2_APPROXIMATION(a) ::exp2f(a)
+#define FG_RECIPROCAL_APPROXIMATION(a) (1.0f / (a))
+#endif
+FG_HD float exp2_approximation(float a) {
+#ifdef __CUDA_ARCH__
+  float result;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(a));
+  return result;
+#else
+  return FG_EXP2_APPROXIMATION(a);
+#endif
+}
+FG_HD float reciprocal_approximation(float a) {
+#ifdef __CUDA_ARCH__
+  float result;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(a));
+  return result;
+#else
+  return FG_RECIPROCAL_APPROXIMATION(a);
+#endif
+}
+
 template <class T> FG_HD T select(bool mask, T a, T b) { return mask ? a : b; }
-// b where either is NaN, as the processors' own instructions have it.
-FG_HD float max(float a, float b) { return a > b ? a : b; }
+// a is a number, a bound; NaN in b stays, as x86's own instructions have it.
+FG_HD float max(float a, float b) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+  float result;  // one instruction, a comparison and a selection are two
+  asm("max.NaN.f32 %0, %1, %2;" : "=f"(result) : "f"(a), "f"(b));
+  return result;
+#else
+  return a > b ? a : b;
+#endif
+}
+FG_HD float min(float a, float b) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+  float result;
+  asm("min.NaN.f32 %0, %1, %2;" : "=f"(result) : "f"(a), "f"(b));
+  return result;
+#else
+  return a < b ? a : b;
+#endif
+}
 FG_HD double max(double a, double b) { return a > b ? a : b; }
-FG_HD float min(float a, float b) { return a < b ? a : b; }
 FG_HD double min(double a, double b) { return a < b ? a : b; }
 
 FG_HD int32_t bits(float a) {

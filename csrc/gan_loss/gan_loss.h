@@ -40,31 +40,34 @@ template <class V> struct GanTarget {
 };
 
 // What all of the values below share.
-template <class V> struct GanLogit {
+template <class V, Accuracy kAccuracy = kAccurate> struct GanLogit {
   V x, e;  // e^−|x|
-  FG_HD explicit GanLogit(V logit) : x(logit), e(exp_negative(-abs(logit))) {}
+  FG_HD explicit GanLogit(V logit) : x(logit), e(exp_negative<kAccuracy>(-abs(logit))) {}
 };
 
 // softplus(u) for u = ±x
-template <class V> FG_HD V softplus(V u, const GanLogit<V>& logit) { return max(splat<V>(0.0), u) + log1p_unit(logit.e); }
+template <class V, Accuracy kAccuracy> FG_HD V softplus(V u, const GanLogit<V, kAccuracy>& logit) {
+  return max(splat<V>(0.0), u) + log1p_unit(logit.e);
+}
 
-template <class V> FG_HD V gan_loss(const GanLogit<V>& logit, const GanTarget<V>& target, bool soft) {
-  const V hard = max(splat<V>(0.0), target.flip * logit.x);
-  const V smooth = abs(logit.x) * select(logit.x < splat<V>(0.0), target.positive, target.negative);
-  return (soft ? smooth : hard) + log1p_unit(logit.e);
+template <class V, Accuracy kAccuracy>
+FG_HD V gan_loss(const GanLogit<V, kAccuracy>& logit, const GanTarget<V>& target, bool soft) {
+  const V tail = log1p_unit(logit.e);
+  if (soft) return fma(abs(logit.x), select(logit.x < splat<V>(0.0), target.positive, target.negative), tail);
+  return max(splat<V>(0.0), target.flip * logit.x) + tail;
 }
 
 // scale · (negative·σ(x) − positive·σ(−x)), the two being multiplied by scale already
-template <class V> FG_HD V gan_gradient(const GanLogit<V>& logit, V positive, V negative) {
-  const V one = splat<V>(1.0);
+template <class V, Accuracy kAccuracy> FG_HD V gan_gradient(const GanLogit<V, kAccuracy>& logit, V positive, V negative) {
   const auto right = logit.x >= splat<V>(0.0);
-  return fma(select(right, -positive, negative), logit.e, select(right, negative, -positive)) / (one + logit.e);
+  const V dividend = fma(select(right, -positive, negative), logit.e, select(right, negative, -positive));
+  return quotient<kAccuracy>(dividend, splat<V>(1.0) + logit.e);
 }
 
 // σ(x)
-template <class V> FG_HD V gan_probability(const GanLogit<V>& logit) {
+template <class V, Accuracy kAccuracy> FG_HD V gan_probability(const GanLogit<V, kAccuracy>& logit) {
   const V one = splat<V>(1.0);
-  return select(logit.x >= splat<V>(0.0), one, logit.e) / (one + logit.e);
+  return quotient<kAccuracy>(select(logit.x >= splat<V>(0.0), one, logit.e), one + logit.e);
 }
 
 // Whether the discriminator is right, u being x for a real sample and −x for a generated one: 1, 0, or a half where it is

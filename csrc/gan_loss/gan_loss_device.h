@@ -48,9 +48,10 @@ struct GanSegments {
 
 // ---- sums ----------------------------------------------------------------------------------------------------------------------
 
-template <class R, bool kMonitors> FG_HD void add_gan_terms(R x, const GanTarget<R>& target, bool real, R (&terms)[kGanTerms]) {
-  const GanLogit<R> logit(x);
-  terms[kLossTerm] += gan_loss(logit, target, target.soft);
+template <bool kMonitors, Accuracy kAccuracy, class R>
+FG_HD void add_gan_terms(R x, const GanTarget<R>& target, bool soft, bool real, R (&terms)[kGanTerms]) {
+  const GanLogit<R, kAccuracy> logit(x);
+  terms[kLossTerm] += gan_loss(logit, target, soft);
   if (!kMonitors) return;
   const R u = real ? x : -x;
   terms[kProbabilityTerm] += gan_probability(logit);
@@ -122,31 +123,44 @@ template <class X, bool kMonitors> struct GanVectorSums : GanSums<kMonitors> {
     for (int k = 0; k < segments.count; ++k) {
       const GanSegment& s = segments.list[k];
       const GanTarget<float> target(s);
-      const int64_t vectors = s.count / n;
       double sums[kGanTerms] = {};
-      for (int64_t first = thread; first < vectors; first += threads * kUnroll) {
-        Words loaded[kUnroll];
-        FG_UNROLL
-        for (int u = 0; u < kUnroll; ++u)
-          if (first + u * threads < vectors)
-            load_vector<X, n>({const_cast<void*>(s.logits), s.dtype}, (first + u * threads) * n, loaded + u);
+      target.soft ? add_vectors<true>(s, target, thread, threads, sums) : add_vectors<false>(s, target, thread, threads, sums);
+      const int64_t rest = s.count / n * n + thread;
+      if (rest < s.count) {
         float few[kGanTerms] = {};
-        FG_UNROLL
-        for (int u = 0; u < kUnroll; ++u) {
-          if (first + u * threads >= vectors) continue;
-          FG_UNROLL
-          for (int i = 0; i < n; ++i)
-            add_gan_terms<float, kMonitors>(X::get(loaded + u, i), target, s.real, few);
-        }
-        widen_gan_terms(few, sums);
-      }
-      if (vectors * n + thread < s.count) {
-        float few[kGanTerms] = {};
-        add_gan_terms<float, kMonitors>(X::load(s.logits, vectors * n + thread), target, s.real, few);
+        add_gan_terms<kMonitors, kAccuracyFor<X>>(X::load(s.logits, rest), target, target.soft, s.real, few);
         widen_gan_terms(few, sums);
       }
       Base::add_segment(s, sums, values);
     }
+  }
+
+ private:
+  // Of one kind of target: asking for each logit is a tenth of the instructions.
+  template <bool kSoft> FG_HD void add_vectors(const GanSegment& s, const GanTarget<float>& target, int64_t thread, int64_t threads,
+                                               double (&sums)[kGanTerms]) const {
+    const int64_t vectors = s.count / n;
+    int64_t first = thread;
+    for (; first + (kUnroll - 1) * threads < vectors; first += kUnroll * threads)
+      add_few<kSoft, kUnroll>(s, target, first, threads, sums);
+    for (; first < vectors; first += threads)
+      add_few<kSoft, 1>(s, target, first, threads, sums);
+  }
+  // kVectors vectors, `step` vectors apart.
+  template <bool kSoft, int kVectors> FG_HD void add_few(const GanSegment& s, const GanTarget<float>& target, int64_t first,
+                                                         int64_t step, double (&sums)[kGanTerms]) const {
+    Words loaded[kVectors];
+    FG_UNROLL
+    for (int u = 0; u < kVectors; ++u)
+      load_vector<X, n>({const_cast<void*>(s.logits), s.dtype}, (first + u * step) * n, loaded + u);
+    float few[kGanTerms] = {};
+    FG_UNROLL
+    for (int u = 0; u < kVectors; ++u) {
+      FG_UNROLL
+      for (int i = 0; i < n; ++i)
+        add_gan_terms<kMonitors, kAccuracyFor<X>>(X::get(loaded + u, i), target, kSoft, s.real, few);
+    }
+    widen_gan_terms(few, sums);
   }
 };
 
@@ -163,7 +177,9 @@ template <class R, bool kMonitors> struct GanElementSums : GanSums<kMonitors> {
       double sums[kGanTerms] = {};
       for (int64_t i = thread; i < s.count; i += threads) {
         R one[kGanTerms] = {};
-        add_gan_terms<R, kMonitors>(load_one<R, Any>({const_cast<void*>(s.logits), s.dtype}, i), target, s.real, one);
+        const R x = load_one<R, Any>({const_cast<void*>(s.logits), s.dtype}, i);
+        half_precision(s.dtype) ? add_gan_terms<kMonitors, kApproximate>(x, target, target.soft, s.real, one)
+                                : add_gan_terms<kMonitors, kAccurate>(x, target, target.soft, s.real, one);
         widen_gan_terms(one, sums);
       }
       Base::add_segment(s, sums, values);
@@ -191,7 +207,7 @@ struct GanGradients {
       positive = static_cast<R>(scale * s.target);
       negative = static_cast<R>(scale * (1.0 - s.target));
     }
-    FG_HD R operator()(R x) const { return gan_gradient(GanLogit<R>(x), positive, negative); }
+    template <Accuracy kAccuracy> FG_HD R of(R x) const { return gan_gradient(GanLogit<R, kAccuracy>(x), positive, negative); }
   };
 };
 
@@ -205,7 +221,8 @@ template <class X> struct GanVectors : GanGradients {
   }
   FG_HD void operator()(int64_t block, int thread) const {
     const GanSegment& s = segments.of(block);
-    const Scaled<float> gradient(s, upstream);
+    const Scaled<float> scaled(s, upstream);
+    auto gradient = [&](float x) { return scaled.template of<kAccuracyFor<X>>(x); };
     const Operand from{const_cast<void*>(s.logits), s.dtype}, to{s.gradient, s.dtype};
     const int64_t vectors = s.count / n, first = (block - s.first_block) * kThreads * unroll;
     Words loaded[kUnroll];
@@ -237,7 +254,9 @@ template <class R> struct GanElements : GanGradients {
     const int64_t i = (block - s.first_block) * kThreads + thread;
     if (i >= s.count) return;
     const R x = load_one<R, Any>({const_cast<void*>(s.logits), s.dtype}, i);
-    store_one<R, Any>({s.gradient, s.dtype}, i, Scaled<R>(s, upstream)(x));
+    const Scaled<R> scaled(s, upstream);
+    const R gradient = half_precision(s.dtype) ? scaled.template of<kApproximate>(x) : scaled.template of<kAccurate>(x);
+    store_one<R, Any>({s.gradient, s.dtype}, i, gradient);
   }
 };
 
