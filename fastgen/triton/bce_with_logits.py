@@ -11,7 +11,7 @@ from .common import op
 from .common.driver import flat_elements
 from .common.host_device import negative, splat, stored
 from .common.op import wrap_triton
-from .common.real_math import exp_negative, log1p_unit
+from .common.real_math import exp_negative, is_half, log1p_unit
 from .common.sum import MOST_SUMS, TILE, few, is_one, programs_of, scratch, sum_kernel
 
 # What there is of an operand, the WEIGHT, POS_WEIGHT and GRADIENT of the kernels: nothing, which counts as 1; one element for all
@@ -30,13 +30,13 @@ def times(weight, value, WEIGHT: tl.constexpr):
 
 
 @triton.jit
-def bce_loss(x, y, weight, pos_weight, WEIGHT: tl.constexpr, POS_WEIGHT: tl.constexpr):
+def bce_loss(x, y, weight, pos_weight, WEIGHT: tl.constexpr, POS_WEIGHT: tl.constexpr, APPROXIMATE: tl.constexpr):
     """w·(p·y·softplus(−x) + (1 − y)·softplus(x)). Where its coefficient is 0, |x| is taken for 0."""
     zero = splat(0.0, x)
     size = tl.abs(x)
     positive_part = times(weight, times(pos_weight, y, POS_WEIGHT), WEIGHT)
     negative_part = times(weight, splat(1.0, x) - y, WEIGHT)
-    tail = log1p_unit(exp_negative(negative(size)))
+    tail = log1p_unit(exp_negative(negative(size), APPROXIMATE))
     left = x < zero
     coefficient = tl.where(left, positive_part, negative_part)
     size = tl.where(coefficient == zero, zero, size)
@@ -48,14 +48,15 @@ def bce_loss(x, y, weight, pos_weight, WEIGHT: tl.constexpr, POS_WEIGHT: tl.cons
 
 
 @triton.jit
-def bce_gradient(x, y, weight, pos_weight, WEIGHT: tl.constexpr, POS_WEIGHT: tl.constexpr):
+def bce_gradient(x, y, weight, pos_weight, WEIGHT: tl.constexpr, POS_WEIGHT: tl.constexpr, APPROXIMATE: tl.constexpr):
     """d loss / d x = w·((1 − y)·σ(x) − p·y·σ(−x)), the larger σ being 1/(1 + e) and the smaller e/(1 + e) with e = e^−|x|."""
     one = splat(1.0, x)
-    e = exp_negative(negative(tl.abs(x)))
-    positive_part = times(pos_weight, y, POS_WEIGHT)
+    e = exp_negative(negative(tl.abs(x)), APPROXIMATE)
+    minus = negative(times(pos_weight, y, POS_WEIGHT))
+    negative_part = one - y
     right = x >= splat(0.0, x)
-    left_slope = negative(positive_part * tl.where(right, e, one))
-    return times(weight, tl.fma(one - y, tl.where(right, one, e), left_slope) / (one + e), WEIGHT)
+    dividend = tl.fma(tl.where(right, minus, negative_part), e, tl.where(right, negative_part, minus))
+    return times(weight, dividend / (one + e), WEIGHT)
 
 
 @triton.jit
@@ -83,6 +84,7 @@ def bce_kernel(
     BACKWARD: tl.constexpr,
     MEAN: tl.constexpr,
     DOUBLE: tl.constexpr,
+    APPROXIMATE: tl.constexpr,
     E: tl.constexpr,
 ):
     """Each loss, or the gradient times its derivative."""
@@ -96,9 +98,9 @@ def bce_kernel(
         g = bce_operand(gradient, begin, element, inside, R, GRADIENT)
         if MEAN:
             g = g / tl.full((), count, tl.int64).to(R)  # not in float64, whose division takes 100 instructions
-        value = g * bce_gradient(logit, target, w, p, WEIGHT, POS_WEIGHT)
+        value = g * bce_gradient(logit, target, w, p, WEIGHT, POS_WEIGHT, APPROXIMATE)
     else:
-        value = bce_loss(logit, target, w, p, WEIGHT, POS_WEIGHT)
+        value = bce_loss(logit, target, w, p, WEIGHT, POS_WEIGHT, APPROXIMATE)
     tl.store(out + begin + element, stored(value, out), mask=inside)
 
 
@@ -115,6 +117,7 @@ def bce_sum_kernel(
     POS_WEIGHT: tl.constexpr,
     MEAN: tl.constexpr,
     DOUBLE: tl.constexpr,
+    APPROXIMATE: tl.constexpr,
     E: tl.constexpr,
     V: tl.constexpr,
 ):
@@ -127,7 +130,7 @@ def bce_sum_kernel(
         p = bce_operand(pos_weight, begin, element, inside, R, POS_WEIGHT)
         logit = tl.load(x + begin + element, mask=inside).to(R)
         target = tl.load(y + begin + element, mask=inside).to(R)
-        loss = bce_loss(logit, target, w, p, WEIGHT, POS_WEIGHT)
+        loss = bce_loss(logit, target, w, p, WEIGHT, POS_WEIGHT, APPROXIMATE)
         total += few(tl.where(inside, loss, splat(0.0, loss)), V)
     result = tl.sum(total, 0)
     if MEAN:
@@ -154,6 +157,7 @@ class _Operands:
         self.target = op.same(target, input, self.channels_last)
         self.count = input.numel()
         self.double = _checks.compute_dtype(_checks.result_dtype(input, target)) == torch.float64
+        self.half = input.dtype == target.dtype and is_half(input.dtype)
         self.weight, self.weight_how = self.read(weight)
         self.pos_weight, self.pos_weight_how = self.read(pos_weight)
 
@@ -182,6 +186,7 @@ def _each(a, out, gradient, gradient_how, backward, mean):
         GRADIENT=gradient_how,
         BACKWARD=backward,
         MEAN=mean,
+        APPROXIMATE=a.half and out.dtype == a.input.dtype,
         E=tile,
         **a.parameters,
     )
@@ -201,6 +206,7 @@ def _forward(input, target, weight, pos_weight, reduction, wide):
         wrap_triton(bce_sum_kernel),
         *(programs, input, sums, *a.tensors, a.count, triton.cdiv(a.count, TILE)),
         MEAN=mean and alone,
+        APPROXIMATE=a.half,
         E=TILE,
         V=op.vector_of(a.tensors, 1),
         **a.parameters,

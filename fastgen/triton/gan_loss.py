@@ -14,16 +14,16 @@ from .common import op
 from .common.driver import flat_elements
 from .common.host_device import max_of, negative, product, splat, stored
 from .common.op import wrap_triton
-from .common.real_math import exp_negative, log1p_unit
+from .common.real_math import exp_negative, is_half, log1p_unit
 from .common.sum import MOST_SUMS, TILE, few, is_one, programs_of, scratch, sum_kernel, sum_of_chunks
 
 MONITORS = 4
 
 
 @triton.jit
-def gan_logit(x):
+def gan_logit(x, APPROXIMATE: tl.constexpr):
     """e^−|x|, which all of the values below share."""
-    return exp_negative(negative(tl.abs(x)))
+    return exp_negative(negative(tl.abs(x)), APPROXIMATE)
 
 
 @triton.jit
@@ -98,6 +98,7 @@ def gan_sums_kernel(
     MINUS: tl.constexpr,
     WITH_MONITORS: tl.constexpr,
     DOUBLE: tl.constexpr,
+    APPROXIMATE: tl.constexpr,
     E: tl.constexpr,
     V: tl.constexpr,
 ):
@@ -113,7 +114,7 @@ def gan_sums_kernel(
     for tile in range(tl.program_id(0), tiles, tl.num_programs(0)):
         begin, element, inside = flat_elements(tile, count, E)
         logit = tl.load(x + begin + element, mask=inside).to(R)
-        e = gan_logit(logit)
+        e = gan_logit(logit, APPROXIMATE)
         loss += few_terms(gan_loss_formula(logit, e, TARGET), inside, V)
         if WITH_MONITORS:
             u = logit if REAL else negative(logit)
@@ -162,6 +163,7 @@ def gan_gradient_kernel(
     MINUS: tl.constexpr,
     HAS_UPSTREAM: tl.constexpr,
     DOUBLE: tl.constexpr,
+    APPROXIMATE: tl.constexpr,
     E: tl.constexpr,
 ):
     R: tl.constexpr = tl.float64 if DOUBLE else tl.float32
@@ -172,7 +174,7 @@ def gan_gradient_kernel(
     negative_part = scale * splat(1.0 - TARGET, scale)
     begin, element, inside = flat_elements(tl.program_id(0), count, E)
     logit = tl.load(x + begin + element, mask=inside).to(R)
-    gradient = gan_gradient(logit, gan_logit(logit), positive_part, negative_part)
+    gradient = gan_gradient(logit, gan_logit(logit, APPROXIMATE), positive_part, negative_part)
     tl.store(out + begin + element, stored(gradient, out), mask=inside)
 
 
@@ -182,13 +184,15 @@ def _check(logits, real, kind, smoothing, reduction):
         raise RuntimeError(f"expected 0 ≤ real ≤ {len(logits)}, a kind 0 … 2 and reduction 1 or 2, got {real}, {kind}, {reduction}")
 
 
-def _own(k, double, real, kind, smoothing, reduction):
+def _own(k, logits, real, kind, smoothing, reduction):
     """What a kernel has to know of tensor k."""
+    double = result_dtype(logits) == torch.float64
     return {
         "TARGET": target_of(k < real, kind, smoothing),
         "MEAN": reduction == 1,
         "MINUS": kind == MINIMAX,
         "DOUBLE": double,
+        "APPROXIMATE": is_half(logits[k].dtype) and not double,
     }
 
 
@@ -203,7 +207,7 @@ def _gradients(gradient, logits, real, kind, smoothing, reduction):
             *(triton.cdiv(x.numel(), tile), x, out, x, x if gradient is None else op.plain(gradient), x.numel()),
             HAS_UPSTREAM=gradient is not None,
             E=tile,
-            **_own(k, result_dtype(logits) == torch.float64, real, kind, smoothing, reduction),
+            **_own(k, logits, real, kind, smoothing, reduction),
         )
         made.append(out)
     return made
@@ -234,7 +238,7 @@ def gan_loss(
             WITH_MONITORS=monitors,
             E=TILE,
             V=op.vector_of((x,), 1),
-            **_own(k, result_dtype(logits) == torch.float64, real, kind, smoothing, reduction),
+            **_own(k, logits, real, kind, smoothing, reduction),
         )
         first = first + programs[k]
     if not alone and monitors:

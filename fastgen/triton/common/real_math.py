@@ -1,5 +1,6 @@
 """ln, exp and log1p for the formulas, with the polynomials of csrc/common/real_math.h. For float32 and float64."""
 
+import torch
 import triton
 import triton.language as tl
 
@@ -52,6 +53,11 @@ EXP_DOUBLE = tl.constexpr(
         1.0,
     )
 )
+
+
+def is_half(dtype) -> bool:
+    """Whether approximations are good enough for data of a dtype."""
+    return dtype in (torch.bfloat16, torch.float16)
 
 
 @triton.jit
@@ -129,10 +135,14 @@ def exp_bounded(x):
 
 
 @triton.jit
-def exp_negative(x):
-    """exp(x) for x ≤ 0; underflows through the subnormals to 0, NaN stays NaN."""
+def exp_negative(x, APPROXIMATE: tl.constexpr = False):
+    """exp(x) for x ≤ 0; underflows through the subnormals to 0, NaN stays NaN. APPROXIMATE: only as good as data of half precision
+    need, as the square of a root, whose subnormals a GPU flushes."""
     if x.dtype == tl.float64:
         return exp_bounded(max_of(splat(-746.0, x), x))
+    elif APPROXIMATE:
+        root = tl.exp2(x * splat(0.5 / LN2, x))
+        return product(root, root)
     else:
         return exp_bounded(max_of(splat(-104.0, x), x))
 
