@@ -27,6 +27,7 @@ build: $(VENV)/installed
 $(VENV)/installed: requirements/dev.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) install --no-deps -r requirements/dev.txt
+	@$(RUN) setup.py --quiet build_ext --inplace  # before pip, which would not show how far it is, and then finds it done
 	$(PIP) install --no-build-isolation --no-deps --editable .
 	touch $@
 
@@ -37,7 +38,7 @@ cuda: $(VENV)/installed
 # there, away from the sources. FASTGEN_CUDA_ARCHS="8.0" makes it faster and the wheel useless on other GPUs.
 wheel: $(VENV)/installed-wheel
 	rm -rf dist build/wheel build/lib build/bdist.*
-	FASTGEN_CUDA=1 $(PIP) wheel --no-build-isolation --no-deps --wheel-dir build/wheel/built .
+	FASTGEN_CUDA=1 FASTGEN_CUDA_ARCHS="$${FASTGEN_CUDA_ARCHS:-$${TORCH_CUDA_ARCH_LIST:-all}}" $(PIP) wheel --no-build-isolation --no-deps --wheel-dir build/wheel/built .
 	PATH="$(abspath $(VENV))/bin:$$PATH" auditwheel repair --plat manylinux_2_28_x86_64 --only-plat \
 		--exclude 'libtorch*.so' --exclude 'libc10*.so' --wheel-dir dist build/wheel/built/*.whl
 	$(VENV)/bin/auditwheel show dist/*.whl  # the symbol versions; its verdict counts torch's libraries, which are excluded above

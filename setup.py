@@ -3,17 +3,22 @@
 Not torch.utils.cpp_extension: with a CPU-only torch it refuses to build CUDA, and its extensions are tied to one Python and one
 torch. These use LibTorch's stable ABI only, so that one build serves torch 2.10 and newer and every Python.
 
-Environment: FASTGEN_CUDA=0|1 forces either (default: whether nvcc is found), CUDA_HOME or nvcc on the PATH names the toolkit,
-FASTGEN_CUDA_ARCHS or TORCH_CUDA_ARCH_LIST the targets ("8.0;9.0+PTX" or "80;90+PTX").
+Environment: FASTGEN_CUDA=0|1 forces either (default: whether nvcc is found), CUDA_HOME, or an nvcc on the PATH or in
+/usr/local/cuda/bin, is the toolkit, FASTGEN_CUDA_ARCHS or TORCH_CUDA_ARCH_LIST the targets: "8.0;9.0+PTX", "80;90+PTX" or "all".
+Without them, the GPUs that nvidia-smi finds; without those, all.
 """
 
+import contextlib
 import importlib.util
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
@@ -27,6 +32,11 @@ ROOT = Path(__file__).resolve().parent
 OPS = ("q_sample", "q_posterior", "ddpm_step", "randn", "bce_with_logits", "gan_loss", "diffusion_loss")
 TORCH_TARGET_VERSION = "0x020a000000000000"  # 2.10
 CUDA_ARCHS = "7.5;8.0;8.6;8.9;9.0;10.0;12.0+PTX"
+OLDEST_GPU = (7, 5)
+USUAL_CUDA = Path("/usr/local/cuda")
+# Processor seconds of g++ for a file, and of nvcc for a file and an architecture, on average (EPYC, nvcc 13.0)
+CXX_SECONDS, NVCC_SECONDS = 8, 25
+SMI_SECONDS = 10
 
 CXX_FLAGS = "-std=c++17 -O3 -fPIC -fvisibility=hidden -fvisibility-inlines-hidden -ffp-contract=off -Wall -Wextra"
 # GCC 12 warns of its own intrinsics, and of vector attributes on template arguments, which do no harm here
@@ -42,12 +52,45 @@ LINK_FLAGS = "-Wl,-z,defs -Wl,--exclude-libs,ALL -Wl,--gc-sections -s -lgcc"
 GLIBC = (2, 28)  # the oldest that the libraries run on: manylinux_2_28
 
 
+def say(*lines: str) -> None:
+    """Lines for whoever waits. pip and its like show a build's output with -v or after a failure only: then they go to the
+    terminal itself, where there is one and this runs in its foreground, beside pip's spinner but on lines of their own."""
+    hidden = not sys.stderr.isatty() and any(
+        name in os.environ for name in ("_PYPROJECT_HOOKS_BUILD_BACKEND", "PEP517_BUILD_BACKEND")
+    )
+    if hidden:
+        with contextlib.suppress(OSError), open("/dev/tty", "w") as terminal:
+            if os.tcgetpgrp(terminal.fileno()) == os.getpgrp():  # else writing may stop the process
+                terminal.write("".join(f"\nfastgen: {line}" for line in lines) + "\n")
+                return
+    for line in lines:
+        print(f"fastgen: {line}", file=sys.stderr)
+
+
+def fail(text: str) -> NoReturn:
+    raise SystemExit(f"fastgen: {text}")
+
+
 def torch_directory() -> Path:
     """Where torch's headers and libraries are; torch itself is not imported."""
     spec = importlib.util.find_spec("torch")
     if spec is None or spec.origin is None:
-        raise SystemExit("fastgen: torch >= 2.10 must be installed to build, see README.md")
+        fail("torch >= 2.10 must be installed to build, see README.md")
     return Path(spec.origin).parent
+
+
+def compiler() -> str:
+    """The C++ compiler's command."""
+    cxx = os.environ.get("CXX") or "g++"
+    if shutil.which(shlex.split(cxx)[0]) is None:
+        fail(f"there is no C++ compiler: {cxx} was not found (CXX names another than g++)")
+    return cxx
+
+
+def ninja_program() -> str:
+    beside = Path(sys.executable).parent / "ninja"  # in a virtual environment that is not active
+    found = shutil.which("ninja") or shutil.which(beside)
+    return found or fail("there is no ninja: `pip install ninja`")
 
 
 def cuda_home() -> Path | None:
@@ -56,7 +99,7 @@ def cuda_home() -> Path | None:
         return Path(home) if (Path(home) / "bin/nvcc").exists() else None
     nvcc = shutil.which("nvcc")
     if nvcc is None:
-        return None
+        return USUAL_CUDA.resolve() if (USUAL_CUDA / "bin/nvcc").exists() else None
     dryrun = subprocess.run([nvcc, "--dryrun", "-E", "-x", "cu", os.devnull], capture_output=True, text=True)
     top = re.search(r"TOP=(\S+)", dryrun.stderr)
     return Path(top.group(1)).resolve() if top else None
@@ -66,18 +109,22 @@ def wanted_cuda() -> Path | None:
     """The toolkit to build the CUDA library with, or None; says in one line why it is not built."""
     choice, home = os.environ.get("FASTGEN_CUDA", ""), cuda_home()
     if choice not in ("", "0", "1"):
-        raise SystemExit(f"fastgen: FASTGEN_CUDA must be 0, 1 or unset, not {choice!r}")
+        fail(f"FASTGEN_CUDA must be 0, 1 or unset, not {choice!r}")
     if choice == "0":
-        print("fastgen: building the CPU library only (FASTGEN_CUDA=0)", file=sys.stderr)
+        say("building the CPU library only (FASTGEN_CUDA=0)")
         return None
-    if home is None:
-        if choice == "1":
-            raise SystemExit("fastgen: FASTGEN_CUDA=1, but there is no nvcc on the PATH nor in $CUDA_HOME/bin")
-        print(
-            "fastgen: building the CPU library only, no nvcc found (FASTGEN_CUDA=1 makes this an error)",
-            file=sys.stderr,
-        )
-    return home
+    if home is not None and shutil.which("gcc") is None:
+        fail("the CUDA library needs gcc beside nvcc, and gcc was not found (FASTGEN_CUDA=0 builds the CPU library only)")
+    if home is not None:
+        return home
+    if named := os.environ.get("CUDA_HOME"):
+        missing = f"there is no nvcc in CUDA_HOME's bin, {named}/bin"
+    else:
+        missing = f"there is no nvcc on the PATH nor in {USUAL_CUDA}/bin"
+    if choice == "1":
+        fail(f"FASTGEN_CUDA=1, but {missing}")
+    say(f"building the CPU library only, {missing} (FASTGEN_CUDA=1 makes this an error)")
+    return None
 
 
 # torch's names for its TORCH_CUDA_ARCH_LIST
@@ -90,10 +137,64 @@ NAMED_ARCHS = {
 }
 
 
-def cuda_archs() -> list[str]:
-    archs = os.environ.get("FASTGEN_CUDA_ARCHS") or os.environ.get("TORCH_CUDA_ARCH_LIST") or CUDA_ARCHS
-    named = (NAMED_ARCHS.get(arch, arch) for arch in re.split(r"[;,\s]+", archs.strip()))
-    return list(dict.fromkeys(";".join(named).split(";")))
+def cuda_archs(cuda: Path | None = None) -> tuple[list[str], str]:
+    """The architectures to build for, as in TORCH_CUDA_ARCH_LIST, and why these. None of them where all GPUs here are too old."""
+    for variable in ("FASTGEN_CUDA_ARCHS", "TORCH_CUDA_ARCH_LIST"):
+        if archs := os.environ.get(variable):
+            return listed(archs), f"as {variable} says"
+    gpus, problem = gpus_here()
+    if problem:
+        return listed("all"), f"all of them, since {problem}"
+    known = [tuple(map(int, divmod(int(number), 10))) for number in codes_of(cuda)]
+    archs, remarks = [], []
+    for gpu in gpus:
+        older = [code for code in known if code <= gpu]
+        if gpu < OLDEST_GPU or not older:
+            remarks.append(f"{named(gpu)} is older than {named(OLDEST_GPU)}, the oldest served")
+        elif gpu in known:
+            archs.append(named(gpu))
+        else:
+            archs.append(f"{named(max(older))}+PTX")
+            remarks.append(f"{named(gpu)} is newer than this nvcc knows, so its driver compiles it from PTX")
+    one = "that of the GPU" if len(gpus) == 1 else "those of the GPUs"
+    return list(dict.fromkeys(archs)), "; ".join([f"{one} that nvidia-smi finds", *remarks])
+
+
+def listed(archs: str) -> list[str]:
+    archs = CUDA_ARCHS if archs.strip().lower() == "all" else archs
+    names = (NAMED_ARCHS.get(arch, arch) for arch in re.split(r"[;,\s]+", archs.strip(" ;,")))
+    return list(dict.fromkeys(";".join(names).split(";")))
+
+
+def named(capability: tuple[int, int]) -> str:
+    return f"{capability[0]}.{capability[1]}"
+
+
+def gpus_here() -> tuple[list[tuple[int, int]], str]:
+    """The compute capabilities of the GPUs here, each once, or why they are not known."""
+    command = ["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"]
+    try:
+        asked = subprocess.run(command, capture_output=True, text=True, timeout=SMI_SECONDS)
+    except FileNotFoundError:
+        return [], "there is no nvidia-smi here to ask for GPUs"
+    except (OSError, subprocess.TimeoutExpired) as error:
+        slow = isinstance(error, subprocess.TimeoutExpired)
+        return [], f"nvidia-smi gave no answer within {SMI_SECONDS} s" if slow else f"nvidia-smi cannot be run ({error})"
+    found = re.findall(r"^\s*(\d+)\.(\d)\s*$", asked.stdout, re.MULTILINE)
+    if asked.returncode != 0 or not found:
+        said = (asked.stdout + asked.stderr).strip().splitlines() or [f"exit status {asked.returncode}"]
+        return [], f"nvidia-smi names no GPU ({said[0].strip()})"
+    return sorted({(int(major), int(minor)) for major, minor in found}), ""
+
+
+def codes_of(cuda: Path | None) -> list[str]:
+    """The machine code that nvcc can make: "75", "80" …; of an nvcc that does not tell, CUDA_ARCHS."""
+    if cuda is not None:
+        with contextlib.suppress(OSError):
+            asked = subprocess.run([cuda / "bin/nvcc", "--list-gpu-code"], capture_output=True, text=True)
+            if codes := re.findall(r"^sm_(\d+)$", asked.stdout, re.MULTILINE):
+                return codes
+    return [re.sub(r"\D", "", arch) for arch in CUDA_ARCHS.split(";")]
 
 
 def gencode_flags(archs: list[str]) -> str:
@@ -155,20 +256,21 @@ def old_glibc(directory: Path) -> dict[str, str]:
     return lines
 
 
-def ninja_file(build: Path, package: Path, cuda: Path | None) -> str:
+def ninja_file(build: Path, package: Path, cuda: Path | None, archs: Sequence[str] = tuple(CUDA_ARCHS.split(";"))) -> str:
     torch, csrc = torch_directory(), ROOT / "csrc"
     includes = f"-I{csrc} -isystem {torch}/include -isystem {torch}/include/torch/csrc/api/include"
     stable = f"-DTORCH_TARGET_VERSION={TORCH_TARGET_VERSION} -DTORCH_STABLE_ONLY -DNDEBUG"
-    cxx = os.environ.get("CXX", "g++")
+    cxx = compiler()
     lines = [
         "ninja_required_version = 1.5",
         f"rule cxx\n  command = {cxx} -MMD -MF $out.d {CXX_FLAGS} $flags -c $in -o $out\n  depfile = $out.d\n  deps = gcc",
-        f"rule link\n  command = {cxx} -shared -o $out $in $flags",
-        "rule stub\n  command = gcc -shared -fPIC $flags -o $out $in",
+        "  description = C++ $what",
+        f"rule link\n  command = {cxx} -shared -o $out $in $flags\n  description = link $out",
+        "rule stub\n  command = gcc -shared -fPIC $flags -o $out $in\n  description = stub $out",
     ]
 
     def compiled(source: str, name: str, flags: str) -> str:
-        lines.append(f"build {build}/{name}.o: cxx {csrc}/{source}\n  flags = {flags}")
+        lines.append(f"build {build}/{name}.o: cxx {csrc}/{source}\n  flags = {flags}\n  what = {name}")
         return f"{build}/{name}.o"
 
     compat = compiled("common/compat_2_28.cpp", "compat_2_28", "")
@@ -183,13 +285,13 @@ def ninja_file(build: Path, package: Path, cuda: Path | None) -> str:
     if cuda is None:
         return "\n".join(lines) + "\n"
 
-    archs = cuda_archs()
     nvcc_flags = (
-        "-std=c++17 -O3 --fmad=false --expt-relaxed-constexpr -Xcompiler -fPIC,-fvisibility=hidden -Xptxas -v "
+        "-std=c++17 -O3 --fmad=false --expt-relaxed-constexpr -Xcompiler -fPIC,-fvisibility=hidden "
         f"-Xfatbin -compress-all -I{csrc} {gencode_flags(archs)}"
     )
     lines += [
         f"rule nvcc\n  command = {cuda}/bin/nvcc -MD -MF $out.d {nvcc_flags} -c $in -o $out\n  depfile = $out.d\n  deps = gcc",
+        "  description = CUDA $what",
         # links the library's CUDA symbols where torch itself has none; never shipped, never loaded
         f"build {build}/libtorch_cuda.so: stub {csrc}/common/torch_cuda_stub.c\n  flags = -Wl,-soname,libtorch_cuda.so",
     ]
@@ -198,7 +300,7 @@ def ninja_file(build: Path, package: Path, cuda: Path | None) -> str:
     for op in OPS:
         flags = f"{includes} {stable} -DFG_CUDA -DUSE_CUDA -I{cuda}/include"
         cuda_objects.append(compiled(f"{op}/{op}_op.cpp", f"{op}_op_cuda", flags))
-        lines.append(f"build {build}/{op}_cuda.o: nvcc {csrc}/{op}/{op}_cuda.cu")
+        lines.append(f"build {build}/{op}_cuda.o: nvcc {csrc}/{op}/{op}_cuda.cu\n  what = {op}")
         cuda_objects.append(f"{build}/{op}_cuda.o")
     glibc = old_glibc(build / "glibc")  # not in ninja's own directory: nvcc puts that on the library path of its programs
     lines += glibc.values()
@@ -210,6 +312,23 @@ def ninja_file(build: Path, package: Path, cuda: Path | None) -> str:
     return "\n".join(lines) + "\n"
 
 
+def plan_of(dry_run: str, archs: list[str], why: str) -> list[str]:
+    """What there is to do according to `ninja -n`, how long that may take, and how to have less of it; nothing where it is done."""
+    cxx, cuda = (len(re.findall(rf"^\[\d+/\d+\] {rule} ", dry_run, re.MULTILINE)) for rule in ("C\\+\\+", "CUDA"))
+    if cxx + cuda == 0:
+        return []
+    cores, targets = len(os.sched_getaffinity(0)), len(archs) + sum("+PTX" in arch for arch in archs)
+    # nvcc takes one architecture of a file after another, so more cores than files are of no use
+    seconds = max((cxx * CXX_SECONDS + cuda * targets * NVCC_SECONDS) / cores, (cuda > 0) * 2 * targets * NVCC_SECONDS)
+    about = f"some {max(1, round(seconds / 60))} min on {cores} core{'s' * (cores > 1)}; pip's -v shows the progress"
+    if cuda == 0:
+        return [f"compiling {cxx} C++ files, {about}"]
+    return [
+        f"compiling {cxx} C++ files, and {cuda} CUDA files for {' '.join(archs)} ({why}), {about}",
+        'FASTGEN_CUDA_ARCHS="8.0;9.0+PTX" or "all" chooses other GPUs, FASTGEN_CUDA=0 leaves CUDA out',
+    ]
+
+
 class NinjaBuild(build_ext):
     def get_ext_filename(self, name):  # no cpython suffix: the libraries know nothing of Python
         return name.replace(".", "/") + ".so"
@@ -219,12 +338,24 @@ class NinjaBuild(build_ext):
         package = ROOT / "fastgen" if self.inplace else Path(self.build_lib).resolve() / "fastgen"
         build.mkdir(parents=True, exist_ok=True)
         package.mkdir(parents=True, exist_ok=True)
+        torch_directory(), compiler()  # they, and ninja, are missed before anything is written
+        ninja = ninja_program()
         cuda = wanted_cuda()
+        archs, why = cuda_archs(cuda) if cuda else ([], "")
+        if cuda and not archs:
+            if os.environ.get("FASTGEN_CUDA") == "1":
+                archs, why = listed("all"), f"all of them, since FASTGEN_CUDA=1 ({why})"
+            else:
+                say(f"building the CPU library only: no GPU here would run the CUDA library ({why}; FASTGEN_CUDA=1 builds it)")
+                cuda = None
         if cuda is None and not self.inplace:
             (package / "_fastgen_cuda.so").unlink(missing_ok=True)  # an earlier build's would be packaged
-        (build / "build.ninja").write_text(ninja_file(build, package, cuda))
-        ninja = shutil.which("ninja") or str(Path(sys.executable).parent / "ninja")
-        subprocess.check_call([ninja, "-C", str(build)])
+        (build / "build.ninja").write_text(ninja_file(build, package, cuda, archs))
+        command = [ninja, "-C", str(build)]
+        if plan := plan_of(subprocess.run([*command, "-n"], capture_output=True, text=True).stdout, archs, why):
+            say(*plan)
+        if subprocess.call(command) != 0:
+            fail("the build failed; what the compiler said is above")
 
     def get_outputs(self):
         return [str(path) for path in Path(self.build_lib, "fastgen").glob("_fastgen_*.so")]
