@@ -20,7 +20,8 @@ print(between - start, time.perf_counter() - between)
 """
 
 
-def test_import(benchmark, pytestconfig, note):
+def test_import(benchmark, pytestconfig, note, in_time):
+    in_time("import")
     times = []
     environment = os.environ | {"PYTHONPATH": str(Path(fastgen.__file__).parents[1])}
     environment.pop("PYTHONDONTWRITEBYTECODE", None)  # an installed package has its bytecode: the warm-up writes it

@@ -119,11 +119,15 @@ def _second_after(between, call):
 
 
 def warmed(calls, device: str = "cpu", by_host: bool = False) -> float:
-    """Calls everything once (compilation, page faults), then again, what is short five times more; returns the shortest time."""
+    """Calls everything once (compilation, page faults), then a few more times, what is slow once; returns the shortest time."""
     for call in calls:
         call()
-    shortest = min(seconds(calls, turn, 1, device, by_host) for turn in range(len(calls)))
-    return shortest if shortest > SHORT else min(shortest, *(seconds(calls, 0, 1, device, by_host) for _ in range(5)))
+    shortest = math.inf
+    for turn in range(6):
+        shortest = min(shortest, seconds(calls, turn, 1, device, by_host))
+        if shortest > UNTIMED:
+            break
+    return shortest
 
 
 def repeats(estimate: float, device: str = "cpu") -> int:
@@ -134,27 +138,31 @@ def repeats(estimate: float, device: str = "cpu") -> int:
 
 
 def in_turns(
-    peers: dict, budget: float, tiny: bool = False, device: str = "cpu", by_host: bool = False, between=None, least: int = 5
+    peers: dict, budget, tiny: bool = False, device: str = "cpu", by_host: bool = False, between=None, least: int = 5
 ) -> dict:
     """Times peers side by side: {name: [seconds of one call, …]}, one sample of every peer in each round.
 
     peers: {name: calls to rotate through}. Every round times every peer once, so that a noisy machine hurts all alike
     and the samples of a round can be compared as pairs; the order within a round is drawn anew, so that nobody always
-    runs in the cache and the heap that the same neighbour left. The rounds last about `budget` seconds in all, and are
-    at least `least` (2 if tiny) and at most 60.
+    runs in the cache and the heap that the same neighbour left. The rounds last about `budget` seconds in all (or what it
+    returns when all is warm and it is given the seconds of one round), and are at least `least` and at most 60; 2 if tiny.
     """
     estimates = {name: warmed(calls, device, by_host) for name, calls in peers.items()}
     times = {name: 1 if tiny else repeats(estimate, device) for name, estimate in estimates.items()}
     if between is not None and not tiny:
         times = {name: max(10, many) for name, many in times.items()}
     first = {name: 1 if estimate < UNTIMED else 0 for name, estimate in estimates.items()}
-    total = sum(estimates[name] * (times[name] + first[name]) for name in peers)
-    rounds = 2 if tiny else min(max(least, int(budget / total)), 60)
+    if callable(budget):
+        budget = budget(sum(estimates[name] * (times[name] + first[name]) for name in peers))
+    least, most = (2, 2) if tiny else (least, 60)
     samples, turn, order = {name: [] for name in peers}, 0, random.Random(0)
     collecting = gc.isenabled()
     gc.disable()
+    end = time.perf_counter() + budget
     try:
-        for _ in range(rounds):
+        for done in range(most):
+            if done >= least and time.perf_counter() > end:
+                break
             for name in order.sample(list(peers), len(peers)):
                 if first[name]:
                     seconds(peers[name], turn, 1, device, by_host, between)

@@ -5,16 +5,14 @@ what was called, which bytes it must move, how fast it did, and how the peers of
 """
 
 import statistics
-import time
+from pathlib import Path
 
 import pytest
 import torch
 
-from . import common, peers
+from . import common, pace, peers
 from .replay import Replay
 from .targets import targets, verdict
-
-LONGEST_TURN = 3.0  # seconds that the rounds of a case take at most, without its set-up
 
 
 def pytest_addoption(parser):
@@ -25,33 +23,44 @@ def pytest_addoption(parser):
 
 
 class Turns:
-    """Measures a case when its first peer is asked for, and shares the time that is left among the cases that are."""
+    """Measures a case when its first peer is asked for, and shares the time that is left among the things that are."""
 
     def __init__(self, config):
-        self.tiny, self.end = config.option.tiny, time.monotonic() + 60 * config.option.minutes
+        self.tiny, self.pace = config.option.tiny, pace.Pace(60 * config.option.minutes)
+        self.asked = {}  # {thing: its peers that are among the tests to be run}, as the modules have them
         self.rows, self.notes = [], []
         self.case, self.samples, self.errors = None, {}, {}
-        self.left_out = {}  # {case: why}
+        self.left_out = {}  # {thing: why}
 
-    def late(self):
-        return not self.tiny and time.monotonic() > self.end
+    def plan(self, items):
+        """Returns the items breadth first; the peers of a case stay together."""
+        self.asked = {}
+        for item in items:
+            self.asked.setdefault(_thing(item), []).append(getattr(item, "callspec", _NONE).params.get("peer"))
+        ranks = pace.ranks(self.asked)
+        items = sorted(items, key=lambda item: (ranks[_thing(item)], isinstance(_thing(item), str)))
+        self.pace.waiting = {thing: self.asked[thing] for thing in map(_thing, items)}
+        return items
 
-    def measure(self, case, items):
+    def in_time(self, thing):
+        """Whether it may begin; what may not is left out."""
+        if not self.tiny and self.pace.late():
+            self.left_out[thing] = NO_TIME
+            return False
+        self.pace.begin(thing)
+        return True
+
+    def measure(self, case):
         """Times those of the case's peers that are among the tests to be run: `samples` are their seconds in each round."""
         if case is self.case:
             return
-        wanted = [item.callspec.params for item in items if "case" in getattr(item, "callspec", _NONE).params]
-        names = [each["peer"] for each in wanted if each["case"] is case]
-        at = next(index for index, each in enumerate(wanted) if each["case"] is case)
-        left = len({id(each["case"]) for each in wanted[at:]})
         self.case, self.samples, self.errors = case, {}, {}
-        remaining = self.end - time.monotonic()
-        if self.late():
-            self.left_out[str(case)] = NO_TIME
-        elif not case.fits:
-            self.left_out[str(case)] = f"needs more than the {common.free_bytes(case.device) / 2**30:.1f} GiB of free memory"
-        if str(case) in self.left_out:
+        if not case.fits:
+            self.left_out[case] = f"needs more than the {common.free_bytes(case.device) / 2**30:.1f} GiB of free memory"
+            self.pace.waiting.pop(case, None)
+        if case in self.left_out or not self.in_time(case):
             return
+        names = self.asked[case]
         peers.sets.cache_clear()
         threads = torch.get_num_threads()
         try:
@@ -60,14 +69,17 @@ class Turns:
             for name in names:
                 try:
                     prepared[name] = peers.prepare(case, [name], self.tiny)[name]
+                    begun = pace.clock()
                     prepared[name][0]()
+                    if name == "torch.compile":
+                        self.pace.compiled(pace.clock() - begun)
                 except Exception as error:  # one peer's, which its own test reports
                     prepared.pop(name, None)
                     self.errors[name] = error
-            seconds = min(LONGEST_TURN, 0.5 * remaining / left)
             between = peers.between(case)
             if prepared:
-                self.samples = common.in_turns(prepared, seconds, self.tiny, case.device, case.overhead, between)
+                how = self.tiny, case.device, case.overhead, between, pace.LEAST
+                self.samples = common.in_turns(prepared, self.pace.rounds, *how)
         except Exception as error:  # of all of them
             self.errors |= dict.fromkeys(names, error)
         finally:
@@ -79,6 +91,13 @@ class _NONE:
     params = {}
 
 
+def _thing(item):
+    """What is timed at one go with the item: a case, a whole program's name, or for want of both the test's."""
+    params = getattr(item, "callspec", _NONE).params
+    return params.get("case") or params.get("what") or item.name.removeprefix("test_")
+
+
+HERE = Path(__file__).parent
 TURNS, BEGUN = pytest.StashKey[Turns](), pytest.StashKey[set]()
 NO_TIME = "no time was left: see --minutes"
 _clock = Replay()
@@ -102,6 +121,14 @@ def pytest_generate_tests(metafunc):
         metafunc.parametrize(("case", "peer"), pairs)
 
 
+@pytest.hookimpl(trylast=True)  # -k has left its own
+def pytest_collection_modifyitems(config, items):
+    """Breadth first, see `pace`; tests of other folders stay where they are."""
+    places = [place for place, item in enumerate(items) if HERE in item.path.parents]
+    for place, item in zip(places, config.stash[TURNS].plan([items[place] for place in places]), strict=True):
+        items[place] = item
+
+
 @pytest.fixture
 def note(pytestconfig):
     """Says a line beside pytest-benchmark's table."""
@@ -114,8 +141,7 @@ def in_time(pytestconfig):
     turns, begun = pytestconfig.stash[TURNS], pytestconfig.stash.setdefault(BEGUN, set())
 
     def check(name):
-        if name not in begun and turns.late():
-            turns.left_out[name] = NO_TIME
+        if name not in begun and not turns.in_time(name):
             pytest.skip(NO_TIME)
         begun.add(name)
 
@@ -128,23 +154,23 @@ def measure(benchmark, request):
     turns = request.config.stash[TURNS]
 
     def run(case, peer):
-        turns.measure(case, request.session.items)
+        turns.measure(case)
         if peer in turns.errors:
             raise turns.errors[peer]
-        if str(case) in turns.left_out:
-            pytest.skip(turns.left_out[str(case)])
+        if case in turns.left_out:
+            pytest.skip(turns.left_out[case])
         benchmark.group = str(case)
         samples = turns.samples[peer]
         _clock.play(benchmark, samples)
         row = described(case, peer, turns.samples, turns.tiny)
         benchmark.extra_info.update(row, **common.environment(case.device) | {"threads": case.threads or torch.get_num_threads()})
-        turns.rows.append(row | {"group": str(case), "median": common.quartiles(samples)["median"]})
+        turns.rows.append(row | {"case": case, "group": str(case), "median": common.quartiles(samples)["median"]})
 
     return run
 
 
 def pytest_benchmark_update_json(config, benchmarks, output_json):
-    output_json["left_out"] = config.stash[TURNS].left_out
+    output_json["left_out"] = {str(thing): why for thing, why in config.stash[TURNS].left_out.items()}
 
 
 def described(case, peer, samples, tiny):
@@ -183,23 +209,34 @@ def described(case, peer, samples, tiny):
     }
 
 
+@pytest.hookimpl(trylast=True)
 def pytest_terminal_summary(terminalreporter, config):
-    """What pytest-benchmark's table lacks: bytes per second, the share of the limit, and how the peers of a round compare."""
+    """What pytest-benchmark's table lacks: bytes per second, the share of the limit, and how the peers of a round compare; at the
+    end, what was left out."""
     turns = config.stash[TURNS]
     for line in turns.notes:
         terminalreporter.write_line(line)
-    if not turns.rows:
-        return
+    if turns.rows:
+        terminalreporter.section("bytes that must be moved, per second")
+        for line in compared(turns.rows, list(turns.asked)):
+            terminalreporter.write_line(line)
+    late = [thing for thing in turns.asked if turns.left_out.get(thing) == NO_TIME]
+    if late:
+        terminalreporter.section("left out")
+        for line in pace.closing(late, turns.asked, turns.pace.minutes({thing: turns.asked[thing] for thing in late})):
+            terminalreporter.write_line(line)
+
+
+def compared(rows, order):
+    """A table of the rows, the cases in this order."""
     cells, previous = [], None
-    for row in turns.rows:
+    for row in sorted(rows, key=lambda row: order.index(row["case"])):
         if previous not in (None, row["group"]):
             cells.append(())
         first = row["group"] if row["group"] != previous else ""
         previous = row["group"]
         share, ratio = row["share of limit"], row["ratio"]
         numbers = f"{row['median'] * 1e6:.1f}", f"{row['GB/s']:.2f}", "" if share is None else f"{share:.2f}"
-        compared = "" if ratio is None else f"{ratio['median']:.3g}", {"NO": "missed", "noisy": "noisy"}.get(row["met"], "")
-        cells.append((first, row["peer"], *numbers, *compared))
-    terminalreporter.section("bytes that must be moved, per second")
-    for line in common.table(("case", "peer", "median µs", "GB/s", "of limit", "÷ fastgen", "target"), cells, left=2):
-        terminalreporter.write_line(line)
+        told = "" if ratio is None else f"{ratio['median']:.3g}", {"NO": "missed", "noisy": "noisy"}.get(row["met"], "")
+        cells.append((first, row["peer"], *numbers, *told))
+    return common.table(("case", "peer", "median µs", "GB/s", "of limit", "÷ fastgen", "target"), cells, left=2)

@@ -11,6 +11,7 @@ import time
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -127,6 +128,177 @@ def test_grid(peers):
     assert {op for op, _, _ in compiled} == ops | {"randn"} and all(case.peers[:2] == ("limit", "fastgen") for case in cases)
 
 
+@pytest.fixture
+def real(peers):
+    """(cases of the real grid as the modules have them, module `pace`)."""
+    modules = [importlib.import_module(f"benchmarks.{path.stem}") for path in sorted((ROOT / "benchmarks").glob("bench_*.py"))]
+    grid = peers.Grid(device="cpu")
+    cases = [case for module in modules if hasattr(module, "cases") for case in module.cases(grid)]
+    return cases, importlib.import_module("benchmarks.pace")
+
+
+def test_breadth_first(peers, real):
+    """The first case of every op and mode comes before the second of any, and so on; the first is the plain one."""
+    cases, pace = real
+    ranks = pace.ranks(cases)
+    assert ranks.keys() == set(cases)
+    series = {}
+    for case in cases:
+        series.setdefault((case.op, case.mode), []).append(case)
+    assert len(series) == 16
+    for several in series.values():
+        assert sorted(ranks[case] for case in several) == list(range(len(several)))
+        several.sort(key=ranks.get)
+        first, known = several[0], {peer for case in several for peer in case.peers}
+        assert first.dtype == torch.float32 and not (first.channels_last or first.overhead or first.threads or first.detail)
+        assert set(first.peers) == known and 0.5e6 < first.elements < 2e6, str(first)
+        assert first.passes == peers.FORWARD or all(case.passes == peers.BACKWARD for case in several)
+        backward = [case for case in several if case.passes != first.passes and not case.overhead]
+        if backward:  # is the next to be seen
+            assert several[1] == min(backward, key=ranks.get) and (several[1].shape, several[1].dtype) == (first.shape, first.dtype)
+        # the dtypes and sizes of the plain call come before what combines a layout and a dtype
+        plain = [case for case in several if case.passes == first.passes and not case.threads and not case.channels_last]
+        odd = [case for case in several if case.channels_last and case.dtype != first.dtype]
+        assert all(ranks[case] < ranks[other] for case in plain for other in odd if case.dtype == torch.float32 and not case.detail)
+    assert pace.ranks(["import", cases[0], "GAN training"]) == {"import": 0, cases[0]: 0, "GAN training": 0}
+
+
+def simulated(peers, pace, monkeypatch, cases, seconds, price, compiling):
+    """({case: seconds of its rounds beyond the least}, the end, the minutes that the rest would need too): a run in which a call
+    takes price[op, mode] per byte of it."""
+    now, programs, found = [100.0], set(), {}
+    monkeypatch.setattr(pace, "clock", lambda: now[0])
+    runner = pace.Pace(seconds)
+    runner.waiting = {case: case.peers for case in sorted(cases, key=pace.ranks(cases).get)}
+    for case in [*runner.waiting]:
+        if runner.late():
+            break
+        runner.begin(case)
+        if "torch.compile" in case.peers:
+            took = 0.2 if peers.graph_of(case) in programs else compiling + (0 if programs else 12)  # the first is dear
+            programs.add(peers.graph_of(case))
+            now[0] += took
+            runner.compiled(took)
+        sets = 1 if peers.in_chain(case) else sys.modules["benchmarks.common"].copies(case.bytes)
+        call = price[case.op, case.mode] * case.bytes
+        one = len(case.peers) * call * (2 if call < 0.02 else 1)
+        now[0] += 0.2 + 2 * sets * len(case.peers) * call
+        found[case] = max(runner.rounds(one) - pace.LEAST * one, 0.0)
+        now[0] += found[case] + pace.LEAST * one
+    return found, now[0] - 100.0, runner.minutes(runner.waiting)
+
+
+@pytest.mark.parametrize("compiling", [0.2, 3.0], ids=["warm", "cold"])
+def test_pace_reaches_everything_that_fits(peers, real, monkeypatch, compiling):
+    """With a warm and a cold cache of torch.compile's, and calls whose speed is far from what is guessed at first."""
+    cases, pace = real
+    price = {(case.op, case.mode): (1 + len(case.op) % 4) * 0.25e-9 for case in cases}  # seconds per byte
+
+    def run(seconds):
+        return simulated(peers, pace, monkeypatch, cases, seconds, price, compiling)
+
+    found, _, _ = run(1e4)
+    assert len(found) == len(cases) and statistics.median(found.values()) > 0.8 * pace.LONGEST
+    with monkeypatch.context() as patch:
+        patch.setattr(pace, "LONGEST", 0.0)
+        _, least, _ = run(1e4)  # nothing gets more than it needs
+    found, end, _ = run(1.2 * least)
+    assert len(found) == len(cases) and least < end <= 1.2 * least + pace.LONGEST
+    found = [*run(1.6 * least)[0].values()]
+    early, late = statistics.median(found[8:48]), statistics.median(found[-40:])
+    assert len(found) == len(cases) and 1 / 3 < late / early < 3  # neither the first nor the last are short of rounds
+    found, _, minutes = run(0.6 * least)
+    ranks = pace.ranks(cases)
+    left_out = ranks.keys() - found.keys()
+    assert len(cases) / 4 < len(found) < len(cases)
+    assert max(map(ranks.get, found)) <= min(map(ranks.get, left_out))
+    found, _, _ = run(60 * minutes)
+    assert len(found) == len(cases)
+
+
+FAKE = """
+import json
+from benchmarks import common, end_to_end, pace, peers
+
+now, log, programs = 0.0, [], set()
+pace.clock = lambda: now
+
+
+def passes(seconds):
+    global now
+    now += seconds
+
+
+def prepare(case, names, tiny):
+    log.append((str(case), *names))
+    program = peers.graph_of(case) if "torch.compile" in names else None
+    seconds = 0.1 if program is None or program in programs else 3.0
+    programs.add(program)
+    return {name: [lambda: passes(seconds)] for name in names}
+
+
+def in_turns(prepared, budget, *how):
+    passes(0.4)
+    passes(max(budget(0.1), 0.5))
+    return {name: [1.0, 2.0, 3.0, 4.0, 5.0] for name in prepared}
+
+
+def whole(work, tiny):
+    log.extend((work.what, peer) for peer in work.peers)
+    passes(15.0)
+    return {peer: [1.0, 2.0, 3.0, 4.0, 5.0] for peer in work.peers}, 2
+
+
+peers.prepare, peers.between, common.in_turns = prepare, lambda case: None, in_turns
+end_to_end.measured, end_to_end.peak_bytes = whole, lambda work, tiny: dict.fromkeys(work.peers)
+common.free_bytes = lambda device="cpu": 2**40
+
+
+def pytest_unconfigure(config):
+    with open(LOG, "w") as file:
+        json.dump(log, file)
+"""
+
+
+def test_time_runs_out_in_the_finest_detail(tmp_path, monkeypatch, peers, real):
+    """All of the real grid with a clock that only the plugin moves: six minutes are not enough for so many programs of three
+    seconds each."""
+    cases, pace = real
+    pytest.importorskip("sklearn")
+    (tmp_path / "fake_clock.py").write_text(f"LOG = {str(tmp_path / 'log.json')!r}\n{FAKE}")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+    options = ("--benchmark-only", "--bench-device=cpu", "-q", f"--benchmark-json={tmp_path / 'b.json'}")
+    some = ("--minutes=6", "--ignore=benchmarks/bench_import.py", "-p", "fake_clock")
+    output = run("-m", "pytest", "benchmarks", *options, *some)
+    log, found = (json.loads((tmp_path / name).read_text()) for name in ("log.json", "b.json"))
+    reached = [*dict.fromkeys(name for name, *_ in log)]
+    ranks = {str(case): rank for case, rank in pace.ranks(cases).items()}
+    order = [ranks.get(name, 0) for name in reached]
+    works = importlib.import_module("benchmarks.end_to_end").works()
+    assert order == sorted(order) and reached[16:20] == [work.what for work in works]
+    left_out = [case for case in cases if str(case) not in reached]
+    assert found["left_out"].keys() == set(map(str, left_out)) and 10 < len(left_out) < len(cases) / 2
+    assert all(ranks[str(case)] >= order[-1] for case in left_out)  # the finest detail
+    seen = {(case.op, case.mode, case.passes) for case in cases if str(case) in reached}
+    assert seen == {(case.op, case.mode, case.passes) for case in cases}
+    timed = {(entry["extra_info"]["op"], entry["extra_info"]["peer"]) for entry in found["benchmarks"]}
+    programs = {(work.what, peer) for work in works for peer in work.peers}
+    assert timed == programs | {(case.op, peer) for case in cases for peer in case.peers}
+    # the last lines say which, and how to get them
+    lines = output.splitlines()
+    last = next(index for index, line in enumerate(lines) if line.startswith("No time was left for"))
+    assert f"No time was left for {len(left_out)} of {len(cases) + 4} cases, the finest detail" in lines[last]
+    minutes = int(lines[last].partition("--minutes ")[2].partition(";")[0])
+    assert 6 < minutes < 30 and "-k " in lines[last]
+    total = {op: sum(case.op == op for case in cases) for op in {case.op for case in left_out}}
+    for op, count in total.items():
+        (line,) = [line for line in lines[:last] if line.startswith(f"{op}  ") and " of " in line]
+        assert f" {sum(case.op == op for case in left_out)} of {count} " in line
+    for case in left_out:
+        (line,) = [line for line in lines[:last] if line.startswith(f"{case.op}  ") and " of " in line]
+        assert peers.size_name(case.elements) in line and (case.dtype == torch.float32 or "bfloat16" in line)
+
+
 def test_buffers_are_colder_than_the_cache(peers):
     common = sys.modules["benchmarks.common"]
     for megabytes in (1, 4, 12, 64, 1024):
@@ -211,3 +383,30 @@ def test_in_turns_times_every_peer_in_every_round():
     assert {name: len(times) for name, times in samples.items()} == {"a": 4, "b": 4}
     assert all(second >= 1e-4 for times in samples.values() for second in times)
     assert all(set(made) == {0, 1, 2} for made in calls.values())  # every set of buffers has its turn
+    # the budget may be said when all is warm
+    asked = []
+    samples = common.in_turns(named, lambda one: asked.append(one) or 0.0, least=3)
+    assert {len(times) for times in samples.values()} == {3} and len(asked) == 1 and asked[0] >= 2 * common.SHORT
+
+
+def test_rounds_end_with_the_budget(monkeypatch):
+    """By the clock: what single calls let expect may be far too little."""
+    common = importlib.import_module("benchmarks.common")
+    now = [0.0]
+
+    def seconds(*arguments):
+        now[0] += 5.0
+        return 0.1
+
+    monkeypatch.setattr(common, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    monkeypatch.setattr(common, "seconds", seconds)
+    (found,) = common.in_turns({"a": [lambda: None]}, 32.0, least=2).values()
+    assert len(found) == 7  # of 60 that last 6 s as it seemed
+    (found,) = common.in_turns({"a": [lambda: None]}, 1.0, least=2).values()
+    assert len(found) == 2
+
+
+def test_a_slow_call_is_warm_after_two():
+    common = importlib.import_module("benchmarks.common")
+    made = []
+    assert common.warmed([lambda: made.append(time.sleep(1.5 * common.UNTIMED))]) > common.UNTIMED and len(made) == 2
