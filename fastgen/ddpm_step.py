@@ -174,6 +174,25 @@ def plain_rows(coefficients, x_t, model_output):
     return None if plan is None or plan.careful else plan.rows
 
 
+def steps_alike(method, schedule, x_t, model_output, options, seed):
+    """Once a step "ddpm" or "ddim" of these tensors has gone well with these options and seed: (x_t, model_output, t,
+    unconditional_output=None) → x_{t−1} of further ones, at int timesteps of the schedule and without gradients, by the compiled
+    op alone. It refuses with a RuntimeError or TypeError what is not like them. None where it was not the compiled op that ran."""
+    option = options["variance" if method == "ddpm" else "eta"]
+    plan = _dispatch.plan(method + "_step", schedule, x_t, model_output, options["prediction"], option)
+    if plan is None or plan.careful:
+        return None
+    call, rows = plan.call, plan.rows
+    given = seed if plan.noisy else None
+    rest = (None, given, None) if isinstance(given, torch.Tensor) else (None, None, given)
+    clip, scale = options["clip"], options.get("guidance_scale")
+    if clip is not None or plan.learned or scale is not None:
+        rest += clip, None, plan.learned
+    if scale is None:
+        return lambda x, m, t: call(x, m, rows, None, t, *rest)
+    return lambda x, m, t, unconditional_output: call(x, m, rows, None, t, *rest, unconditional_output, scale)
+
+
 def _checked_guidance(u, scale):
     if u is None or scale is None:
         got = "only the former" if scale is None else "only the latter"

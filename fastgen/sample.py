@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 
 from . import _backend, _checks, _cuda_graph, rng
 from ._tables import DDPM_STEP_COLUMNS, Coefficients, step_columns
-from .ddpm_step import ddim_step, ddpm_step, dynamic_bound, step_with
+from .ddpm_step import ddim_step, ddpm_step, dynamic_bound, step_with, steps_alike
 from .randn import randn
 from .schedule import LEARNED_VARIANCES, PREDICTIONS, VARIANCES
 
@@ -312,20 +312,27 @@ class Sampler:
             for constant in self._read:
                 constant.record_stream(stream)
         x = randn(self._shape, seed=seed, offset=total, dtype=self._dtype, device=self._device)
-        step = partial(self._step, seed=seed if self._noisy else None)
+        step = first_step = partial(self._step, seed=seed if self._noisy else None)
         if trajectory is not None:
             trajectory.append(x)
         for index, t in enumerate(range(total - 1, -1, -1)[:steps]):
             # A buffer of 2B samples, of which the step writes one half, would take 0.4 to 0.7 of cat's time and as many launches,
             # but be the same tensor in every step, also for a network or a callback that keeps what it is given.
-            m = self._output(self._model(torch.cat([x, x]) if self._guided else x, self._timesteps[t], **kwargs))
-            if index == 0:
-                x = _laid_out_like(x, m)
+            m = self._model(torch.cat([x, x]) if self._guided else x, self._timesteps[t], **kwargs)
+            if self._guided or type(m) is not torch.Tensor or m.dtype is not self._dtype:
+                m = self._output(m)
+            guidance = {}
             if self._guided:
-                unconditional, m = m.chunk(2)
-                x = step(x, m, t, unconditional_output=unconditional)
+                guidance["unconditional_output"], m = m.chunk(2)
+            if index == 0:
+                x = first_step(_laid_out_like(x, m), m, t, **guidance)
+                if self._threshold is None:
+                    step = steps_alike(self._method, self._schedule, x, m, self._options, seed) or first_step
             else:
-                x = step(x, m, t)
+                try:
+                    x = step(x, m, t, **guidance)
+                except (RuntimeError, TypeError):
+                    x = first_step(x, m, t, **guidance)  # whose checks have the words
             if trajectory is not None:
                 trajectory.append(x)
             if update is not None:

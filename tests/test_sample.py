@@ -556,6 +556,50 @@ def test_guidance_puts_the_networks_input_together_and_takes_its_output_apart(sc
     assert (ops["aten.cat"], ops["aten.split"], ops["aten.sin"], ops.of_fastgen()) == (6, 5, 5, 6)
 
 
+ALIKE = {
+    "ddpm": (tame, {}, {"seed": 3}),
+    "clip": (tame, {"clip": 1.0}, {"seed": -3}),
+    "seeds": (tame, {"variance": "beta"}, {"sample_seeds": SEEDS}),
+    "learned": (wide, {"variance": "learned_range", "clip": 1.5}, {"sample_seeds": SEEDS}),
+    "ddim": (tame, {"method": "ddim"}, {"seed": 3}),
+    "ddim noise": (tame, {"method": "ddim", "eta": 0.5, "prediction": "v_prediction"}, {"seed": torch.tensor([3])}),
+    "guided": (tame, {"guidance_scale": 2.0}, {"seed": 3, "unconditional_kwargs": {}}),
+    "guided learned": (wide, {"guidance_scale": 2.0, "variance": "learned"}, {"seed": 3, "unconditional_kwargs": {}}),
+}
+
+
+@pytest.mark.parametrize("name", ALIKE)
+def test_steps_alike_are_the_steps(backend, device, schedule, name, monkeypatch):
+    """Of the compiled op only the first goes through the public function, and the others give the bits that it would."""
+    if interpreted(device):
+        pytest.skip("no compiled op")
+    model, options, how = ALIKE[name]
+    calls, step = [], "ddim_step" if options.get("method") == "ddim" else "ddpm_step"
+    public = getattr(module, step)
+    monkeypatch.setattr(module, step, lambda *a, **k: calls.append(1) or public(*a, **k))
+    made = fastgen.sample(model, SHAPE, schedule, steps=5, device=device, **options, **how)
+    assert len(calls) == (1 if fastgen.backend(device) == "cpp" else 5)
+    calls.clear()
+    monkeypatch.setattr(module, "steps_alike", lambda *a: None)
+    assert_same(made, fastgen.sample(model, SHAPE, schedule, steps=5, device=device, **options, **how))
+    assert len(calls) == 5
+
+
+def test_a_later_step_that_is_not_like_the_first(schedule):
+    """Another dtype is taken, and what is wrong gets its words."""
+    mixed = lambda x, t: tame(x, t).bfloat16() if t[0] == 20 else tame(x, t)  # noqa: E731
+    made = fastgen.sample(mixed, SHAPE, schedule, steps=4, seed=5)
+    assert_same(made, by_hand(mixed, SHAPE, schedule.respace(4), seed=5))
+    for bad, error, message in [
+        (lambda x: x[:, :1], ValueError, r"^model_output: expected shape \(3, 2, 4, 5\) like x_t, got \(3, 1, 4, 5\)"),
+        (lambda x: x.to("meta"), ValueError, "^model_output: expected a tensor on cpu"),
+        (lambda x: x.double(), TypeError, "^model: expected an output no wider"),
+        (lambda x: [x], TypeError, "^model: expected it to return a tensor"),
+    ]:
+        with pytest.raises(error, match=message):
+            fastgen.sample(lambda x, t, bad=bad: x if t[0] == 30 else bad(x), SHAPE, schedule, steps=4, seed=5)
+
+
 # ---- callback, trajectory, progress -----------------------------------------------------------------------------------
 
 
