@@ -6,6 +6,11 @@ The policy is a small MLP that predicts the noise of 16 actions of 7 joints from
 Policy"; random weights, since time does not depend on them), sampled by 100 DDPM steps with a batch of one: so small that what
 surrounds the network takes much of the time. Beside `fastgen.Sampler` run the loop by hand in plain PyTorch, diffusers'
 DDPMScheduler where it is installed, and the network alone; in turns, so that whatever else the machine does meets all of them.
+
+"Outside the network" is a chain's time less the network's alone, and that includes what the two do to each other's caches: the
+weights and a batch of one take all of a level-2 cache of 0.5 MB. On such a machine the network in a chain takes 10% longer than
+alone, by its own clock, and the step three times as long as beside a network that does nothing. New tensors for each call cost the
+network alone nothing, nor does an addition or 8 µs of waiting between its calls.
 """
 
 from __future__ import annotations

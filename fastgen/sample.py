@@ -327,6 +327,9 @@ class Sampler:
             if index == 0:
                 x = first_step(_laid_out_like(x, m), m, t, **guidance)
                 if self._threshold is None:
+                    # What is called once a step is found in no near cache after a network of some 0.5 MB: beside the robot policy's
+                    # a step takes three times as long as beside one that does nothing, so the less of us is run the better: 23 µs
+                    # between two calls of that network, and 31 by `first_step` each time.
                     step = steps_alike(self._method, self._schedule, x, m, self._options, seed) or first_step
             else:
                 try:
