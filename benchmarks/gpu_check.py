@@ -13,6 +13,7 @@ import argparse
 import contextlib
 import importlib.util
 import json
+import math
 import os
 import re
 import shutil
@@ -29,13 +30,25 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 OUT = Path("benchmarks/results")
 LOGS = ROOT / "build/gpu_check"
+USUAL_CUDA = Path("/usr/local/cuda")
 STAGES = ("build", "tests", "sanitizer", "bench")
 # shares of the time that is left; what a stage does not use goes to the later ones
-WEIGHTS = {"build": 5.0, "tests": 3.0, "sanitizer": 1.5, "bench": 4.0}
+WEIGHTS = {"build": 4.0, "tests": 5.0, "sanitizer": 3.0, "bench": 3.0}
 HUGE = "past_32_bits"  # in the names of the tests that want the device's memory for themselves
-TRITON_SAMPLE = (
-    4  # on a GPU, one in so many of the Triton backend's tests is run: most of them compile a kernel, which takes a second
-)
+LOST = re.compile(r"the GPU was lost for this process by (\S+)")  # tests/conftest.py says so
+# Predicted, not measured on a GPU: counted are the tests that `--device cuda` collects with a torch that pretends to have a GPU,
+# and for test_cuda.py the kernels that Triton compiles for them, by the types, alignments and constants of each launch.
+#   not Triton's     12,700 tests, at 30 ms                                                                    400 processor seconds
+#   Triton's           5,400 tests of the ops, at 2 compilations                                           10,800 compilations
+#                      1,850 tests of test_cuda.py: 12 compilations in one of dtypes, 22 in one of sizes …   15,000 compilations
+# A compilation takes a second (0.8 s of an EPYC's core, for sm_90). So all of Triton's would take 40 minutes on 12 processes, and
+# before tests were sampled by their kernels too, those of test_cuda.py were among those that were not Triton's.
+TRITON_SECONDS = 26_000
+# Of the time that is left for Triton's tests, what the chosen ones are meant to take: the rest is for the start of the processes,
+# some 20 s of imports and collecting, and for the longest test.
+TRITON_SHARE = 0.4
+PROCESSES = 12  # at most; three quarters of the cores, so that compilers find some too
+RESTART = 30.0  # seconds that another process is worth starting for
 INTERRUPT = 12.0  # seconds from the request to stop to the kill
 
 PROBE = """
@@ -163,16 +176,18 @@ class Check:
     def build(self, seconds):
         if self.wheel is not None:
             return self.install(seconds)
-        if shutil.which("nvcc") is None and not os.environ.get("CUDA_HOME"):
-            raise Skip("no nvcc on the PATH nor CUDA_HOME; what is built already, if anything, is used")
+        if nvcc() is None:
+            raise Skip(f"no nvcc on the PATH, in CUDA_HOME nor in {USUAL_CUDA}; what is built already, if anything, is used")
         missing = [name for name in ("setuptools", "torch") if importlib.util.find_spec(name) is None]
-        if missing or (shutil.which("ninja") is None and importlib.util.find_spec("ninja") is None):
-            raise Skip(f"{', '.join(missing) or 'ninja'} is not installed; what is built already, if anything, is used")
+        if missing:
+            raise Skip(f"{', '.join(missing)} is not installed; what is built already, if anything, is used")
         arch = self.found["capability"]
         command = self.python("setup.py", "--quiet", "build_ext", "--inplace")
         status, output = self.run("build", command, seconds, {"FASTGEN_CUDA": "1", "FASTGEN_CUDA_ARCHS": arch})
         if status == 0:
             return {"outcome": "passed", "words": f"both libraries, for compute capability {arch}"}
+        if "there is no ninja" in output:
+            raise Skip("there is no ninja; what is built already, if anything, is used")
         return {"outcome": "failed", "words": ended(status, seconds), "output": tail(output)}
 
     def install(self, seconds):
@@ -192,51 +207,47 @@ class Check:
     # -- tests --
 
     def tests(self, seconds):
-        """First the tests of huge tensors, alone on the device; then all others, side by side where xdist is installed; then some
-        of the Triton backend's, which compile a kernel each."""
+        """First the tests of huge tensors, alone on the device; then, in several processes side by side, all others, and of the
+        Triton backend's, which compile kernels, as many as there is time for."""
         if importlib.util.find_spec("pytest") is None:
             raise Skip("pytest is not installed")
-        start = time.monotonic()
-        huge = self.pytest("tests_huge", 0.4 * seconds, "tests/test_cuda.py", "-k", HUGE)
-        workers = min(8, (os.cpu_count() or 1) // 2)
-        parallel = importlib.util.find_spec("xdist") is not None and workers > 1
-        side_by_side = ("-p", "xdist", "-n", str(workers)) if parallel else ()
-        left = seconds - (time.monotonic() - start)
-        chosen = ("tests", "-k", f"not {HUGE}", "--not-backend", "triton")
-        others = self.pytest("tests", (0.6 if self.found.get("triton") else 1.0) * left, *chosen, *side_by_side)
-        if not parallel:
-            others["words"] += "; one after another, since pytest-xdist is not installed"
-        parts = {"huge": huge, "others": others}
-        if self.found.get("triton"):
-            parts["triton"] = self.triton_tests(seconds - (time.monotonic() - start), workers)
+        end = time.monotonic() + seconds
+        parts = {"huge": self.share("tests_huge", end - 0.7 * seconds, "tests/test_cuda.py", "-k", HUGE)}
+        chosen = ("tests", "-k", f"not {HUGE}")
+        triton = self.found.get("triton")
+        parts["others"] = self.shares("tests", end - (0.3 if triton else 0) * seconds, 1, *chosen, "--not-backend", "triton")
+        if triton:
+            left = max(end - time.monotonic(), 1.0)
+            sample = max(1, math.ceil(TRITON_SECONDS / (TRITON_SHARE * left * processes())))
+            parts["triton"] = self.shares("tests_triton", end, sample, *chosen, "--backend", "triton")
+            parts["triton"]["words"] += f" of one test in {sample}"
         return joined({name: part | {"words": f"{name}: {part['words']}"} for name, part in parts.items()})
 
-    def triton_tests(self, seconds, workers):
-        """One test in TRITON_SAMPLE, in so many processes."""
-        shares = max(workers, 1)
+    def shares(self, name, end, sample, *arguments):
+        """One test in `sample`, dealt to so many processes."""
+        count = processes()
 
         def share(k):
-            options = ("--backend", "triton", "--share", f"{k * TRITON_SAMPLE}/{TRITON_SAMPLE * shares}")
-            return self.pytest(f"tests_triton_{k}", seconds, "tests", "-k", f"not {HUGE}", *options)
+            return self.share(f"{name}_{k}", end, *arguments, "--share", f"{k * sample}/{sample * count}")
 
-        with ThreadPoolExecutor(shares) as threads:
-            found = list(threads.map(share, range(shares)))
-        failed = [part for part in found if part["outcome"] == "failed"]
-        counts = {word: sum(part["counts"][word] for part in found) for word in found[0]["counts"]}
-        skips = {}
-        for reason, count in (item for part in found for item in part["skips"].items()):
-            skips[reason] = skips.get(reason, 0) + count
-        words = ", ".join(f"{count} {word}" for word, count in counts.items() if count) or "no test ran"
-        words += f" of one test in {TRITON_SAMPLE}" + "".join(f"; {part['words']}" for part in failed[:1])
-        result = {"outcome": "failed" if failed else "passed", "words": words, "counts": counts, "skips": skips}
-        result["failures"] = [failure for part in found for failure in part["failures"]][:200]
-        return result | ({"output": failed[0]["output"]} if failed else {})
+        with ThreadPoolExecutor(count) as threads:
+            return merged(list(threads.map(share, range(count))))
+
+    def share(self, name, end, *arguments):
+        """The tests of one process. One that loses the GPU ends with the test that lost it, and another goes on behind that."""
+        parts, done = [], 0
+        while True:
+            again = f"_{len(parts)}" if parts else ""
+            parts.append(self.pytest(name + again, max(end - time.monotonic(), 1.0), *arguments, "--from", str(done)))
+            done += parts[-1]["ran"]
+            if not parts[-1]["lost"] or not parts[-1]["ran"] or end - time.monotonic() < RESTART:
+                return merged(parts)
 
     def pytest(self, name, seconds, *arguments):
         report = self.logs / f"{name}.xml"
         report.unlink(missing_ok=True)
-        # no plugin that happens to be installed: some add options or change how tests run
-        env = {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+        # no plugin that happens to be installed: some add options or change how tests run; nor a pool of compilers for each process
+        env = {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "TORCHINDUCTOR_COMPILE_THREADS": "1", "OMP_NUM_THREADS": "2"}
         options = (
             "-q",
             "--device",
@@ -251,35 +262,35 @@ class Check:
         status, output = self.run(name, self.python("-m", "pytest", *options, *arguments), seconds, env)
         result = read_junit(report)
         passed = status == 0 and result["counts"]["passed"] > 0
-        words = ", ".join(f"{count} {word}" for word, count in result["counts"].items() if count) or "no test ran"
-        if status not in (0, 1):
+        lost = LOST.findall(output)[:1]
+        words = counted(result["counts"])
+        if status not in (0, 1) and not lost:
             words += f"; {ended(status, seconds)}"
-        result |= {"outcome": "passed" if passed else "failed", "words": words}
+        result |= {"outcome": "passed" if passed else "failed", "words": words, "lost": lost}
         return result if passed else result | {"output": tail(output)}
 
     # -- compute-sanitizer --
 
     def sanitizer(self, seconds):
         tool = shutil.which("compute-sanitizer") or next(
-            (
-                str(path)
-                for home in (os.environ.get("CUDA_HOME"), "/usr/local/cuda")
-                if home and (path := sanitizer_of(home)).exists()
-            ),
+            (str(path) for home in (os.environ.get("CUDA_HOME"), USUAL_CUDA) if home and (path := sanitizer_of(home)).exists()),
             None,
         )
         if tool is None:
             raise Skip("compute-sanitizer is not on the PATH nor in the CUDA toolkit")
-        result, start = {}, time.monotonic()
-        for index, check in enumerate(("memcheck", "racecheck")):
-            left = (seconds - (time.monotonic() - start)) / (2 - index)
+        result, end = {}, time.monotonic() + seconds
+        # Predicted, not measured: under a tool a call takes some 50 ms, and there are 1,100 of them, after half a minute of
+        # imports. Shared memory, which racecheck watches, is used by sums alone, a fifth of the calls. Both stop after a call when
+        # their time is over, and what they have seen by then counts.
+        for check, share, calls in (("memcheck", 0.7, ()), ("racecheck", 1.0, ("--sums",))):
+            left = (end - time.monotonic()) * share
             # without the caching allocator every tensor is an allocation of its own, whose bounds the tool knows
             env = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
             options = ("--tool", check, "--error-exitcode", "9", "--launch-timeout", "120", "--print-limit", "20")
-            command = [tool, *options, *self.python("tests/every_call.py", "--device", self.device)]
-            status, output = self.run(check, command, left, env)
+            driver = ("tests/every_call.py", "--device", self.device, "--until", f"{time.time() + 0.9 * left - 5:.0f}", *calls)
+            status, output = self.run(check, [tool, *options, *self.python(*driver)], left, env)
             summaries = re.findall(r"=+ ((?:ERROR|RACECHECK) SUMMARY: .*)", output)
-            calls = re.findall(r"^(\d+ calls on .*)$", output, re.MULTILINE)
+            calls = re.findall(r"^(\d+ (?:of \d+ )?calls on .*)$", output, re.MULTILINE)
             clean = status == 0 and bool(calls) and bool(summaries)
             words = f"{check}: {summaries[-1] if summaries else ended(status, left)}" + (f", {calls[-1]}" if calls else "")
             result[check] = {"outcome": "passed" if clean else "failed", "words": words}
@@ -310,16 +321,25 @@ class Check:
         return result | {"numbers": numbers} | ({} if status == 0 else {"output": tail(output)})
 
 
+def nvcc() -> str | None:
+    """Where setup.py looks for it too."""
+    if home := os.environ.get("CUDA_HOME"):
+        return shutil.which(Path(home) / "bin/nvcc")
+    return shutil.which("nvcc") or shutil.which(USUAL_CUDA / "bin/nvcc")
+
+
 def sanitizer_of(home) -> Path:
     return Path(home) / "bin/compute-sanitizer"
 
 
 def read_junit(report: Path) -> dict:
-    """{"counts": {…}, "failures": [{"test", "message"}, …], "skips": {reason: how many}} of a JUnit file; zeros without one."""
-    counts, failures, skips = dict.fromkeys(("passed", "failed", "errors", "skipped"), 0), [], {}
+    """{"counts": {…}, "failures": [{"test", "message"}, …], "skips": {reason: how many}, "ran": tests} of a JUnit file; zeros
+    without one. A test that fails and whose fixtures then fail too counts twice, but ran once."""
+    counts, failures, skips, tests = dict.fromkeys(("passed", "failed", "errors", "skipped"), 0), [], {}, set()
     with contextlib.suppress(OSError, xml.ParseError):
         for case in xml.parse(report).iter("testcase"):
             kinds = {child.tag: child for child in case}
+            tests.add((case.get("classname"), case.get("name")))
             word = {"failure": "failed", "error": "errors", "skipped": "skipped"}
             kind = next((tag for tag in word if tag in kinds), None)
             counts[word[kind] if kind else "passed"] += 1
@@ -329,7 +349,37 @@ def read_junit(report: Path) -> dict:
             elif kind:
                 name = f"{case.get('classname', '')}::{case.get('name', '')}"
                 failures.append({"test": name, "message": kinds[kind].get("message", "")[:500]})
-    return {"counts": counts, "failures": failures[:200], "skips": skips}
+    return {"counts": counts, "failures": failures[:200], "skips": skips, "ran": len(tests)}
+
+
+def processes() -> int:
+    return max(1, min(PROCESSES, (os.cpu_count() or 1) * 3 // 4))
+
+
+def counted(counts: dict) -> str:
+    return ", ".join(f"{count} {word}" for word, count in counts.items() if count) or "no test ran"
+
+
+def merged(parts: list[dict]) -> dict:
+    """One result of several runs of pytest: all counts, the failures in their order, the words of the first that went wrong."""
+    counts = {word: sum(part["counts"][word] for part in parts) for word in parts[0]["counts"]}
+    skips: dict[str, int] = {}
+    for reason, count in (item for part in parts for item in part["skips"].items()):
+        skips[reason] = skips.get(reason, 0) + count
+    failed = [part for part in parts if part["outcome"] == "failed" and not (len(parts) > 1 and is_empty(part))]
+    lost = [test for part in parts for test in part["lost"]]
+    words = counted(counts) + "".join(f"; {part['words']}" for part in failed[:1] if ";" in part["words"])
+    if lost:
+        words += f"; {len(lost)} of them lost the GPU for their process, first {lost[0]}"
+    result = {"outcome": "failed" if failed or not counts["passed"] else "passed", "words": words, "counts": counts, "skips": skips}
+    result |= {"ran": sum(part["ran"] for part in parts), "lost": lost}
+    result["failures"] = [failure for part in parts for failure in part["failures"]][:200]
+    return result | ({"output": failed[0]["output"]} if failed else {})
+
+
+def is_empty(part: dict) -> bool:
+    """Whether there was no test for a process: it came after the last, or there are fewer tests than processes."""
+    return "no test ran; exit status 5" in part["words"]
 
 
 def joined(parts: dict) -> dict:
@@ -377,12 +427,12 @@ def output_of(*command) -> str | None:
 
 
 def environment(found: dict) -> dict:
-    nvcc = re.search(r"release ([\d.]+)", output_of("nvcc", "--version") or "")
+    release = re.search(r"release ([\d.]+)", (output_of(nvcc(), "--version") if nvcc() else None) or "")
     driver = output_of("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
     status = output_of("git", "status", "--porcelain", "--", ".", ":!benchmarks/results")
     return found | {
         "driver": driver.splitlines()[0] if driver else None,
-        "nvcc": nvcc.group(1) if nvcc else None,
+        "nvcc": release.group(1) if release else None,
         "cores": os.cpu_count(),
         "commit": output_of("git", "rev-parse", "--short=12", "--verify", "HEAD"),
         "dirty": None if status is None else bool(status),

@@ -23,6 +23,7 @@ BACKENDS = ("cpp", "triton", "eager")
 DEVICES = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
 PLACES = [(device, name) for device in DEVICES for name in fastgen.available_backends(device)]
 SHAPES = [(0, 3), (3, 0), (1,), (5,), (5, 1), (3, 127), (3, 128), (3, 129), (2, 3, 5, 7), (2, 2, 3, 4, 5)]
+LOST = "the GPU was lost for this process"  # benchmarks.gpu_check looks for these words
 TIMESTEPS = {"first": 0, "middle": 17, "last": 39, "mixed": [39, 0, 17]}  # of `schedule`
 
 
@@ -31,6 +32,7 @@ def pytest_addoption(parser):
     parser.addoption("--backend", choices=BACKENDS, action="append", help="only the tests that ask for one of these backends")
     parser.addoption("--not-backend", choices=BACKENDS, action="append", help="none of the tests that ask for this backend")
     parser.addoption("--share", default="0/1", metavar="K/N", help="only every N-th test from the K-th on")
+    parser.addoption("--from", default=0, type=int, metavar="N", dest="first", help="of these, none of the first N")
 
 
 def pytest_configure(config):
@@ -44,7 +46,8 @@ def pytest_collection_modifyitems(config, items):
     share, shares = map(int, config.getoption("--share").split("/"))
     wanted = [item for item in items if device in (None, _device_of(item))]
     wanted = [item for item in wanted if not backends or _backend_of(item) in backends]
-    wanted = [item for item in wanted if not others or _backend_of(item) not in others][share::shares]
+    wanted = [item for item in wanted if not others or _backend_of(item) not in others]
+    wanted = wanted[share::shares][config.getoption("first") :]
     if left_out := set(items) - set(wanted):
         items[:] = wanted
         config.hook.pytest_deselected(items=left_out)
@@ -64,8 +67,23 @@ def _device_of(item):
 def _backend_of(item):
     if marker := item.get_closest_marker("backend"):
         return marker.args[0]
-    place = _parameters(item).get("place")
-    return place[1] if place else None
+    place, kernels = _parameters(item).get("place"), _parameters(item).get("kernels")
+    return place[1] if place else kernels if kernels in BACKENDS else None
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_call(item):
+    """Ends the run after a test that has lost the GPU for its process: after an illegal address or a failed device assertion
+    every later call fails with the same error, whatever it does. An error that nobody has waited for is that test's too."""
+    outcome = yield
+    if not torch.cuda.is_initialized():
+        return
+    try:
+        torch.cuda.synchronize()
+    except RuntimeError as error:
+        item.session.shouldstop = f"{LOST} by {item.nodeid}"
+        if outcome.excinfo is None:
+            outcome.force_exception(error)
 
 
 def pytest_report_header(config):

@@ -10,6 +10,7 @@ import functools
 import itertools
 import math
 import sys
+import time
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import NamedTuple
@@ -347,15 +348,21 @@ def settings():
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--device", default="cuda")
-    device = parser.parse_args().device
+    parser.add_argument("--sums", action="store_true", help="only the calls that add up, whose kernels alone use shared memory")
+    parser.add_argument("--until", type=float, default=math.inf, metavar="EPOCH", help="stop after the call that ends later")
+    options = parser.parse_args()
+    device = options.device
     if device == "cuda" and fastgen.backend(device) == "eager":
         raise SystemExit(f"there are no kernels to run:\n{fastgen.backend_info()}")
-    called = 0
+    chosen = {name: call for name, call in CALLS.items() if not options.sums or facts(call).sums}
+    called, total = 0, 0
     for what, how in settings():
         i = inputs(device, **how)
-        for name, call in CALLS.items():
-            if not fits(name, i):
-                continue
+        fitting = {name: call for name, call in chosen.items() if fits(name, i)}
+        total += len(fitting)
+        for name, call in fitting.items():
+            if time.time() > options.until:
+                break
             made = results(call(i))
             if device == "cuda":
                 torch.cuda.synchronize()  # so that an error is that call's
@@ -364,8 +371,11 @@ def main():
             if not finite:
                 raise SystemExit(f"{name}, {what}: not every value is finite")
             called += 1
-        print(f"{what}: done", flush=True)
-    print(f"{called} calls on {device}, backend {fastgen.backend(device)}")
+        else:
+            print(f"{what}: done", flush=True)
+    if not called:
+        raise SystemExit(f"there was no time for any of {total} calls")
+    print(f"{called}{f' of {total}' * (called < total)} calls on {device}, backend {fastgen.backend(device)}")
 
 
 if __name__ == "__main__":

@@ -133,10 +133,22 @@ def test_build_refuses(tmp_path, environment, expected):
 
 
 @needs_sources
-def test_build_refuses_without_ninja(tmp_path, monkeypatch):
-    """Neither on the PATH nor beside Python, as in an environment that is not active."""
-    script = f"import sys; sys.executable = '/nowhere/python'; {RUN_SETUP}"
+def test_build_refuses_without_ninja(tmp_path):
+    """Neither on the PATH nor where pip puts it."""
+    nowhere = "p = s.get_path; s.get_path = lambda name, *scheme: '/nowhere' if name == 'scripts' else p(name, *scheme)"
+    script = f"import sys, sysconfig as s; sys.executable = '/nowhere/python'; {nowhere}; {RUN_SETUP}"
     assert_refused(build(tmp_path, without=["ninja"], python=["-c", script]), "there is no ninja: `pip install ninja`")
+
+
+@needs_sources
+def test_ninja_of_the_user_is_found(tmp_path):
+    """Where `pip install --user` puts it, which is on few PATHs."""
+    program(tmp_path / "user/ninja", "echo found >&2")
+    user = "p = s.get_path; s.get_path = lambda name, *scheme: 'user' if scheme == ('posix_user',) else p(name, *scheme)"
+    user += " if name != 'scripts' else '/nowhere'"
+    script = f"import sys, sysconfig as s; sys.executable = '/nowhere/python'; {user}; {RUN_SETUP}"
+    run = build(tmp_path, without=["ninja"], python=["-c", script])
+    assert run.returncode == 0 and "found" in run.stderr, run.stderr
 
 
 @needs_sources

@@ -1,6 +1,9 @@
 """What test_cuda.py takes the calls of every_call.py to be, held against what they do here: a wrong entry shows without a GPU."""
 
 import importlib
+import itertools
+import sys
+from types import SimpleNamespace
 
 import every_call
 import pytest
@@ -112,3 +115,16 @@ def test_launches_and_allocations_of_a_training_step(kernels):
     step(i)
     launched.clear()
     assert memory_of(step, i)[0] == 4 and len(launched) == 4, launched
+
+
+@pytest.mark.parametrize("until, made", [(100, 11), (0, 0)])
+def test_the_program_stops_in_time(monkeypatch, capsys, until, made):
+    """compute-sanitizer then still says what it has seen."""
+    monkeypatch.setattr(sys, "argv", ["every_call.py", "--device", "cpu", "--sums", "--until", str(until)])
+    monkeypatch.setattr(every_call, "time", SimpleNamespace(time=itertools.count(90).__next__))
+    if made:
+        every_call.main()
+        assert f"\n{made} of " in "\n" + capsys.readouterr().out
+    else:
+        with pytest.raises(SystemExit, match="no time for any of"):
+            every_call.main()

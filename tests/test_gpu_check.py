@@ -153,8 +153,25 @@ def check(gpu_check, tmp_path):
 def test_build_without_a_compiler_is_skipped(gpu_check, check, monkeypatch):
     monkeypatch.setenv("PATH", "/nowhere")
     monkeypatch.delenv("CUDA_HOME", raising=False)
+    monkeypatch.setattr(gpu_check, "USUAL_CUDA", Path("/nowhere"))
     with pytest.raises(gpu_check.Skip, match="no nvcc"):
         check.build(10)
+
+
+@pytest.mark.parametrize("output, outcome", [("", "passed"), ("fastgen: there is no ninja: `pip install ninja`", None)])
+def test_build_looks_where_nvcc_usually_is(gpu_check, check, monkeypatch, tmp_path, output, outcome):
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin/nvcc").write_text("#!/bin/sh\necho release 13.0")
+    (tmp_path / "bin/nvcc").chmod(0o755)
+    monkeypatch.setenv("PATH", "/nowhere")
+    monkeypatch.delenv("CUDA_HOME", raising=False)
+    monkeypatch.setattr(gpu_check, "USUAL_CUDA", tmp_path)
+    monkeypatch.setattr(check, "run", lambda *arguments: (1 if output else 0, output))
+    if outcome:
+        assert check.build(10)["outcome"] == outcome
+    else:
+        with pytest.raises(gpu_check.Skip, match="no ninja"):
+            check.build(10)
 
 
 def test_wheel_is_installed_apart_from_the_tree(gpu_check, tmp_path):
@@ -200,40 +217,81 @@ def test_error(broken): pass
     assert check.pytest("none", 60, tests, "-c", tmp_path / "pytest.ini", "-k", "nothing")["outcome"] == "failed"
 
 
-@pytest.mark.parametrize("xdist", [True, False])
-def test_suite_runs_side_by_side_where_it_can(gpu_check, check, monkeypatch, xdist):
-    """Huge tensors alone, before."""
+POISONED = """
+import torch
+lost = []
+torch.cuda.is_initialized = lambda: True
+def synchronize():
+    if lost: raise RuntimeError("CUDA error: an illegal memory access was encountered")
+torch.cuda.synchronize = synchronize
+def test_good(): pass
+def test_loses(): lost.append("what no call has noticed yet")
+def test_bad(): assert not lost; assert 1 == 2, "one is not two"
+def test_loses_too(): lost.append(1); raise RuntimeError("CUDA error: device-side assert triggered")
+def test_last(): assert not lost
+"""
+
+
+def test_a_lost_gpu_fails_one_test(gpu_check, check, tmp_path):
+    """The test that lost it, and none that comes later: another process goes on behind it."""
+    (tmp_path / "test_some.py").write_text(POISONED)
+    (tmp_path / "pytest.ini").write_text("[pytest]\n")
+    check.env["PYTHONPATH"] = os.pathsep.join([str(ROOT / "tests"), check.env["PYTHONPATH"]])
+    options = ("-c", tmp_path / "pytest.ini", "-p", "conftest")
+    result = check.share("some", time.monotonic() + 200, tmp_path / "test_some.py", *options)
+    assert result["counts"] == {"passed": 2, "failed": 3, "errors": 0, "skipped": 0} and result["ran"] == 5
+    failures = {failure["test"].split("::")[1]: failure["message"] for failure in result["failures"]}
+    assert list(failures) == ["test_loses", "test_bad", "test_loses_too"]
+    assert "illegal memory access" in failures["test_loses"] and "one is not two" in failures["test_bad"]
+    assert [test.split("::")[1] for test in result["lost"]] == ["test_loses", "test_loses_too"]
+    assert "2 of them lost the GPU for their process, first " in result["words"] and result["outcome"] == "failed"
+    assert len(gpu_check.report_lines({"tests": result | {"seconds": 1.0}}, [])) == 4
+
+
+NO_FAILURE = {"counts": {"passed": 2, "failed": 0, "errors": 0, "skipped": 1}, "skips": {"too small": 1}, "failures": []}
+
+
+@pytest.mark.parametrize("triton", ["3.6.0", None])
+def test_suite_runs_side_by_side(gpu_check, check, monkeypatch, triton):
+    """Huge tensors alone, before; of the Triton backend's tests one in so many as the time allows. Each process has its share."""
     ran = []
-    monkeypatch.setattr(check, "pytest", lambda name, seconds, *words: ran.append((name, seconds, words)) or passed(seconds))
-    monkeypatch.setattr(gpu_check.importlib.util, "find_spec", lambda name: None if name == "xdist" and not xdist else True)
-    monkeypatch.setattr(gpu_check.os, "cpu_count", lambda: 16)
-    check.found = check.found | {"triton": None}
-    result = check.tests(100)
-    assert result["outcome"] == "passed" and list(result["parts"]) == ["huge", "others"]
-    assert [name for name, *_ in ran] == ["tests_huge", "tests"] and ran[0][1] <= 40 and ran[1][1] > 90
-    assert (ran[1][2][-2:] == ("-n", "8")) == xdist and ("pytest-xdist is not" in result["words"]) != xdist
-
-
-def test_triton_backend_has_processes_of_its_own(gpu_check, check, monkeypatch):
-    """Each with another share of one test in so many; together they are one part."""
-    ran, counts = [], {"passed": 2, "failed": 0, "errors": 0, "skipped": 1}
 
     def pytest_of(name, seconds, *words):
-        ran.append((name, words))
-        failed = {"outcome": "failed", "output": "why", "failures": [{"test": "bad", "message": "no"}]} if name[-2:] == "_3" else {}
-        return passed(seconds) | {"counts": counts, "skips": {"too small": 1}, "failures": []} | failed
+        ran.append((name, seconds, words))
+        failed = {"outcome": "failed", "output": "why", "failures": [{"test": "bad", "message": "no"}]}
+        return passed(seconds) | NO_FAILURE | {"ran": 3, "lost": []} | (failed if name == "tests_triton_3" else {})
 
     monkeypatch.setattr(check, "pytest", pytest_of)
-    monkeypatch.setattr(gpu_check.os, "cpu_count", lambda: 8)
-    check.found = check.found | {"triton": "3.6.0"}
-    result = check.tests(100)
-    assert result["outcome"] == "failed" and list(result["parts"]) == ["huge", "others", "triton"]
-    assert "--not-backend" in ran[1][1]
-    shares = [words[words.index("--share") + 1] for name, words in ran if name.startswith("tests_triton")]
-    assert sorted(shares) == ["0/16", "12/16", "4/16", "8/16"]
-    part = result["parts"]["triton"]
-    assert part["counts"] == {"passed": 8, "failed": 0, "errors": 0, "skipped": 4} and part["skips"] == {"too small": 4}
-    assert part["failures"] == [{"test": "bad", "message": "no"}] and part["output"] == "why"
+    monkeypatch.setattr(gpu_check.os, "cpu_count", lambda: 16)
+    check.found = check.found | {"triton": triton}
+    result = check.tests(400)
+    assert ran[0][0] == "tests_huge" and ran[0][1] <= 120 and "not past_32_bits" not in ran[0][2]
+    others = [(seconds, words) for name, seconds, words in ran if name.startswith("tests_") and name[6:].isdigit()]
+    assert sorted(words[words.index("--share") + 1] for _, words in others) == sorted(f"{k}/12" for k in range(12))
+    assert all("--not-backend" in words and seconds > (250 if triton else 350) for seconds, words in others)
+    part = result["parts"]["others"]
+    assert part["counts"] == {"passed": 24, "failed": 0, "errors": 0, "skipped": 12} and part["skips"] == {"too small": 12}
+    assert list(result["parts"]) == ["huge", "others", *(["triton"] if triton else [])]
+    if triton:
+        sample = 14  # 26,000 s of compilations in 0.4 of 400 s of 12 processes
+        shares = [words[words.index("--share") + 1] for name, _, words in ran if name.startswith("tests_triton")]
+        assert sorted(shares) == sorted(f"{k * sample}/{12 * sample}" for k in range(12))
+        part = result["parts"]["triton"]
+        assert part["failures"] == [{"test": "bad", "message": "no"}] and part["output"] == "why"
+        assert result["outcome"] == "failed" and f"of one test in {sample}" in result["words"]
+
+
+def test_which_tests_are_tritons():
+    """Those whose place is, and those of test_cuda.py whose kernels are."""
+    code = f"""
+import sys; sys.path.insert(0, {str(ROOT / "tests")!r})
+from types import SimpleNamespace as item
+import conftest
+def of(**parameters): return conftest._backend_of(item(callspec=item(params=parameters), get_closest_marker=lambda name: None))
+print(of(kernels="triton"), of(kernels="cpp"), of(place=("cuda", "triton")), of(kernels=3), of())
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert run.stdout.split() == ["triton", "cpp", "triton", "None", "None"], run.stderr
 
 
 def test_device_option_chooses_the_tests():
