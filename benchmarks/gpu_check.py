@@ -40,8 +40,9 @@ LOST = re.compile(r"the GPU was lost for this process by (\S+)")  # tests/confte
 # and for test_cuda.py the kernels that Triton compiles for them, by the types, alignments and constants of each launch.
 #   not Triton's     12,700 tests, at 30 ms                                                                    400 processor seconds
 #   Triton's           5,400 tests of the ops, at 2 compilations                                           10,800 compilations
-#                      1,850 tests of test_cuda.py: 12 compilations in one of dtypes, 22 in one of sizes …   15,000 compilations
-# A compilation takes a second (0.8 s of an EPYC's core, for sm_90). So all of Triton's would take 40 minutes on 12 processes, and
+#                      1,850 tests of test_cuda.py: 12 in one of dtypes, 22 of sizes, 24 of layouts, 37 of
+#                            alignments; 5,600 of them differ, as far as processes find each other's    21,000 compilations
+# A compilation takes 0.8 s of an EPYC's core, for sm_90. So all of Triton's would take 36 minutes on 12 processes, and
 # before tests were sampled by their kernels too, those of test_cuda.py were among those that were not Triton's.
 TRITON_SECONDS = 26_000
 # Of the time that is left for Triton's tests, what the chosen ones are meant to take: the rest is for the start of the processes,
