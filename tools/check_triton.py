@@ -18,7 +18,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tools")]
 from report import report  # noqa: E402
 
 # Every op on its samples; then, of the ops' own files, the values for each kind of timestep and dtype.
-TESTS = ("tests/test_triton_samples.py", "tests/test_q_sample.py", "tests/test_q_posterior.py")
+TESTS = ("tests/test_triton_samples.py", "tests/test_triton_direct.py", "tests/test_q_sample.py", "tests/test_q_posterior.py")
 TARGETS = ("90", "gfx942")
 
 

@@ -11,6 +11,7 @@ import torch
 
 from .. import _dispatch
 from . import bce_with_logits, ddpm_step, diffusion_loss, gan_loss, q_posterior, q_sample, randn
+from .common.direct import Direct
 from .common.op import INTERPRETED
 
 # name of the op: (the function, the arguments that it writes to)
@@ -52,5 +53,8 @@ _REGISTERED = {name: _registered(name, *rest) for name, rest in FUNCTIONS.items(
 _TRACED = {name: getattr(torch.ops.fastgen_triton, name).default for name in FUNCTIONS}
 
 
+_CALLED = {name: function if INTERPRETED else Direct(function) for name, (function, _) in FUNCTIONS.items()}
+
+
 def op(name):
-    return _TRACED[name] if _dispatch.traced() else FUNCTIONS[name][0]
+    return _TRACED[name] if _dispatch.traced() else _CALLED[name]

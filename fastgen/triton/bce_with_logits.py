@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .. import _checks, _dispatch
+from .. import _checks
 from ..bce_with_logits import REDUCTIONS, refuse, result_dtype
 from .common import op
 from .common.driver import flat_elements
@@ -197,8 +197,8 @@ def _forward(input, target, weight, pos_weight, reduction, wide):
     a = _Operands(input, target, weight, pos_weight, reduction)
     dtype = result_dtype(target, wide)
     if reduction == 0:
-        return _each(a, _dispatch.empty_like(input, dtype), a.input, ABSENT.value, False, False)
-    out = torch.empty((), dtype=dtype, device=input.device)
+        return _each(a, op.empty_like(input, dtype), a.input, ABSENT.value, False, False)
+    out = op.empty((), dtype, input.device)
     programs = programs_of(a.count)
     alone, mean = is_one(programs), reduction == 1
     sums = out if alone else scratch(1, [programs], input)
@@ -233,4 +233,4 @@ def bce_with_logits_backward(
     gradient, how = a.read(gradient)
     if reduction != 0 and how != SINGLE.value:
         raise RuntimeError("gradient: expected one element for a mean or a sum")
-    return _each(a, _dispatch.empty_like(input), gradient, how, True, reduction == 1)
+    return _each(a, op.empty_like(input), gradient, how, True, reduction == 1)

@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .. import _checks, _dispatch
+from .. import _checks
 from .common import op
 from .common.driver import FLAT, TILED, elements_of, part_of, place_of, tile_normals
 from .common.elementwise import GIVEN_NOISE, NO_NOISE, SEEDED_NOISE, column, table_row, timestep_of
@@ -167,7 +167,7 @@ def _run(x, model_output, rows, t, index, noise, seeds, seed, clip, threshold, l
     merge = not rows.has_t and threshold is None
     cut = op.tiling(batch, (x, m, noise, out), z.kind == SEEDED_NOISE.value, merge, learned)
     exact = op.passes_floats_as_float32() and rows.table.itemsize == 8
-    numbers = (0.0 if clip is None or exact else clip, 0.0 if u is None or exact else guidance)
+    numbers = (0.0 if clip is None or exact else clip, 0.0 if exact else guidance)
 
     def launch(out, x0_out):
         op.launch(
@@ -194,7 +194,7 @@ def _run(x, model_output, rows, t, index, noise, seeds, seed, clip, threshold, l
 
 
 def _empty(x, model_output):
-    return _dispatch.empty_like(x, _checks.result_dtype(x, model_output))
+    return op.empty_like(x, _checks.result_dtype(x, model_output))
 
 
 def ddpm_step(

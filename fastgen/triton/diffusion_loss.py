@@ -1,11 +1,10 @@
 """The training loss of a diffusion model: the formulas of csrc/diffusion_loss/diffusion_loss.h, the kernels and the ops."""
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from .. import _checks, _dispatch
+from .. import _checks
 from ..schedule import PREDICTIONS
 from .common import op
 from .common.driver import TILED, elements_of, part_of, place_of, tile_normals
@@ -287,7 +286,7 @@ def diffusion_loss(
     options = (weights, prediction, loss, delta, reduction)
     call = _Call((), model_output, x0, rows, t, index, noise, seeds, seed, offset, *options)
     cut, each = call.cut, reduction == 0
-    result = torch.empty(x0.shape[:1] if each else (), dtype=call.dtype, device=x0.device)
+    result = op.empty(x0.shape[:1] if each else (), call.dtype, x0.device)
     sums = sums_for(result, cut.tiles if each else 1, cut.blocks if each else cut.tiles * cut.blocks)
     op.launch(
         wrap_triton(diffusion_loss_kernel),
@@ -318,7 +317,7 @@ def _backward(
     delta,
     reduction,
 ):
-    to_m = _dispatch.empty_like(model_output)
+    to_m = op.empty_like(model_output)
     outputs = (to_m,) if to_x0 is None else (to_m, to_x0)
     options = (weights, prediction, loss, delta, reduction)
     call = _Call(outputs, model_output, x0, rows, t, index, noise, seeds, seed, offset, *options)
@@ -376,6 +375,6 @@ def diffusion_loss_backward_x0(
     delta: float,
     reduction: int,
 ) -> tuple[Tensor, Tensor]:
-    to_x0 = _dispatch.empty_like(model_output, x0.dtype)
+    to_x0 = op.empty_like(model_output, x0.dtype)
     options = (weights, prediction, loss, delta, reduction)
     return _backward(gradient, to_x0, model_output, x0, rows, t, index, noise, seeds, seed, offset, *options), to_x0

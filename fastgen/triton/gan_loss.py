@@ -10,7 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..gan_loss import KINDS, MINIMAX, dense, empty_like, refuse, result_dtype, target_of
-from .common import op
+from .common import direct, op
 from .common.driver import flat_elements
 from .common.host_device import max_of, negative, product, splat, stored
 from .common.op import wrap_triton
@@ -200,7 +200,7 @@ def _gradients(gradient, logits, real, kind, smoothing, reduction):
     made = []
     for k, x in enumerate(logits):
         x = op.plain(x if dense(x) else x.contiguous())
-        out = empty_like(x)
+        out = direct.made(empty_like(x))
         tile = op.flat_tile(x.numel(), (x,))
         op.launch(
             wrap_triton(gan_gradient_kernel),
@@ -219,8 +219,8 @@ def gan_loss(
     """One launch for each tensor, and one that adds their parts up where there is more than one program."""
     _check(logits, real, kind, smoothing, reduction)
     dtype, device, fake = result_dtype(logits), logits[0].device, len(logits) - real
-    loss = torch.empty((), dtype=dtype, device=device)
-    monitored = torch.empty((MONITORS,), dtype=dtype, device=device) if monitors else None
+    loss = op.empty((), dtype, device)
+    monitored = op.empty((MONITORS,), dtype, device) if monitors else None
     programs = [programs_of(x.numel()) for x in logits]
     chunks = sum(programs)
     alone = is_one(chunks)

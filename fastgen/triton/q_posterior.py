@@ -1,11 +1,10 @@
 """q(x_{t−1} | x_t, x_0): the formula of csrc/q_posterior/q_posterior.h, its kernel and the op."""
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from .. import _checks, _dispatch
+from .. import _checks
 from .common import op
 from .common.driver import elements_of, place_of
 from .common.elementwise import column, table_row, timestep_of
@@ -56,11 +55,11 @@ def q_posterior_kernel(
 
 def q_posterior(x0: Tensor, x_t: Tensor, rows: Tensor, t: Tensor | None, index: int) -> tuple[Tensor, Tensor, Tensor]:
     batch = op.batch_of(x0)
-    mean = _dispatch.empty_like(x0, _checks.result_dtype(x0, x_t))
+    mean = op.empty_like(x0, _checks.result_dtype(x0, x_t))
     x0, x_t = op.operand(x0, x0, batch.channels_last), op.same(x_t, x0, batch.channels_last)
     rows = op.rows_of(rows, t, index, 4, x0, _checks.compute_dtype(mean.dtype))
-    variance = torch.empty((batch.size, *[1] * (x0.dim() - 1)), dtype=rows.table.dtype, device=x0.device)
-    log_variance = torch.empty_like(variance)
+    variance = op.empty((batch.size, *[1] * (x0.dim() - 1)), rows.table.dtype, x0.device)
+    log_variance = op.empty(variance.shape, variance.dtype, x0.device)
     cut = op.tiling(batch, (x0, x_t), seeded=False, merge=False)
     blocks = cut.blocks if batch.event else 1  # a sample without elements has a variance too
     op.launch(

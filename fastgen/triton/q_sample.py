@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .. import _checks, _dispatch
+from .. import _checks
 from .common import op
 from .common.driver import TILED, elements_of, part_of, place_of, tile_normals
 from .common.elementwise import GIVEN_NOISE, SEEDED_NOISE, column, table_row, timestep_of, wide
@@ -105,7 +105,7 @@ def q_sample(
     seed: int | None = None,
     offset: int = 0,
 ) -> Tensor:
-    return _run(x, rows, t, index, noise, seeds, seed, offset, _dispatch.empty_like(x))
+    return _run(x, rows, t, index, noise, seeds, seed, offset, op.empty_like(x))
 
 
 def q_sample_out(

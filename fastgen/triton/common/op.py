@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 
 from ... import _dispatch
-from . import driver, elementwise
+from . import direct, driver, elementwise
 
 INTERPRETED = bool(triton.knobs.runtime.interpret)
 WARPS = 4
@@ -230,13 +230,23 @@ def launch(kernel, programs, x, *arguments, **parameters):
         kernel[(programs,)](*arguments, **parameters)
     else:
         with _device_of(x):
-            kernel[(programs,)](*arguments, **parameters, num_warps=WARPS, enable_fp_fusion=False)
+            compiled = kernel[(programs,)](*arguments, **parameters, num_warps=WARPS, enable_fp_fusion=False)
+            direct.launched(kernel, compiled, programs, arguments, parameters)
 
 
 def _device_of(x):
     if x.is_cpu or x.device.index == torch.accelerator.current_device_index():
         return contextlib.nullcontext()
     return torch.accelerator.device_index(x.device.index)
+
+
+def empty(shape, dtype, device):
+    return direct.made(torch.empty(shape, dtype=dtype, device=device))
+
+
+def empty_like(x, dtype=None):
+    """`_dispatch.empty_like`; what an op allocates for its result, or between its launches."""
+    return direct.made(_dispatch.empty_like(x, dtype))
 
 
 def into(out, x, dtype, batch, launch_to):

@@ -44,7 +44,7 @@ def scratch(outputs, programs, like):
     """Room for `outputs` sums of each of the programs, given as one number for each launch. Symbolic ones count as the most there
     may be: a size that may be 1 gets a guard."""
     chunks = sum(MOST_SUMS if isinstance(n, torch.SymInt) else n for n in programs)
-    return torch.empty((outputs * chunks,), dtype=torch.float64, device=like.device)
+    return op.empty((outputs * chunks,), torch.float64, like.device)
 
 
 @triton.jit
@@ -96,7 +96,7 @@ def sums_for(result, tiles, blocks):
     chunks = sharing(blocks, torch.sym_max(1, MOST_SUMS // torch.sym_max(1, tiles)))
     if is_one(chunks):
         return Sums(result, tiles, 1)
-    return Sums(torch.empty((result.numel(), chunks), dtype=torch.float64, device=result.device), tiles * chunks, chunks)
+    return Sums(op.empty((result.numel(), chunks), torch.float64, result.device), tiles * chunks, chunks)
 
 
 def finish(result, sums, divisor):
