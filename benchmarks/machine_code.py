@@ -278,6 +278,22 @@ def resources(log: str) -> dict[str, Resources]:
     return found
 
 
+REGISTERS, REGISTERS_AT_A_TIME = 65536, 256  # of a multiprocessor; what a warp of 32 threads is given is a multiple of the latter
+MOST_WARPS = {"75": 32, "86": 48, "89": 48, "120": 48}  # on a multiprocessor; elsewhere 64
+
+
+@functools.cache
+def threads_of_a_block(include: Path = CSRC) -> int:
+    return int(re.search(r"\bkThreads = (\d+);", (include / "common/index.h").read_text())[1])
+
+
+def resident_warps(registers: int, arch: str, threads: int) -> int:
+    """How many warps a multiprocessor has registers for, in whole thread blocks; our kernels use little shared memory."""
+    each = -(-32 * max(registers, 1) // REGISTERS_AT_A_TIME) * REGISTERS_AT_A_TIME
+    of_a_block = threads // 32
+    return min(REGISTERS // each, MOST_WARPS.get(arch, 64)) // of_a_block * of_a_block
+
+
 def demangled(symbols) -> dict[str, str]:
     symbols = list(symbols)
     lines = run(demangler(), input="\n".join(symbols) + "\n").stdout.splitlines()
@@ -295,11 +311,17 @@ class MainPath:
     impossible: list[list[int]]
     counts: dict[str, int]
     per_element: dict[str, float]  # instructions, and those of each class; of its loop over vectors, where it has one
+    multiplied_meanwhile: int | None = None  # wide multiplications while the first vectors are on their way
 
     def accesses(self, kind: str) -> dict[int, int]:
         """{bits: number} of the global "load" or "store" accesses."""
         widths = (key.split() for key in self.counts if key.startswith(f"{kind} "))
         return {int(bits): self.counts[f"{kind} {bits}"] for _, bits in widths}
+
+    @property
+    def bytes_loaded(self) -> int:
+        """By 128-bit accesses."""
+        return sum(bits // 8 * n for bits, n in self.accesses("load").items() if bits >= 128)
 
     @property
     def stores_vectors(self) -> bool:
@@ -328,6 +350,12 @@ class Kernel:
     def label(self) -> str:
         return label(self.name)
 
+    @property
+    def bytes_in_flight(self) -> int:
+        """What the threads on a multiprocessor have asked memory for before the first of them uses any of it."""
+        warps = resident_warps(self.resources.registers, self.arch, threads_of_a_block())
+        return 32 * warps * self.main.bytes_loaded if self.main is not None else 0
+
 
 def main_path(function: sass.Function, name: str) -> MainPath | None:
     stored, loaded = element_bytes(name)
@@ -348,7 +376,8 @@ def main_path(function: sass.Function, name: str) -> MainPath | None:
     each_n = elements(*vectors)
     per_element = {"instructions": len(each) / each_n} | {key: found[key] / each_n for key in found} if each_n else {}
     impossible = [list(registers) for registers in path.impossible]
-    return MainPath(n, len(path.instructions), path.loop, path.other_loops, impossible, path.counts, per_element)
+    meanwhile = sass.multiplied_meanwhile(path.instructions)
+    return MainPath(n, len(path.instructions), path.loop, path.other_loops, impossible, path.counts, per_element, meanwhile)
 
 
 def kernels(code: Compiled) -> list[Kernel]:
@@ -382,10 +411,14 @@ def order(kernel: Kernel):
 def lines(found: list[Kernel]) -> list[str]:
     from . import common  # imports torch, which the tests of the contract need not
 
-    head = ("op", "kernel", "sm", "registers", "stack", "spills", "elements", "instr/elem", "special", "conversions", "128-bit")
+    head = ("op", "kernel", "sm", "registers", "stack", "spills", "warps", "KB loading")
+    head += ("elements", "instr/elem", "special", "conversions", "128-bit")
     cells = []
     for kernel in found:
-        used, main = kernel.resources, kernel.main
+        used, main, resident = kernel.resources, kernel.main, ("", "")
+        if type(kernel) is Kernel:  # how many warps a Triton kernel's block has is its launch's choice
+            warps = resident_warps(used.registers, kernel.arch, threads_of_a_block())
+            resident = str(warps), f"{kernel.bytes_in_flight / 1000:.0f}" if main is not None else ""
         figures = ("",) * 5
         if main is not None and main.elements:
             each = (main.per_element.get(key, 0.0) for key in ("instructions", "special", "conversion"))
@@ -393,7 +426,7 @@ def lines(found: list[Kernel]) -> list[str]:
             numbers = (f"{flag}{number:.1f}" for number in each)
             figures = (f"{main.elements:g}", *numbers, f"{100 * main.share_of_128:.0f}%")
         spills = str(used.spill_stores + used.spill_loads)
-        cells.append((kernel.op, kernel.label, kernel.arch, str(used.registers), str(used.stack), spills, *figures))
+        cells.append((kernel.op, kernel.label, kernel.arch, str(used.registers), str(used.stack), spills, *resident, *figures))
     return common.table(head, cells, left=3)
 
 
@@ -438,6 +471,7 @@ def main():
         "per element of a thread whose vectors are all inside and aligned, with all options of the kernel on: of its loop over them"
     )
     print("where it has one, else its set-up included; Triton's: of the call that is named; AMD's registers are the vector ones")
+    print("warps: that a multiprocessor has room for, in whole blocks; KB loading: what these ask memory for at a time")
     print("elements: of a thread; conversions: F2F, F2I, I2F; 128-bit: share of the bytes; ~: not exact (see sass.Path)\n")
     print(*lines(found), sep="\n")
     if options.json:

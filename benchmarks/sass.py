@@ -10,7 +10,7 @@ A loop is passed once, the code behind a call is part of the path.
 Two kinds of shortcut do as much and must be ruled out. One skips what always runs, because two branches go together in a way
 that the graph does not show. Such a path reads registers that nothing on it has written (a thread loads its row where the sample
 is another than before, which at first it always is), or loads vectors and reads none of them. The other is real but not the one
-meant: where a row needs no noise, a seeded kernel skips the generator. Hence `least_special`, the special-function operations
+meant: where a row needs no noise, a seeded kernel may skip the generator. Hence `least_special`, the special-function operations
 that a path must have: Box–Muller takes four for a pair. (Philox's wide multiplications, 20 for four elements, do not tell:
 addresses and rows need dozens a thread.)
 """
@@ -122,6 +122,21 @@ def counts(instructions) -> dict[str, int]:
     found["wide multiplication"] = sum(bool(WIDE.match(i.opcode)) for i in instructions)
     found.update(f"{class_of(i.opcode)} {i.bits}" for i in instructions if class_of(i.opcode) in ("load", "store"))
     return {name: count for name, count in sorted(found.items()) if count}
+
+
+def multiplied_meanwhile(instructions) -> int:
+    """The wide multiplications from the last 128-bit load that comes before any such vector is read to the first instruction that
+    reads one: in a seeded kernel mostly Philox's, 20 for four elements."""
+    loaded, count = set(), 0
+    for i in instructions:
+        if not loaded.isdisjoint(i.read):
+            break
+        loaded.difference_update(i.written)
+        count += bool(WIDE.match(i.opcode))
+        if class_of(i.opcode) == "load" and i.bits >= 128:
+            loaded.update(i.written)
+            count = 0
+    return count
 
 
 # ---- control flow ----------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for `benchmarks`, under every import mode of pytest
 
-from benchmarks import machine_code
+from benchmarks import machine_code, sass
 
 # Patterns of labels (`machine_code.label`): `python -m benchmarks.machine_code` prints them.
 # Kernels that must move their tensors in 128-bit accesses.
@@ -33,6 +33,15 @@ HALF_FORWARD = (
 )
 HALF_BACKWARD = r"^(BceVectors<BceTypes<b?f16, b?f16>, true>|GanVectors<b?f16>)"
 MOST_FORWARD, MOST_BACKWARD = 22, 28
+# A multiprocessor must have room for so many warps of each kernel, in three blocks: less, and all wait for memory at a time.
+LEAST_WARPS = 12
+# What memory must have been asked for at a time if it is never to wait, on each of an H100's 132 multiprocessors: 3.0 TB/s for the
+# 600 ns that an answer takes. A thread of these kernels asks for up to four vectors of each operand, and where there is little work
+# for one: a quarter of it must be enough.
+LEAST_BYTES = 3.0e12 * 600e-9 / 132
+ONE_TO_FOUR = r"^(sum_kernel<Added<)?Vectors<"
+FLAGS_AT_A_TIME = 8  # that a thread of the last block looks for: of 1024 blocks, 128 threads
+LEAST_MEANWHILE = 15  # wide multiplications of that step, of 40 for the first vector's noise, before the vector is waited for
 MOST_NARROW_LOADS = 24  # of a thread: the row of its sample, its timestep and seed, and whether there are any
 MOST_NARROW_STORES = 2  # of the thread that is first in a sample: q_posterior's variance and its logarithm
 
@@ -97,6 +106,56 @@ def test_nothing_is_spilled(op, arch, code):
     ]
     assert found
     assert not spilled
+
+
+@every_arch
+@every_op
+def test_blocks_take_turns(op, arch, code):
+    found, threads = machine_code.resources(code.log), machine_code.threads_of_a_block()
+    warps = {symbol: machine_code.resident_warps(used.registers, arch, threads) for symbol, used in found.items()}
+    names = machine_code.demangled(found)
+    few = [f"{machine_code.label(names[symbol])}: {warps[symbol]} warps" for symbol in found if warps[symbol] < LEAST_WARPS]
+    assert found
+    assert not few
+
+
+@needs_disassembler
+@read_archs
+@pytest.mark.parametrize("op", FAST_OPS)
+def test_memory_is_kept_busy(op, arch, kernels):
+    loading = [kernel for kernel in fast(kernels) if not re.search(LOADS_NOTHING, kernel.label)]
+    for kernel in loading:
+        share = 4 if re.search(ONE_TO_FOUR, kernel.label) else 1
+        assert kernel.bytes_in_flight / share >= LEAST_BYTES, f"{kernel.label}: {kernel.bytes_in_flight} bytes"
+
+
+@needs_disassembler
+@read_archs
+def test_noise_is_made_while_loads_are_on_their_way(arch, kernels):
+    (step,) = (kernel for kernel in kernels if re.search(SEEDED_STEP, kernel.label) and kernel.label.startswith("Vectors<"))
+    assert step.main.multiplied_meanwhile >= LEAST_MEANWHILE, step.label
+
+
+@needs_disassembler
+@read_archs
+@pytest.mark.parametrize("op", ["bce_with_logits", "diffusion_loss", "gan_loss"])
+def test_flags_are_read_together(op, arch, code):
+    """One after another, each of the last block's threads would wait for memory twice for each of its blocks."""
+    functions = sass.parse(machine_code.run(machine_code.disassembler(), "-c", code.cubin).stdout)
+    names = machine_code.demangled(functions)
+    sums = {symbol: function for symbol, function in functions.items() if "sum_kernel<" in names[symbol]}
+    assert sums
+    for symbol, function in sums.items():
+        most = 0
+        for block in function.blocks:
+            loaded = set()
+            for instruction in block.instructions:
+                if not loaded.isdisjoint(instruction.read):
+                    loaded = set()
+                if re.match(r"LDG\S*\.64\.STRONG\.GPU", instruction.opcode):
+                    loaded.update(instruction.written[:1])
+                    most = max(most, len(loaded))
+        assert most == FLAGS_AT_A_TIME, f"{machine_code.label(names[symbol])}: {most}"
 
 
 @needs_disassembler

@@ -227,6 +227,17 @@ def test_special_functions_that_must_be_there():
     assert addresses(path(*lines, least_special=lambda stores, loads: 2 * stores)) == [0, 1, 2, 3, 4, 5, 6]
 
 
+def test_multiplications_while_a_vector_is_on_its_way():
+    wide, other = "IMAD.WIDE.U32 R10, R11, R12, RZ", "LDG.E.128 R20, desc[UR4][R2.64+0x10]"
+    read = "FADD R12, R7, R10"
+    instructions = path(
+        ADDRESS, LOAD, wide, other, wide, wide, "LDG.E R13, desc[UR4][R2.64]", wide, read, wide, STORE, "EXIT"
+    ).instructions
+    assert sass.multiplied_meanwhile(instructions) == 3
+    again = path(ADDRESS, LOAD, "MOV R7, RZ", wide, read, wide, STORE, "EXIT").instructions
+    assert sass.multiplied_meanwhile(again) == 2  # R7 is no longer the vector's
+
+
 def test_a_sum_counts_its_loads():
     result = path(ADDRESS, ".L_1:", LOAD, "FADD R4, R4, R5", "@P0 BRA `(.L_1)", "STG.E desc[UR4][R2.64], R4", "EXIT")
     assert (result.stores, result.loads, result.loop) == (0, 1, 3)
@@ -298,6 +309,16 @@ ptxas info    : Used 8 registers, used 0 barriers
         "_Z1av": machine_code.Resources(38, 12, 12, 16, 64),
         "_Z1bv": machine_code.Resources(8, 0, 0, 0, 0),
     }
+
+
+@pytest.mark.parametrize(
+    ("registers", "arch", "threads", "warps"),
+    [(137, "90", 256, 8), (137, "90", 128, 12), (168, "90", 128, 12), (169, "90", 128, 8), (255, "90", 128, 8)]
+    + [(128, "90", 128, 16), (129, "90", 128, 12), (97, "90", 256, 16), (32, "90", 128, 64), (32, "75", 128, 32)],
+)
+def test_resident_warps(registers, arch, threads, warps):
+    """As the CUDA occupancy calculator has it: in multiples of 8 registers a thread, in whole blocks."""
+    assert machine_code.resident_warps(registers, arch, threads) == warps
 
 
 # ---- a compiled file -------------------------------------------------------------------------------------------------

@@ -3,6 +3,8 @@
 #pragma once
 #ifdef __CUDACC__
 #include <cuda_runtime.h>
+
+#include <type_traits>
 #else
 #include <stdio.h>
 #include <stdlib.h>
@@ -41,8 +43,16 @@ template <class Way> struct Known {
 namespace {
 
 #ifdef __CUDACC__
-// The 1 only keeps ptxas from spilling a few bytes for one more block on a multiprocessor, as it does with kThreads alone.
-template <class Way> __global__ void __launch_bounds__(kThreads, 1) device_kernel(const __grid_constant__ Way way) {
+// How many thread blocks a multiprocessor must have room for, which leaves a thread 168 registers, or 128 for four blocks. In
+// blocks of 256 threads, every kernel above 128 registers had one: 8 warps that wait for memory together and leave it alone
+// together. Three smaller ones take turns, and as each thread asks for 48 bytes and more at a time they have 18 KB on the way;
+// at 3.0 TB/s and 600 ns to an answer, each of an H100's 132 multiprocessors needs 13.6. Four blocks of all kernels would spill in
+// 13 of them on sm_90, up to 444 bytes a thread: only of those whose loaded vectors, noise made ahead and numbers of one vector are
+// few (kHeld).
+template <class Way, class = void> constexpr int kBlocks = 3;
+template <class Way> constexpr int kBlocks<Way, std::void_t<decltype(Way::kHeld)>> = Way::kHeld < 80 ? 4 : 3;
+
+template <class Way> __global__ void __launch_bounds__(kThreads, kBlocks<Way>) device_kernel(const __grid_constant__ Way way) {
   way(blockIdx.x, threadIdx.x);
 }
 
@@ -50,7 +60,7 @@ struct Launch {
   cudaStream_t stream;
   explicit Launch(void* s) : stream(static_cast<cudaStream_t>(s)) {}
   template <class Way> void operator()(const Way& way) const {
-    // 2³¹ − 1 blocks of 256 threads of 4 elements and more are beyond any memory
+    // 2³¹ − 1 blocks of 128 threads of one element and more are beyond any memory
     if (const int64_t blocks = way.blocks()) device_kernel<<<static_cast<unsigned>(blocks), kThreads, 0, stream>>>(way);
   }
 };

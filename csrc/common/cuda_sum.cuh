@@ -35,17 +35,30 @@ template <int kValues> __device__ void sum_of_warps(double (&values)[kValues]) {
 __device__ __forceinline__ void store_flag(uint64_t* flag, uint64_t value) {
   asm volatile("st.release.gpu.global.u64 [%0], %1;" ::"l"(flag), "l"(value) : "memory");
 }
+// Of two loads that acquire, the second waits for the first. These order nothing, so that a thread has many on the way at a time …
 __device__ __forceinline__ uint64_t load_flag(const uint64_t* flag) {
   uint64_t value;
-  asm volatile("ld.acquire.gpu.global.u64 %0, [%1];" : "=l"(value) : "l"(flag) : "memory");
+  asm volatile("ld.relaxed.gpu.global.u64 %0, [%1];" : "=l"(value) : "l"(flag));
   return value;
 }
+// … if it looks at none before it has asked for all, whereas ptxas compares each before it asks for the next. This, a ≠ b or
+// others, cannot be worked out before `others` is there …
+__device__ __forceinline__ uint32_t differs_or(uint64_t a, uint64_t b, uint32_t others) {
+  asm("{ .reg .b32 a0, a1, b0, b1; mov.b64 {a0, a1}, %1; mov.b64 {b0, b1}, %2;\n"
+      "lop3.b32 %0, a0, b0, %0, 0xBE; lop3.b32 %0, a1, b1, %0, 0xBE; }"  // (a ^ b) | c
+      : "+r"(others)
+      : "l"(a), "l"(b));
+  return others;
+}
+// … and a fence after the last makes the same of them all: a flag that was stored with release and read before the fence, and what
+// was stored before that flag is seen by the loads after the fence.
+__device__ __forceinline__ void acquire_flags() { asm volatile("fence.acq_rel.gpu;" ::: "memory"); }
 
 // A thread block leaves its sums and the launch's own number beside them, and the last block of an output adds them once it has
 // seen all its numbers. Then it takes the numbers away, for a replay of the same launch in a graph. The others need no block that
 // comes after them, so all of them end while the last one waits; that a GPU starts the blocks of a launch in their order, or at
 // least not a full load of last ones before any other, is undocumented, and what CUB's scans rely on too.
-template <class Part> __global__ void __launch_bounds__(kThreads, 1) sum_kernel(const __grid_constant__ Part part) {
+template <class Part> __global__ void __launch_bounds__(kThreads, kBlocks<Part>) sum_kernel(const __grid_constant__ Part part) {
   constexpr int n = Part::kValues;
   const SumPlan& plan = part.plan;
   const bool warps = plan.threads == SumPlan::kWarp;
@@ -77,16 +90,38 @@ template <class Part> __global__ void __launch_bounds__(kThreads, 1) sum_kernel(
       for (int v = 0; v < n; ++v)
         values[v] = 0;
     }
-    for (unsigned block = output * chunks + threadIdx.x; block < blockIdx.x; block += kThreads) {
-      while (load_flag(flags + block) != part.scratch.launch_number) {
-      }
+    // A thread's blocks lie kThreads apart. It reads all their flags until all are there, then all their sums: two waits for
+    // memory, where one block after the other made two for each. Past its last block it reads the output's last but one, which has
+    // to be there.
+    constexpr int most = kMostSums / kThreads;
+    const unsigned first = output * chunks + threadIdx.x, end = blockIdx.x;
+    auto block = [=](int k) { return first + k * kThreads < end ? first + k * kThreads : end - 1; };
+    uint32_t missing;
+    do {
+      uint64_t numbers[most];
       FG_UNROLL
-      for (int v = 0; v < n; ++v)
-        values[v] += sums[block * n + v];
-      flags[block] = 0;
+      for (int k = 0; k < most; ++k)
+        numbers[k] = load_flag(flags + block(k));
+      missing = 0;
+      FG_UNROLL
+      for (int k = most - 1; k >= 0; --k)  // from the one that is asked for last
+        missing = differs_or(numbers[k], part.scratch.launch_number, missing);
+    } while (missing);
+    acquire_flags();
+    FG_UNROLL
+    for (int v = 0; v < n; ++v) {
+      double theirs[most];
+      FG_UNROLL
+      for (int k = 0; k < most; ++k)
+        theirs[k] = sums[block(k) * n + v];
+      FG_UNROLL
+      for (int k = 0; k < most; ++k)
+        values[v] += first + k * kThreads < end ? theirs[k] : 0.0;
     }
     warp_sum(values);
     sum_of_warps(values);
+    for (unsigned k = first; k < end; k += kThreads)  // after the barrier: before it another thread may look for the number
+      flags[k] = 0;
   }
   if (threadIdx.x == 0) part.finish(output, values);
 }

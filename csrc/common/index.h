@@ -4,7 +4,7 @@
 
 namespace fastgen {
 
-constexpr int kThreads = 256;
+constexpr int kThreads = 128;
 
 // n / divisor for 0 ≤ n < 2⁶³ by a multiplication: a 64-bit division is some hundred instructions on a GPU. With s = ⌈log₂ d⌉ and
 // m = ⌊2⁶³⁺ˢ/d⌋ + 1 (below 2⁶⁴, since d > 2ˢ⁻¹), n·m·2⁻⁶³⁻ˢ exceeds n/d by at most n·2⁻⁶³⁻ˢ < 2⁻ˢ ≤ 1/d.

@@ -88,7 +88,7 @@ template <class R_, class X_, class M_, class Out_> struct DdpmStepDevice {
 };
 
 // A kernel of its own: room for u would cost the one above 12 to 28 registers on sm_90 (Vectors), and bfloat16 with noise, at 140
-// instead of 127, one of two blocks on a multiprocessor.
+// instead of 127, one of four blocks on a multiprocessor.
 template <class R_, class X, class M, class Out> struct DdpmStepGuidedDevice : DdpmStepDevice<R_, X, M, Out> {
   using Base = DdpmStepDevice<R_, X, M, Out>;
   using R = R_;
