@@ -68,12 +68,8 @@ def _difference(owner, name, methods):
 def _why_unknown(owner, name, methods):
     if not isinstance(owner, type):
         own = getattr(owner, "__dict__", {}).get(name)
-        # a pickle has brought a patched method back as the class's own, bound
-        if (
-            own is not None
-            and not hasattr(own, "_fastgen_replaces")
-            and getattr(own, "__func__", own) is not getattr(type(owner), name)
-        ):
+        written = getattr(own, "__func__", own)  # a pickle brings a patched method back as the class's own, bound
+        if own is not None and not hasattr(own, "_fastgen_replaces") and written is not getattr(type(owner), name, None):
             return "the object's own"
     return _known(_class(owner), name, methods)[1]
 
@@ -136,21 +132,14 @@ class _Verdict:
     def __init__(self, names, methods):
         self.names, self.methods = names, methods
         self.functions = operator.attrgetter(*names) if len(names) > 1 else lambda kind: [getattr(kind, name) for name in names]
-        self.last = (
-            lambda: None,
-            None,
-            None,
-            (),
-        )  # a weak class, its functions, `how` of each, and the functions that are forwarded to
+        # weakly a class, its functions, `how` of each, and what those that forward lead to
+        self.last = lambda: None, None, None, ()
 
     def of(self, instance):
         kind, own = type(instance), getattr(instance, "__dict__", {})
         last, functions, known, forwarded = self.last
-        if (
-            last() is kind
-            and self.functions(kind) == functions
-            and not any(vars(c).get(name) is not f() for c, name, f in forwarded)
-        ):
+        same = last() is kind and self.functions(kind) == functions
+        if same and all(vars(c).get(name) is f() for c, name, f in forwarded):
             for name in self.names:
                 if name in own and not hasattr(own[name], "_fastgen_replaces"):
                     break
@@ -167,7 +156,6 @@ def _replacement(owner, name, methods, rng, original):
     fused = method.make(function, rng, _known(_class(owner), name, methods)[0])
     names = set(inspect.signature(function).parameters) - {"self"}
     open_ended = "args" in names  # as of SpacedDiffusion's methods that only forward
-
     verdict = _Verdict(method.fuses, methods)
 
     @functools.wraps(function)
