@@ -74,7 +74,11 @@ def write(releases, known):
         lines.append(f'    "{version}": "{releases[version]}",')
     lines += ["}", "KNOWN = {"]
     for name, codes in known.items():
-        lines += [f'    "{name}": (', *(f'        "{code}",' for code in codes), "    ),"]
+        inside = [f'"{code}",' for code in codes]
+        if len(codes) == 1:
+            lines.append(f'    "{name}": ({inside[0]}),')
+        else:
+            lines += [f'    "{name}": (', *(f"        {code}" for code in inside), "    ),"]
     TABLE.write_text(HEAD + "\n".join([*lines, "}", ""]))
 
 
