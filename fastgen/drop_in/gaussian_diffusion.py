@@ -22,10 +22,10 @@ def patch(obj_or_class, *, rng="exact") -> Patch:
         print(p)  # 6 of 6 methods of GaussianDiffusion run on fastgen
 
     Replaced is a method only if its code is known, and that of the methods that it calls on the way: by a fingerprint of their
-    source, with defaults and helpers, and the tests have run with each (`tools/known_code.py`, last with torch 2.13 on 2026-11-24):
+    source, with defaults and helpers, and the tests have run on each (`tools/known_code.py`, last with torch 2.13 on 2026-11-24):
 
-    - denoising-diffusion-pytorch 1.0.0 … 2.3.4 (26 versions, the others where their code is the same): all but p_losses before
-      1.6.4 and ddim_sample before 1.1.1, of `GaussianDiffusion1D` before 1.0.7;
+    - denoising-diffusion-pytorch 1.0.0 … 2.3.4 (the tests have run with 18 versions, in which is all of this code): all but
+      p_losses before 1.6.4 and ddim_sample before 1.1.1, of `GaussianDiffusion1D` before 1.0.7;
     - guided-diffusion at 22e0df8, improved-diffusion at 1bc7bbb, DiT at ed81ce2: all of the above.
 
     What is not known, a fork's or a subclass's own or one without a source, keeps its code: `p.skipped` names it and why, as does a
