@@ -2,8 +2,9 @@
 
 RELEASES = {  # how many tests passed, and when
     "0.32.2": "216 tests, 2026-11-24",
+    "0.34.0": "222 tests, 2026-11-24",
     "0.36.0": "216 tests, 2026-11-24",
-    "0.42.1": "216 tests, 2026-11-24",
+    "0.42.1": "222 tests, 2026-11-24",
 }
 KNOWN = {
     "DDPMScheduler.add_noise": ("6141087bc18f6a15",),
@@ -11,6 +12,7 @@ KNOWN = {
     "DDPMScheduler.step": (
         "0514e6fa6450b39e",
         "2ebc88f5eb5a38f7",
+        "67131d2dc13c233f",
         "77052eb0580c509f",
     ),
     "DDPMScheduler._get_variance": (
