@@ -9,8 +9,10 @@ for torch and NumPy, which are this environment's. Every method that the drop-in
 if all pass, its fingerprint goes into fastgen/drop_in/_diffusers_code.py, which is written anew, with the number of tests and the
 date. A release with failures is named on the screen and not in the table, and the exit status tells.
 
-On 2026-11-24 0.31.0 and 0.30.3 failed: up to 0.31 DDPM's `previous_timestep` is t − T/n also where the spacing is not "leading",
-and in 0.30 `step(return_dict=False)` gives one tensor and not two. Where they are installed, what differs runs diffusers' own code.
+On 2026-11-24, with torch 2.13, all tests passed with 0.32.2, 0.34.0, 0.36.0, 0.37.1 and 0.42.1; the newest releases of the other
+minor versions from 0.32 on have one of these codes. 0.31.0 failed: up to that, DDPM's `previous_timestep` is t − T/n also where
+the spacing is not "leading"; and 0.30.3, read and not run, gives one tensor from `step(return_dict=False)` and not two. Where they
+are installed, what differs runs diffusers' own code.
 """
 
 import argparse

@@ -4,6 +4,7 @@ RELEASES = {  # how many tests passed, and when
     "0.32.2": "216 tests, 2026-11-24",
     "0.34.0": "222 tests, 2026-11-24",
     "0.36.0": "216 tests, 2026-11-24",
+    "0.37.1": "222 tests, 2026-11-24",
     "0.42.1": "222 tests, 2026-11-24",
 }
 KNOWN = {
@@ -11,6 +12,7 @@ KNOWN = {
     "DDPMScheduler.get_velocity": ("b80044f3dfdb1249",),
     "DDPMScheduler.step": (
         "0514e6fa6450b39e",
+        "d5d400db00f587fb",
         "2ebc88f5eb5a38f7",
         "67131d2dc13c233f",
         "77052eb0580c509f",
@@ -26,6 +28,7 @@ KNOWN = {
     "DDPMParallelScheduler.get_velocity": ("b80044f3dfdb1249",),
     "DDPMParallelScheduler.step": (
         "5cc73763a1a0fa63",
+        "6fa527534407fc93",
         "c2697f9da0d28bae",
         "c6aae919221a0fab",
     ),
@@ -44,6 +47,7 @@ KNOWN = {
     "DDIMScheduler.get_velocity": ("b80044f3dfdb1249",),
     "DDIMScheduler.step": (
         "6574c6811236ed71",
+        "18638ce90aea00a4",
         "0b3e0f94bee81d4a",
         "c69795b70f32973c",
     ),
