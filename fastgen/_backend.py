@@ -9,6 +9,7 @@ import functools
 import importlib.util
 import os
 import re
+import shlex
 import shutil
 import struct
 import sys
@@ -137,7 +138,9 @@ def _triton_problem(device_type: str) -> str:
 def _compiler_problem(variable: str, *names: str) -> str:
     """ "" where a module for Python can be compiled while the program runs, which is how Triton launches a kernel and how
     torch.compile calls what it has compiled; else what is missing. It is the environment's `variable`, or one of `names`."""
-    asked = os.environ.get(variable)
+    asked = os.environ.get(variable, "").strip()
+    if asked and variable == "CXX":  # which may be "ccache g++", where Triton takes CC for the name of a file
+        asked = shlex.split(asked)[0]
     if not any(map(shutil.which, [asked] if asked else names)):
         return f"the compiler {asked or ' or '.join(names)} was not found"
     # Debian's own scheme names a folder for what pip installs, which has no headers

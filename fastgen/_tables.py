@@ -45,6 +45,9 @@ class Tables:
         """The float64 rows of the table `key`, whose first entry is the op, and why some are missing."""
         raise NotImplementedError
 
+    def _check_float32(self, rows: np.ndarray) -> None:
+        """Raises where finite rows are none in float32, if they have to be."""
+
     def _table(self, key: tuple, device: torch.device, dtype: torch.dtype) -> Table:
         """The cached table of `key` on `device`, in float64 where `dtype` is float64, else in float32."""
         if torch.compiler.is_compiling():
@@ -52,12 +55,12 @@ class Tables:
         table = self._tables.get((key, dtype is torch.float64, device))
         if table is None:
             table = self._make_table(key, dtype is torch.float64, device)
-        if fake_mode() is not None:  # which takes a tensor from outside by this op only; in make_fx the table becomes a constant
-            return table._replace(rows=torch.ops.aten.lift_fresh(table.rows))
-        return table
+        return table if fake_mode() is None else table._replace(rows=let_in(table.rows))
 
     def _make_table(self, key: tuple, double: bool, device: torch.device) -> Table:
         rows, note = self._rows(key)
+        if not double:
+            self._check_float32(rows)
         noisy = bool(np.any(rows[:, _NOISE_COLUMN[key[0]]] != 0)) if key[0] in _NOISE_COLUMN else False
         with plain_tensors():
             tensor = torch.tensor(rows, dtype=torch.float64 if double else torch.float32, device=device)
@@ -99,6 +102,12 @@ def step_columns(p, q, u, v, sigma, slope=0.0, intercept=0.0, w=0.0):
 def fake_mode():
     """The FakeTensorMode that is on, or None."""
     return torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.FAKE)
+
+
+def let_in(tensor):
+    """A tensor that was made outside, for the fake mode that is on: it takes one by this op only, and in make_fx it becomes a
+    constant of the graph."""
+    return torch.ops.aten.lift_fresh(tensor)
 
 
 def making_graph() -> bool:

@@ -106,6 +106,12 @@ def draw_seed(device: torch.device):
         return _seed_tensor(device), None  # in the latter case refused again, in torch's words
 
 
+def drawn_seed(device: torch.device):
+    """The same as what `seed=` takes: an int, or a tensor of one element."""
+    seeds, seed = draw_seed(device)
+    return seed if seeds is None else seeds
+
+
 def _seed_tensor(device: torch.device):
     return torch.randint(0, 2**63 - 1, (1,), dtype=torch.int64, device="cpu").to(device, non_blocking=True)
 

@@ -266,7 +266,7 @@ class Sampler:
     def __getstate__(self):
         """For copies and pickles: a copy makes what is on the device anew, records graphs of its own, and while another thread
         has the lock it does not wait. What torch's graphs could not do for the network they cannot do for its copy."""
-        return {name: vars(self)[name] for name in _COPIED}
+        return {name: value for name, value in vars(self).items() if name not in _OF_ITS_OWN}
 
     def __setstate__(self, state):
         # The model may be half made: a policy that has a sampler of itself. So where it is, the first call will see.
@@ -367,7 +367,7 @@ class Sampler:
                 raise ValueError("seed, sample_seeds: expected at most one, got both")
             return _sample_seeds(sample_seeds, batch, device)
         if seed is None:
-            return rng.draw_seed(device)[1]
+            return rng.drawn_seed(device)
         if not isinstance(seed, torch.Tensor):
             return rng.check_seed(seed, 1, device)[1]
         if seed.numel() != 1:
@@ -482,7 +482,8 @@ class Sampler:
         return self._device
 
 
-_COPIED = ("_model", "_shape", "_schedule", "_method", "_options", "_threshold", "_guided", "_given", "_cuda_graph")
+# what `_begin` and `_settle` make, and no copy takes over
+_OF_ITS_OWN = {"_device", "_dtype", "_lock", "_kinds", "_room", "_read", "_timesteps", "_step", "_noisy"}
 _GRAPHS = 4  # that a sampler keeps: a robot's loop or a server has one or two kinds of calls
 
 
@@ -662,8 +663,12 @@ class _Itself:
 
 
 def _first_weight(model):
-    """The first of `model.parameters()` that is floating, looked for at each call: torch's iterator takes 2.5 times as long."""
-    todo, seen = [model] if isinstance(model, nn.Module) else [], set()
+    """The first of `model.parameters()` that is floating, looked for at each call: torch's own iterator takes 2.5 times as long."""
+    if not isinstance(model, nn.Module):
+        return None
+    if type(model).parameters is not nn.Module.parameters:
+        return next((p for p in model.parameters() if p.dtype in _checks.FLOATING), None)
+    todo, seen = [model], set()
     while todo:
         m = todo.pop()
         if m is None or id(m) in seen:

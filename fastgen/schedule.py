@@ -13,7 +13,7 @@ from collections.abc import Iterable
 import numpy as np
 import torch
 
-from ._tables import Table, Tables, plain_tensors, step_columns
+from ._tables import Table, Tables, fake_mode, let_in, plain_tensors, step_columns
 
 PREDICTIONS = ("epsilon", "sample", "v_prediction")
 FIXED_VARIANCES = ("posterior", "beta")
@@ -21,8 +21,9 @@ LEARNED_VARIANCES = ("learned", "learned_range")
 VARIANCES = FIXED_VARIANCES + LEARNED_VARIANCES
 
 
-# The smallest ᾱ that a step before the last may have: beneath it 1/√ᾱ, the factor of x_t in x0, is beyond float32
-_SMALLEST = float(np.finfo(np.float32).max) ** -2  # 8.6e-78
+# The smallest ᾱ that a step before the last may have: beneath it, float64 has no 1/ᾱ. That of epsilon's x0 = (x_t − …)/√ᾱ in
+# float32, 8.6e-78, is asked for where such a table is made.
+_SMALLEST = float(np.finfo(np.float64).tiny)  # 2.2e-308
 
 
 class Schedule(Tables):
@@ -38,8 +39,9 @@ class Schedule(Tables):
     - `posterior_variance`: β̃_t = β_t (1 − ᾱ_{t−1}) / (1 − ᾱ_t)
     - `timesteps` (int64): what the network is given at step t; 0 … T−1 unless respaced
 
-    `len(schedule)` is T. ᾱ falls at every step and stays above 8.6e-78 (1/√ᾱ has to be a float32), but that the last may be 0: a
-    schedule for which that does not hold in float64, with too many steps or betas below 1.1e-16, is refused with a ValueError.
+    `len(schedule)` is T. ᾱ falls at every step and stays above 2.2e-308, but that the last may be 0: a schedule for which that does
+    not hold in float64, with too many steps or betas below 1.1e-16, is refused with a ValueError. Below ᾱ = 8.6e-78 only
+    prediction "epsilon" in float32 and half precision is refused, at its first step, since 1/√ᾱ is no float32 then.
 
     Source: Ho et al. 2020, section 2.
     """
@@ -248,7 +250,8 @@ class Schedule(Tables):
         if device not in self._timestep_tensors:
             with plain_tensors():
                 self._timestep_tensors[device] = torch.tensor(self.timesteps, device=device)
-        return self._timestep_tensors[device]
+        kept = self._timestep_tensors[device]
+        return kept if fake_mode() is None else let_in(kept)
 
     def _rows(self, key):
         rows = np.stack(_COLUMNS[key[0]](self, *key[1:]), axis=1)
@@ -263,6 +266,15 @@ class Schedule(Tables):
             f"; the last step t = {len(self) - 1} has a signal-to-noise ratio of zero (alphas_cumprod = 0), where epsilon "
             "prediction says nothing about x0: use prediction='v_prediction' or 'sample'"
         )
+
+    def _check_float32(self, rows):
+        beyond = np.abs(rows) > np.finfo(np.float32).max
+        if beyond.any():
+            step = int(np.flatnonzero(beyond.any(axis=1))[0])
+            raise ValueError(
+                f"schedule: expected coefficients that float32 holds, got {rows[step][beyond[step]][0]:.3g} at step {step}, where "
+                f"alphas_cumprod is {self.alphas_cumprod[step]:.3g}; use another prediction than epsilon, float64, or fewer steps"
+            )
 
     # ---- object protocol ------------------------------------------------------------------------------------------------
 

@@ -185,6 +185,10 @@ def test_a_named_compiler_is_the_one(gpu, monkeypatch, tmp_path):
     assert "the compiler icx was not found" in fastgen.backend_info()
     program(tmp_path / "icx")
     assert "the compiler icx was not found" not in fastgen.backend_info()
+    monkeypatch.setenv("CXX", "ccache clang++ -stdlib=libc++")  # which torch.compile takes apart into words
+    assert "the compiler ccache was not found" in fastgen.backend_info()
+    program(tmp_path / "ccache")
+    assert "the compiler ccache was not found" not in fastgen.backend_info()
 
 
 def test_backend_info():

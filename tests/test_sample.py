@@ -27,6 +27,7 @@ from conftest import array, assert_close, assert_same, channels_last, interprete
 from dispatched import Dispatched
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -1399,6 +1400,41 @@ def test_the_first_weight_is_the_first_of_the_models_parameters():
         found = module._first_weight(model)
         assert (found is None) == (first is None)
         assert first is None or found.data_ptr() == first.data_ptr()
+
+
+def test_a_copy_of_a_subclass_keeps_its_attributes(schedule):
+    class Named(fastgen.Sampler):
+        pass
+
+    sampler = Named(Double(), SHAPE, schedule)
+    sampler.name = "walk"
+    clone = copy.deepcopy(sampler)
+    assert type(clone) is Named and clone.name == "walk"
+    assert_same(clone(seed=1), sampler(seed=1))
+
+
+class Double(torch.nn.Module):
+    """With parameters of its own making, as wrappers of quantised or sharded networks have them."""
+
+    def parameters(self, recurse=True):
+        yield torch.nn.Parameter(torch.ones(1, dtype=torch.float64))
+
+    def forward(self, x, t):
+        return 0.5 * x
+
+
+def test_the_dtype_is_that_of_what_the_model_calls_its_parameters(schedule):
+    assert fastgen.Sampler(Double(), SHAPE, schedule).dtype == torch.float64
+
+
+def test_seeds_that_are_drawn_under_transforms_and_tracers(schedule):
+    chain = lambda x: x + fastgen.sample(lambda x, t: 0.5 * x, (2, 3), schedule.respace(4))  # noqa: E731
+    x = torch.zeros(3, 2, 3)
+    different = torch.vmap(chain, randomness="different")(x)
+    assert not torch.equal(different[0], different[1]) and torch.equal(*torch.vmap(chain, randomness="same")(x)[:2])
+    for mode in ("real", "symbolic"):
+        graph = make_fx(chain, tracing_mode=mode)(x[0])
+        assert graph(x[0]).isfinite().all() and not torch.equal(graph(x[0]), graph(x[0]))
 
 
 def test_a_sampler_is_copied_while_other_threads_use_it(schedule, log):

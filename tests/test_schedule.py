@@ -205,17 +205,17 @@ def test_beta_of_one_is_allowed_at_the_end_only(device):
             lambda: fastgen.Schedule.from_betas([1e-3, 1e-17]),
             r"betas: .* falls at every step .* alphas_cumprod\[1\] = 0.999 after 0.999",
         ),
-        (lambda: fastgen.Schedule.from_betas([0.9] * 400), r"betas: .* above 8.6e-78 .* alphas_cumprod\[77\] = "),
+        (lambda: fastgen.Schedule.from_betas([0.9] * 400), r"betas: .* above 2.2e-308 .* alphas_cumprod\[307\] = "),
         (
             lambda: fastgen.Schedule.linear(100_000),
-            r"steps, beta_start, beta_end: .* above 8.6e-78 .* alphas_cumprod\[41671\] = 8.6",
+            r"steps, beta_start, beta_end: .* above 2.2e-308 .* alphas_cumprod\[83",
         ),
         (
-            lambda: fastgen.Schedule.linear(20_000),
-            r"steps, beta_start, beta_end: .* above 8.6e-78 .* alphas_cumprod\[18726\] = 8.5",
+            lambda: fastgen.Schedule.linear(90_000),
+            r"steps, beta_start, beta_end: .* above 2.2e-308 .* alphas_cumprod\[",
         ),
-        (lambda: fastgen.Schedule.scaled_linear(10**6), "steps, beta_start, beta_end: .* above 8.6e-78"),
-        (lambda: fastgen.Schedule.sigmoid(10**6), "steps, beta_start, beta_end: .* above 8.6e-78"),
+        (lambda: fastgen.Schedule.scaled_linear(10**6), "steps, beta_start, beta_end: .* above 2.2e-308"),
+        (lambda: fastgen.Schedule.sigmoid(10**6), "steps, beta_start, beta_end: .* above 2.2e-308"),
         (lambda: fastgen.Schedule.sigmoid(2, 1e-18, 1e-17), "steps, beta_start, beta_end: .* falls at every step"),
         (lambda: fastgen.Schedule.cosine(10, s=1e30), "steps, s, max_beta: .* falls at every step"),
         (lambda: fastgen.Schedule([0.5, 0.5], [0.5, float("nan")], [0, 1], "own"), "schedule: "),
@@ -238,6 +238,20 @@ def test_the_longest_schedules_give_finite_steps(device, prediction, variance):
             for clip in (None, 1.0):
                 y = fastgen.ddpm_step(x, m, t, schedule, prediction=prediction, variance=variance, clip=clip, seed=0)
                 assert y.isfinite().all()
+
+
+@pytest.mark.filterwarnings("error")
+def test_what_float32_does_not_hold_is_refused_where_it_is_needed(device):
+    schedule, x = fastgen.Schedule.linear(20_000), torch.full((1, 2), 0.5, device=device)
+    last = len(schedule) - 1
+    with pytest.raises(
+        ValueError, match="^schedule: .* float32 holds, got 3.42e.38 at step 18726, where alphas_cumprod is 8.54e-78"
+    ):
+        fastgen.ddpm_step(x, x, last, schedule, clip=1.0, seed=0)
+    for prediction in ("sample", "v_prediction"):
+        assert fastgen.ddpm_step(x, x, last, schedule, prediction=prediction, clip=1.0, seed=0).isfinite().all()
+    assert fastgen.q_sample(x, last, schedule, seed=0).isfinite().all()
+    assert fastgen.ddpm_step(x.double(), x.double(), last, schedule, clip=1.0, seed=0).isfinite().all()
 
 
 def test_immutable():

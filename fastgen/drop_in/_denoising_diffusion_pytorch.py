@@ -263,7 +263,7 @@ def _p_losses(original, rng, known):
             strength = self.offset_noise_strength if offset_noise_strength is None else offset_noise_strength
         unseen = rng == "fused" and noise is None and not strength > 0.0 and not getattr(self, "immiscible", False)
         if unseen and knows(self, "q_sample", METHODS):
-            source = {"seed": _rng.draw_seed(x_start.device)[1]}
+            source = {"seed": _rng.drawn_seed(x_start.device)}
             x = noised_with(noising_of(self), widened(x_start, self.sqrt_alphas_cumprod.dtype), t, **source)
         else:
             if noise is None:
