@@ -12,9 +12,12 @@ import pytest
 from . import common, triton_host
 
 
-@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
-@pytest.mark.skipif(triton_host.compiler() is None, reason="needs a C compiler, as Triton's launcher does")
-def test_triton_host(benchmark, pytestconfig, note):
+def test_triton_host(benchmark, pytestconfig, note, in_time):
+    in_time("triton_host")  # before it may be skipped: no time is held back for what does not run
+    if importlib.util.find_spec("triton") is None:
+        pytest.skip("Triton is not installed")
+    if triton_host.compiler() is None:
+        pytest.skip("needs a C compiler, as Triton's launcher does")
     environment = {name: value for name, value in os.environ.items() if name not in ("TRITON_INTERPRET", "FASTGEN_BACKEND")}
     environment["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).resolve().parents[1]), environment.get("PYTHONPATH", "")])
     command = [sys.executable, "-m", "benchmarks.triton_host", *(["--tiny"] if pytestconfig.option.tiny else [])]

@@ -1,5 +1,6 @@
 """The benchmarks run, at a tiny size, and compare equal work: peers compute the same and move the declared bytes."""
 
+import ast
 import importlib
 import json
 import math
@@ -268,7 +269,8 @@ def test_time_runs_out_in_the_finest_detail(tmp_path, monkeypatch, peers, real):
     (tmp_path / "fake_clock.py").write_text(f"LOG = {str(tmp_path / 'log.json')!r}\n{FAKE}")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
     options = ("--benchmark-only", "--bench-device=cpu", "-q", f"--benchmark-json={tmp_path / 'b.json'}")
-    some = ("--minutes=6", "--ignore=benchmarks/bench_import.py", "-p", "fake_clock")
+    processes = (f"--ignore=benchmarks/bench_{name}.py" for name in ("import", "triton_host"))  # which know no fake clock
+    some = ("--minutes=6", *processes, "-p", "fake_clock")
     output = run("-m", "pytest", "benchmarks", *options, *some)
     log, found = (json.loads((tmp_path / name).read_text()) for name in ("log.json", "b.json"))
     reached = [*dict.fromkeys(name for name, *_ in log)]
@@ -355,8 +357,21 @@ def test_pytest_benchmarks(tmp_path):
 def test_time_runs_out(tmp_path):
     """What no time is left for is skipped, and says so."""
     options = ("--benchmark-only", "--minutes", "0", "-rs", f"--benchmark-json={tmp_path / 'b.json'}")
-    output = run("-m", "pytest", "benchmarks/bench_overhead.py", *options)
+    programs = [f"benchmarks/bench_{name}.py" for name in ("import", "triton_host")]
+    output = run("-m", "pytest", "benchmarks/bench_overhead.py", *programs, *options)
     assert "no time was left" in output and "passed" not in output.splitlines()[-1]
+    left_out = output.partition(" left out ")[2].splitlines()
+    assert {"import", "triton_host"} <= {line.split()[0] for line in left_out if line.strip()}
+
+
+def test_every_benchmark_asks_for_its_time():
+    """By the fixture `measure` or `in_time`: else it runs when the time is over, and time is held back for it to the end."""
+    found = {}
+    for path in sorted((ROOT / "benchmarks").glob("bench_*.py")):
+        tests = [node for node in ast.parse(path.read_text()).body if isinstance(node, ast.FunctionDef)]
+        found |= {test.name: {each.arg for each in test.args.args} for test in tests if test.name.startswith("test_")}
+    assert {"test_q_sample", "test_import", "test_triton_host"} <= found.keys()
+    assert not [name for name, fixtures in found.items() if fixtures.isdisjoint({"measure", "in_time"})]
 
 
 def test_targets(peers):
