@@ -59,7 +59,16 @@ class OtherLauncher(Launcher):
     """One of a Triton that is not known."""
 
     def __call__(self, grid, *args):
-        raise AssertionError("called without Triton's dispatch")
+        pass
+
+
+class UnreadableLauncher(Launcher):
+    """One that does not say what it takes."""
+
+    def __call__(self, *args):
+        pass
+
+    __call__.__signature__ = 0  # inspect.signature raises a TypeError
 
 
 class Uncompiled(CompiledKernel):
@@ -266,23 +275,46 @@ def threads():
 
 
 def other_drivers():
-    """A driver that is another, then one whose launchers take other arguments, then one of another vendor."""
+    """A driver that is another, then some whose launchers take other arguments or do not say which, then one of another vendor.
+    Of calls: whether the first and the second are direct."""
     found = {}
     is_direct()
     driver.set_active(stand_in())
     found["another"] = is_direct()
-    fastgen.triton.op("q_sample").kinds.clear()
-    refused = stand_in(OtherLauncher)
-    fastgen.triton.q_sample.q_sample_kernel.device_caches.clear()
-    driver.set_active(refused)
-    for _ in range(2):
-        with contextlib.suppress(AssertionError, TypeError):
-            fastgen.triton.op("q_sample")(*copies(Q_SAMPLE))
-    found["launcher"] = direct._problem(OtherLauncher)
+    for launcher in (OtherLauncher, UnreadableLauncher):
+        forgotten()
+        fastgen.triton.q_sample.q_sample_kernel.device_caches.clear()
+        driver.set_active(stand_in(launcher))
+        found[launcher.__name__] = [is_direct(), is_direct()], direct._problem(launcher)
     amd = stand_in()
     amd.get_current_target = lambda: GPUTarget("hip", "gfx942", 64)
     driver.set_active(amd)
     found["amd"] = direct._found(Launcher)
+    return found
+
+
+def forgotten():
+    """Nothing is kept of the op that `is_direct` calls."""
+    fastgen.triton.op("q_sample").kinds.clear()
+
+
+def missing():
+    """A name that a Triton does not have: whether the first and the second call are direct, then those when it is back."""
+    found, kernel = {}, fastgen.triton.q_sample.q_sample_kernel
+    forgotten()
+    value = kernel.__dict__.pop("do_not_specialize")
+    found["do_not_specialize"] = [is_direct(), is_direct()]
+    kernel.do_not_specialize = value
+    forgotten()
+    kernel.signature, value = object(), kernel.signature
+    found["signature.parameters"] = [is_direct(), is_direct()]
+    kernel.signature = value
+    forgotten()
+    direct.knobs, known = types.SimpleNamespace(runtime=object()), knobs
+    found["knobs"] = [is_direct(), is_direct()]
+    direct.knobs = known
+    forgotten()
+    found["all there"] = [is_direct(), is_direct()]
     return found
 
 
@@ -294,5 +326,6 @@ if __name__ == "__main__":
     direct._log.setLevel(logging.INFO)
     driver.set_active(stand_in())
     found = {"triton": triton.__version__, "samples": compared(), "observers": observers(), "aliases": aliases()}
-    found |= {"cleared": cleared(), "other device": other_device(), "threads": threads(), "other drivers": other_drivers()}
+    found |= {"cleared": cleared(), "other device": other_device(), "threads": threads(), "missing": missing()}
+    found |= {"other drivers": other_drivers()}
     print(json.dumps({**found, "logged": logged}))

@@ -73,6 +73,16 @@ def test_threads(made):
 
 def test_an_unknown_triton_is_left_to_its_own_dispatch(made):
     drivers = made["other drivers"]
-    assert drivers["another"] is False
-    assert "grid, *args" in drivers["launcher"] and "hip" in drivers["amd"]
-    assert any(drivers["launcher"] in line for line in made["logged"])
+    assert drivers["another"] is False and "hip" in drivers["amd"]
+    for launcher, expected in (("OtherLauncher", "grid, *args"), ("UnreadableLauncher", "cannot be found out")):
+        direct, problem = drivers[launcher]
+        assert direct == [False, False] and expected in problem
+        assert sum(problem in line for line in made["logged"]) == 1
+
+
+def test_a_triton_that_lacks_a_name_is_left_to_its_own_dispatch(made):
+    """It is said once, and calls are direct again where the name is there."""
+    lacking = dict.fromkeys(("do_not_specialize", "signature.parameters", "knobs"), [False, False])
+    assert made["missing"] == {**lacking, "all there": [False, True]}
+    for name in ("do_not_specialize", "attribute 'parameters'", "launch_enter_hook"):
+        assert sum(name in line for line in made["logged"]) == 1

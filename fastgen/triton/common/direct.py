@@ -5,7 +5,7 @@ numbers of `NUMBERS` differ between two calls that agree in those. So the first 
 (`made`) and launches (`launched`), and later ones repeat that: no layout is looked at again, and Triton does not look at every
 argument to find the compiled kernel that it found the last time, which is most of a call's time on the host.
 
-Of Triton, this is the one place that uses names that are not documented; `_problem` checks that they mean what they are taken to
+Of Triton, this is the one place that uses names that are not documented; `_repeatable` checks that they mean what they are taken to
 mean. Where they do not, or something wants to see each launch, ops and kernels are called in the ordinary way.
 """
 
@@ -32,6 +32,11 @@ _LAUNCHER = (
     *("gridX", "gridY", "gridZ", "stream", "function"),
     *("kernel_metadata", "launch_metadata", "launch_enter_hook", "launch_exit_hook"),
 )
+# What is read of a kernel and of what Triton has compiled it to.
+_KERNEL = ("arg_names", "signature", "do_not_specialize", "pre_run_hooks")
+_COMPILED = ("run", "function", "packed_metadata")
+# What a Triton raises in which a name is missing or means something else: then its own dispatch is left to it.
+_UNKNOWN = (AttributeError, TypeError, ValueError, KeyError)
 MOST = 4096  # calls that are kept of an op: for each shape that it meets, one
 _PLAIN, _OPTIONS = (torch.Tensor, torch.nn.Parameter), (type(None), bool, int, float)
 _log = logging.getLogger(__name__)
@@ -43,7 +48,8 @@ class _Launch(NamedTuple):
     kernel: Any  # triton.JITFunction
     compiled: Any  # triton.compiler.CompiledKernel
     programs: int
-    arguments: dict[str, Any]
+    arguments: tuple
+    parameters: dict[str, Any]
 
 
 class _Recorder(threading.local):
@@ -68,8 +74,7 @@ def launched(kernel, compiled, programs, arguments, parameters):
     """To be called after each launch, on its device."""
     if _recorder.launches is not None:
         _recorder.device = driver.active.get_current_device()
-        named = {**dict(zip(kernel.arg_names, arguments, strict=False)), **parameters}
-        _recorder.launches.append(_Launch(kernel, compiled, programs, named))
+        _recorder.launches.append(_Launch(kernel, compiled, programs, arguments, parameters))
 
 
 class _Kept(NamedTuple):
@@ -148,7 +153,11 @@ class Direct:
 
     def record(self, kept, key, arguments):
         """Runs the op, and keeps what it did, unless that cannot be repeated."""
-        if observed() or _dispatch.traced() or _recorder.launches is not None:
+        try:
+            seen = observed()
+        except _UNKNOWN as error:
+            kept[key], seen = _unknown(error), True
+        if seen or _dispatch.traced() or _recorder.launches is not None:
             return self.function(*arguments)
         # a tensor that is given twice must not be taken for itself in another call, where there are two
         own = {}
@@ -161,7 +170,10 @@ class Direct:
             result = self.function(*arguments)
             if len(kept) >= MOST:
                 kept.clear()
-            kept[key] = self.keep(arguments, list(own.values()), result)
+            try:
+                kept[key] = self.keep(arguments, list(own.values()), result)
+            except _UNKNOWN as error:
+                kept[key] = _unknown(error)
             return result
         finally:
             _recorder.tensors = _recorder.launches = None
@@ -171,13 +183,14 @@ class Direct:
         tensors, launches, device = [*given, *_recorder.tensors], _recorder.launches, _recorder.device
         devices = {x.device for x in tensors}
         place = {id(x): k for k, x in enumerate(tensors)}
-        if not launches or len(devices) != 1 or not all(_repeatable(each.compiled) for each in launches):
+        if not launches or len(devices) != 1 or not all(_repeatable(each.kernel, each.compiled) for each in launches):
             return None
         allocations = [(x.shape, x.stride(), x.dtype, x.device) for x in _recorder.tensors]
         if any(x.data_ptr() % 16 for x in _recorder.tensors):
             return None
         kept = []
-        for kernel, compiled, programs, named in launches:
+        for kernel, compiled, programs, positional, parameters in launches:
+            named = {**dict(zip(kernel.arg_names, positional, strict=False)), **parameters}
             values, addresses, numbers = [named[name] for name in kernel.arg_names], [], []
             for at, (name, value) in enumerate(zip(kernel.arg_names, values, strict=True)):
                 if isinstance(value, torch.Tensor):
@@ -275,9 +288,24 @@ def _free(kernel, name):
     return annotation is tl.float64 or (annotation is tl.int64 and name in kernel.do_not_specialize)
 
 
-def _repeatable(compiled):
+def _repeatable(kernel, compiled):
     """Whether a launch can be repeated without Triton's help."""
-    return isinstance(compiled, CompiledKernel) and not _problem(type(compiled.run))
+    if not isinstance(compiled, CompiledKernel):
+        return False
+    lacks = [name for where, names in ((kernel, _KERNEL), (compiled, _COMPILED)) for name in names if not hasattr(where, name)]
+    if lacks:
+        _say(f"a kernel or what it is compiled to has no {', '.join(lacks)}")
+    return not lacks and not _problem(type(compiled.run))
+
+
+def _unknown(error):
+    """None, what is kept of a call where something about Triton is not as it is taken to be."""
+    _say(f"{type(error).__name__}: {error}")
+
+
+@functools.cache
+def _say(problem):
+    _log.info("every launch takes the way through Triton's dispatch, which is slower: %s", problem)
 
 
 @functools.cache
@@ -285,12 +313,15 @@ def _problem(launcher):
     """What is not as it is taken to be about Triton and this class of its launchers, or ""."""
     problem = _found(launcher)
     if problem:
-        _log.info("every launch takes the way through Triton's dispatch, which is slower: %s", problem)
+        _say(problem)
     return problem
 
 
 def _found(launcher):
-    *names, rest = inspect.signature(launcher.__call__).parameters.values()
+    try:
+        *names, rest = inspect.signature(launcher.__call__).parameters.values()
+    except (TypeError, ValueError) as error:
+        return f"what {launcher.__name__} takes cannot be found out: {error}"
     names = tuple(parameter.name for parameter in names[1:])  # the first is the launcher itself
     if len(names) < 5 or names != _LAUNCHER[: len(names)] or rest.kind is not inspect.Parameter.VAR_POSITIONAL:
         return f"{launcher.__name__} takes {', '.join(names)}, {rest}"
