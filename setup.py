@@ -355,7 +355,8 @@ class NinjaBuild(build_ext):
             (package / "_fastgen_cuda.so").unlink(missing_ok=True)  # an earlier build's would be packaged
         (build / "build.ninja").write_text(ninja_file(build, package, cuda, archs))
         command = [ninja, "-C", str(build)]
-        if plan := plan_of(subprocess.run([*command, "-n"], capture_output=True, text=True).stdout, archs, why):
+        usual = os.environ | {"NINJA_STATUS": "[%f/%t] "}  # whatever the user would see before each line, `plan_of` reads this
+        if plan := plan_of(subprocess.run([*command, "-n"], env=usual, capture_output=True, text=True).stdout, archs, why):
             say(*plan)
         if subprocess.call(command) != 0:
             fail("the build failed; what the compiler said is above")

@@ -56,7 +56,9 @@ def program(path, text=""):
     path.chmod(0o755)
 
 
-NINJA = 'for word; do [ "$word" = -n ] && echo "[1/3] C++ isa" && echo "[2/3] CUDA randn" && echo "[3/3] link it"; done; exit 0'
+# each line begins as the user has ninja begin it, where they do
+NINJA = """at=${NINJA_STATUS-[%f/%t] }; [ "$at" = "[%f/%t] " ] && at="[1/3] "
+for word; do [ "$word" = -n ] && echo "${at}C++ isa" && echo "${at}CUDA randn" && echo "${at}link it"; done; exit 0"""
 NVCC = """for word; do
   [ "$word" = --dryrun ] && echo "#$ TOP=TOOLKIT" >&2
   [ "$word" = --list-gpu-code ] && for code in 75 80 86 90 100; do echo sm_$code; done
@@ -261,6 +263,13 @@ def test_who_chooses_architectures_gets_them(tmp_path, variable, value, archs):
 def test_a_wheel_is_for_all():
     makefile = (ROOT / "Makefile").read_text()
     assert re.search(r'FASTGEN_CUDA_ARCHS="\$\$\{FASTGEN_CUDA_ARCHS:-.*all\}\}" \$\(PIP\) wheel', makefile)
+
+
+@needs_sources
+@pytest.mark.parametrize("status", ["", "%p ", "[%f/%t %es] "])
+def test_the_users_ninja_status_hides_no_plan(tmp_path, status):
+    run = build(tmp_path, NINJA_STATUS=status, FASTGEN_CUDA="0")
+    assert run.returncode == 0 and "compiling 1 C++ files" in run.stderr
 
 
 @needs_sources
