@@ -35,7 +35,8 @@ STAGES = ("build", "tests", "sanitizer", "bench")
 # shares of the time that is left; what a stage does not use goes to the later ones
 WEIGHTS = {"build": 4.0, "tests": 5.0, "sanitizer": 3.0, "bench": 3.0}
 HUGE = "past_32_bits"  # in the names of the tests that want the device's memory for themselves
-LOST = re.compile(r"the GPU was lost for this process by (\S+)")  # tests/conftest.py says so
+# tests/conftest.py says so, and pytest puts the words between "!!!" in the middle of a line; ids may have spaces
+LOST = re.compile(r"the GPU was lost for this process by (.+?)(?= !+$|$)", re.MULTILINE)
 # Predicted, not measured on a GPU: counted are the tests that `--device cuda` collects with a torch that pretends to have a GPU,
 # and for test_cuda.py the kernels that Triton compiles for them, by the types, alignments and constants of each launch.
 #   not Triton's     12,700 tests, at 30 ms                                                                    400 processor seconds

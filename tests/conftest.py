@@ -72,11 +72,12 @@ def _backend_of(item):
 
 
 @pytest.hookimpl(hookwrapper=True)
-def pytest_runtest_call(item):
-    """Ends the run after a test that has lost the GPU for its process: after an illegal address or a failed device assertion
-    every later call fails with the same error, whatever it does. An error that nobody has waited for is that test's too."""
+def _ends_with_the_gpu(item):
+    """Ends the run after a test that has lost the GPU for its process, itself or in a fixture: after an illegal address or a failed
+    device assertion every later call fails with the same error, whatever it does. An error that nobody has waited for is that
+    test's too."""
     outcome = yield
-    if not torch.cuda.is_initialized():
+    if not torch.cuda.is_initialized() or str(item.session.shouldstop).startswith(LOST):
         return
     try:
         torch.cuda.synchronize()
@@ -84,6 +85,9 @@ def pytest_runtest_call(item):
         item.session.shouldstop = f"{LOST} by {item.nodeid}"
         if outcome.excinfo is None:
             outcome.force_exception(error)
+
+
+pytest_runtest_setup = pytest_runtest_call = pytest_runtest_teardown = _ends_with_the_gpu
 
 
 def pytest_report_header(config):

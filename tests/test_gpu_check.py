@@ -218,6 +218,7 @@ def test_error(broken): pass
 
 
 POISONED = """
+import pytest
 import torch
 lost = []
 torch.cuda.is_initialized = lambda: True
@@ -227,7 +228,14 @@ torch.cuda.synchronize = synchronize
 def test_good(): pass
 def test_loses(): lost.append("what no call has noticed yet")
 def test_bad(): assert not lost; assert 1 == 2, "one is not two"
-def test_loses_too(): lost.append(1); raise RuntimeError("CUDA error: device-side assert triggered")
+@pytest.mark.parametrize("what", ["bce mean"])
+def test_loses_too(what): lost.append(1); raise RuntimeError("CUDA error: device-side assert triggered")
+@pytest.fixture
+def bad_setup(): lost.append("in a fixture's set-up")
+def test_after_setup(bad_setup): pass
+@pytest.fixture
+def bad_teardown(): yield; lost.append("in a fixture's teardown")
+def test_before_teardown(bad_teardown): pass
 def test_last(): assert not lost
 """
 
@@ -239,13 +247,14 @@ def test_a_lost_gpu_fails_one_test(gpu_check, check, tmp_path):
     check.env["PYTHONPATH"] = os.pathsep.join([str(ROOT / "tests"), check.env["PYTHONPATH"]])
     options = ("-c", tmp_path / "pytest.ini", "-p", "conftest")
     result = check.share("some", time.monotonic() + 200, tmp_path / "test_some.py", *options)
-    assert result["counts"] == {"passed": 2, "failed": 3, "errors": 0, "skipped": 0} and result["ran"] == 5
+    assert result["counts"] == {"passed": 2, "failed": 3, "errors": 2, "skipped": 0} and result["ran"] == 7
     failures = {failure["test"].split("::")[1]: failure["message"] for failure in result["failures"]}
-    assert list(failures) == ["test_loses", "test_bad", "test_loses_too"]
+    losing = ["test_loses", "test_loses_too[bce mean]", "test_after_setup", "test_before_teardown"]
+    assert sorted(failures) == sorted([*losing, "test_bad"])
     assert "illegal memory access" in failures["test_loses"] and "one is not two" in failures["test_bad"]
-    assert [test.split("::")[1] for test in result["lost"]] == ["test_loses", "test_loses_too"]
-    assert "2 of them lost the GPU for their process, first " in result["words"] and result["outcome"] == "failed"
-    assert len(gpu_check.report_lines({"tests": result | {"seconds": 1.0}}, [])) == 4
+    assert [test.split("::")[1] for test in result["lost"]] == losing
+    assert "4 of them lost the GPU for their process, first " in result["words"] and result["outcome"] == "failed"
+    assert len(gpu_check.report_lines({"tests": result | {"seconds": 1.0}}, [])) == 6  # "… and 1 more failures"
 
 
 NO_FAILURE = {"counts": {"passed": 2, "failed": 0, "errors": 0, "skipped": 1}, "skips": {"too small": 1}, "failures": []}
