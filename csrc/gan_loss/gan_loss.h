@@ -11,7 +11,7 @@ namespace fastgen {
 enum GanLossKind : int32_t { kDiscriminatorLoss, kNonSaturatingLoss, kMinimaxLoss };
 
 // What is added up: the loss, and beside it what the monitors are.
-enum GanSum : int32_t { kGanLoss, kRealProbability, kFakeProbability, kAccuracy, kValue, kGanSums };
+enum GanSum : int32_t { kGanLoss, kRealProbability, kFakeProbability, kRightShare, kValue, kGanSums };
 // The same over the logits of one tensor.
 enum GanTerm : int32_t { kLossTerm, kProbabilityTerm, kRightTerm, kLogTerm, kGanTerms };
 

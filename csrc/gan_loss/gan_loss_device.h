@@ -93,7 +93,7 @@ template <bool kMonitors> struct GanSums {
       const double probability = s.mean * terms[kProbabilityTerm];
       values[kRealProbability] += s.real ? probability : 0.0;
       values[kFakeProbability] += s.real ? 0.0 : probability;
-      values[kAccuracy] += s.right * terms[kRightTerm];
+      values[kRightShare] += s.right * terms[kRightTerm];
       values[kValue] += s.mean * terms[kLogTerm];
     }
   }

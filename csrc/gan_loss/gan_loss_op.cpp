@@ -64,7 +64,7 @@ struct Call {
       s.count = view->numel;
       if (s.count == 0) {  // a mean of nothing
         if (reduction == kMean) a.starts[kGanLoss] = NAN;
-        a.starts[s.real ? kRealProbability : kFakeProbability] = a.starts[kAccuracy] = a.starts[kValue] = NAN;
+        a.starts[s.real ? kRealProbability : kFakeProbability] = a.starts[kRightShare] = a.starts[kValue] = NAN;
         continue;
       }
       s.first_block = a.blocks;
@@ -111,7 +111,7 @@ void add_segments(const GanLossArguments& a, const BlockSums& sums, double (&val
     values[kGanLoss] += s.factor * total(kLossTerm);
     if (!a.monitors) continue;
     values[s.real ? kRealProbability : kFakeProbability] += s.mean * total(kProbabilityTerm);
-    values[kAccuracy] += s.right * total(kRightTerm);
+    values[kRightShare] += s.right * total(kRightTerm);
     values[kValue] += s.mean * total(kLogTerm);
   }
 }
