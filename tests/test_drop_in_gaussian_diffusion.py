@@ -3,6 +3,7 @@
 import ast
 import contextlib
 import copy
+import functools
 import gc
 import importlib.util
 import inspect
@@ -1073,3 +1074,34 @@ def test_guided_fused_noise_and_copies():
         again = pickle.loads(pickle.dumps(d))
     close(results[0], results[1], 0.0)
     with_and_without(again, lambda: again.sample("p_sample", model, (2, 3, 4, 4)), kernels=T)
+
+
+def test_a_wrapper_around_a_patched_method_is_the_users(caplog):
+    """functools.wraps gives it the patch's mark too."""
+    d, x = diffusion(), images()
+
+    def wrapped(method):
+        @functools.wraps(method)
+        def mine(*arguments, **keywords):
+            mean, *rest = method(*arguments, **keywords)
+            return 0 * mean + 7, *rest
+
+        return mine
+
+    with patch(d):
+        d.p_mean_variance = wrapped(d.p_mean_variance)
+        assert d.p_sample(x, 0)[0].eq(7).all()
+        assert "GaussianDiffusion.p_sample" in patch(d).skipped
+    e = diffusion()
+    with patch(ddp.GaussianDiffusion), pytest.MonkeyPatch().context() as undone:
+        undone.setattr(ddp.GaussianDiffusion, "p_mean_variance", wrapped(ddp.GaussianDiffusion.p_mean_variance))
+        assert e.p_sample(x, 0)[0].eq(7).all()
+
+
+def test_a_helper_that_was_replaced_is_noticed_by_the_next_patch(monkeypatch):
+    d = diffusion()
+    with patch(d) as first:
+        assert not first.skipped
+    monkeypatch.setattr(ddp, "extract", lambda a, t, shape: 2 * a.gather(-1, t).reshape(len(t), *[1] * (len(shape) - 1)))
+    with patch(d) as second:
+        assert "GaussianDiffusion.q_sample" in second.skipped

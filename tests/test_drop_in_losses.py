@@ -500,3 +500,37 @@ def test_torchgans_training_steps(torchgan):
     with patch_torchgan(), Dispatched() as ops:
         close(train(), expected)
     assert ops.of_fastgen() == 8  # forward and backward of four steps
+
+
+def test_a_layer_that_comes_twice_stays_twice():
+    act, last = torch.nn.LeakyReLU(0.2), torch.nn.Sigmoid()
+    for layers in (
+        [torch.nn.Linear(3, 3), act, torch.nn.Linear(3, 2), act, last],
+        [torch.nn.Linear(3, 2), last, torch.nn.Tanh(), last],
+    ):
+        network, x = torch.nn.Sequential(*layers), torch.randn(5, 3)
+        made, _ = without_sigmoid(network, torch.nn.BCELoss())
+        assert len(made) == len(network) - 1
+        close(made(x).sigmoid().detach(), network(x).detach())
+
+
+def test_what_without_sigmoid_would_lose_is_refused():
+    criterion = torch.nn.BCELoss()
+    criterion.register_forward_hook(lambda *_: None)
+    with pytest.raises(ValueError, match="^criterion: expected none of the hooks"):
+        without_sigmoid(torch.nn.Sequential(torch.nn.Sigmoid()), criterion)
+    network = torch.nn.Sequential(torch.nn.Sigmoid())
+    network.register_buffer("scale", torch.ones(1))
+    with pytest.raises(ValueError, match="^network: expected no parameters of its own, .* got \\['scale'\\]"):
+        without_sigmoid(network, torch.nn.BCELoss())
+
+
+def test_a_wrapper_around_the_patched_function_is_not_replaced():
+    with patch_bce():
+        ours = F.binary_cross_entropy_with_logits
+        F.binary_cross_entropy_with_logits = functools.wraps(ours)(lambda *a, **k: 2 * ours(*a, **k))
+        try:
+            with patch_bce() as second:
+                assert second.covered == () and F.binary_cross_entropy_with_logits(torch.zeros(2), torch.ones(2)) > 1
+        finally:
+            F.binary_cross_entropy_with_logits = ours

@@ -61,3 +61,12 @@ def test_a_patch_says_what_it_did(caplog):
         assert caplog.messages == [repr(p)] == ["1 of 2 methods of Base run on fastgen; not g: no source"]
     with Patch([(Base(), "f", lambda original: original)], "methods of Base") as p:
         assert p.covered == ("Base.f",) and repr(p) == "1 of 1 methods of Base run on fastgen"
+
+
+def test_a_replacement_that_someone_has_deleted():
+    one = Base()
+    patch = Patch([(one, name, lambda original: lambda: 7) for name in ("f", "__str__")], "two")
+    del one.f
+    patch.unpatch()
+    patch.unpatch()
+    assert one.f() == 1 and not vars(one)

@@ -10,7 +10,7 @@ import types
 import pytest
 import torch
 
-from fastgen.drop_in._source import fingerprint
+from fastgen.drop_in._source import fingerprint, mark_replacement, replaced_by
 
 TEXT = '''
 import dataclasses
@@ -190,3 +190,15 @@ def test_bound_methods_recursion_and_what_has_no_source(module):
     space = {}
     exec("def f(x):\n    return x", space)
     assert all(fingerprint(f) is None for f in (space["f"], len, lambda x: x, made.Base, functools.partial(made.Base.f)))
+
+
+def test_the_mark_of_a_replacement_is_its_own():
+    def original(x):
+        return x
+
+    def replacement(x):
+        return x
+
+    mark_replacement(replacement, original)
+    wrapper = functools.wraps(replacement)(lambda x: replacement(x) + 1)  # to which wraps has copied the mark
+    assert replaced_by(replacement) is original and replaced_by(wrapper) is None and replaced_by(original) is None

@@ -16,7 +16,7 @@ import torch
 from .. import _checks
 from .._tables import Coefficients, plain_tensors, step_columns
 from ._patch import NotCovered, Patch, fall_through, full_name
-from ._source import fingerprint
+from ._source import fingerprint, mark_replacement, replaced_by
 
 
 class Code(NamedTuple):
@@ -39,8 +39,10 @@ class Method(NamedTuple):
 
 def patched(owner, methods, rng) -> Patch:
     """Of those of `methods` (name → `Method`) that `owner`, a class or an instance, has with code that is known, down to what it
-    calls on the way."""
+    calls on the way. Functions of its module that they call are looked at here, and not again while the patch is in force."""
     replacements, skipped = [], {}
+    for name in methods:
+        _known(_class(owner), name, methods, anew=True)
     for name, method in methods.items():
         if method.make is None:
             continue
@@ -69,7 +71,7 @@ def _why_unknown(owner, name, methods):
     if not isinstance(owner, type):
         own = getattr(owner, "__dict__", {}).get(name)
         written = getattr(own, "__func__", own)  # a pickle brings a patched method back as the class's own, bound
-        if own is not None and not hasattr(own, "_fastgen_replaces") and written is not getattr(type(owner), name, None):
+        if own is not None and replaced_by(own) is None and written is not getattr(type(owner), name, None):
             return "the object's own"
     return _known(_class(owner), name, methods)[1]
 
@@ -90,13 +92,14 @@ def knows(self, name, methods) -> bool:
 _found: weakref.WeakKeyDictionary[type, dict] = weakref.WeakKeyDictionary()
 
 
-def _known(kind, name, methods):
-    """(how, None) of the method `name` of a class, or (None, why its code is not known); kept while it is the same function."""
+def _known(kind, name, methods, anew=False):
+    """(how, None) of the method `name` of a class, or (None, why its code is not known); kept while it is the same function, unless
+    it is to be looked at `anew`."""
     kept = _found.get(kind)
     if kept is None:
         kept = _found.setdefault(kind, {})
     found = kept.get((id(methods), name))
-    if found is not None:
+    if found is not None and not anew:
         function, forwarded, result = found
         if function() is getattr(kind, name, None) and all(vars(c).get(name) is f() for c, f in forwarded):
             return result
@@ -141,7 +144,7 @@ class _Verdict:
         same = last() is kind and self.functions(kind) == functions
         if same and all(vars(c).get(name) is f() for c, name, f in forwarded):
             for name in self.names:
-                if name in own and not hasattr(own[name], "_fastgen_replaces"):
+                if name in own and replaced_by(own[name]) is None:
                     break
             else:
                 return known
@@ -168,7 +171,7 @@ def _replacement(owner, name, methods, rng, original):
             fall_through(f"{type(self).__name__}.{name}", str(reason))
         return function(self, *arguments, **keywords)
 
-    replacement._fastgen_replaces = function  # which _source.fingerprint takes for it
+    mark_replacement(replacement, function)  # which _source.fingerprint takes for it
     # a method, not a closure: copy.deepcopy binds a method to the copy, and pickle looks it up again by its name
     return replacement if isinstance(owner, type) else types.MethodType(replacement, owner)
 

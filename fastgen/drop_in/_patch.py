@@ -61,18 +61,18 @@ class Patch:
     def unpatch(self) -> None:
         """Puts back what was there; a second call does nothing."""
         with _lock:
-            for key in reversed(self._active):
+            while self._active:
+                key = self._active.pop()
                 owner, own, _, stack = _replaced[key]
                 stack[:] = [entry for entry in stack if entry[0] is not self]
                 if stack:
                     setattr(owner, key[1], stack[-1][1])
                     continue
                 del _replaced[key]
-                if own is _ABSENT:
-                    delattr(owner, key[1])
-                else:
+                if own is not _ABSENT:
                     setattr(owner, key[1], own)
-            self._active = []
+                elif key[1] in vars(owner):  # else someone has deleted it meanwhile
+                    delattr(owner, key[1])
 
     def __enter__(self):
         return self

@@ -10,6 +10,7 @@ import hashlib
 import inspect
 import textwrap
 import types
+import weakref
 from typing import NamedTuple
 
 # What two Pythons write differently for the same code, and what says nothing about what it does
@@ -51,12 +52,25 @@ def _unwrapped(function):
     other wrappers, which may do anything, it is the outermost that counts as the function."""
     wrappers = 0
     while hasattr(function, "__wrapped__"):
-        if not hasattr(function, "_fastgen_replaces"):  # a patch's own wrapper stands for what it replaces
+        if replaced_by(function) is None:  # a patch's own wrapper stands for what it replaces
             if _package(function.__globals__.get("__name__", "")) != "torch":
                 break
             wrappers += 1
         function = function.__wrapped__
     return function, wrappers
+
+
+def mark_replacement(function, original) -> None:
+    """Says of a patch's function what it has been put in the place of."""
+    function._fastgen_replaces = weakref.ref(function), original
+
+
+def replaced_by(function):
+    """What a patch's function, or a method of it, has been put in the place of; None for other functions. functools.wraps gives
+    what wraps it the same attributes, so the mark says whose it is."""
+    function = getattr(function, "__func__", function)
+    mark = getattr(function, "_fastgen_replaces", None)
+    return mark[1] if mark is not None and mark[0]() is function else None
 
 
 def syntax_tree(function) -> ast.FunctionDef | None:

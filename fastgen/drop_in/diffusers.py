@@ -75,7 +75,7 @@ from ..rng import random_seed, scratch
 from ..schedule import PREDICTIONS
 from . import _diffusers_code
 from ._patch import NotCovered, Patch, check_rng, fall_through, full_name, logger
-from ._source import fingerprint
+from ._source import fingerprint, mark_replacement
 
 __all__ = ["DDIMScheduler", "DDPMParallelScheduler", "DDPMScheduler", "patch"]
 
@@ -642,7 +642,7 @@ def _replacing(original, extra=""):
     def decorate(function):
         function.__signature__ = inspect.signature(function)
         functools.update_wrapper(function, original)
-        function._fastgen_replaces = original
+        mark_replacement(function, original)
         function.__doc__ = (original.__doc__ or "") + extra
         return function
 

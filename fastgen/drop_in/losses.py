@@ -12,7 +12,7 @@ from torch.overrides import handle_torch_function, has_torch_function
 from ..bce_with_logits import BCEWithLogitsLoss, bce_with_logits
 from ..gan_loss import discriminator_loss, generator_loss
 from ._patch import Patch, fall_through, full_name
-from ._source import fingerprint
+from ._source import fingerprint, mark_replacement, replaced_by
 
 _UNROUNDED = (torch.float32, torch.float64)  # in which fastgen's GAN losses have the dtype of the logits
 _PLAIN = (torch.Tensor, torch.nn.Parameter, type(None))
@@ -121,6 +121,7 @@ def without_sigmoid(network: torch.nn.Sequential, criterion: torch.nn.BCELoss) -
     """
     if type(criterion) is not torch.nn.BCELoss:
         raise TypeError(f"criterion: expected a torch.nn.BCELoss, got {type(criterion).__name__}")
+    _refuse_hooks("criterion", criterion)
     on_logits = BCEWithLogitsLoss(criterion.weight, reduction=criterion.reduction)
     return _without_last_sigmoid(network), on_logits.train(criterion.training)
 
@@ -128,23 +129,32 @@ def without_sigmoid(network: torch.nn.Sequential, criterion: torch.nn.BCELoss) -
 def _without_last_sigmoid(network):
     if type(network) is not torch.nn.Sequential:
         raise TypeError(f"network: expected a torch.nn.Sequential, the Sigmoid its last layer, got {type(network).__name__}")
-    layers = OrderedDict(network.named_children())
+    layers = OrderedDict(network._modules)  # named_children() leaves out a module that comes a second time
     name, last = layers.popitem() if layers else ("", None)
     if type(last) is torch.nn.Sequential:
         layers[name] = _without_last_sigmoid(last)
     elif type(last) is not torch.nn.Sigmoid:
         raise ValueError(f"network: expected a torch.nn.Sigmoid as its last layer, got {last!r:.200}")
     for module in (network, last):
-        if any(value for key, value in vars(module).items() if key.endswith("_hooks")):
-            raise ValueError(f"network: expected none of the hooks that would be lost, got them on a {type(module).__name__}")
+        _refuse_hooks("network", module)
+        if own := [*module._parameters, *module._buffers]:
+            raise ValueError(
+                f"network: expected no parameters of its own, which would be lost, got {own} on a {type(module).__name__}"
+            )
     made = torch.nn.Sequential(layers)
     made.training = network.training  # of itself alone, the layers being those that they were
     return made
 
 
+def _refuse_hooks(argument, module):
+    if any(value for key, value in vars(module).items() if key.endswith("_hooks")):
+        raise ValueError(f"{argument}: expected none of the hooks that would be lost, got them on a {type(module).__name__}")
+
+
 def _beneath(function):
     """What a patch's function has been put in the place of; other functions themselves."""
-    return getattr(function, "_fastgen_replaces", function)
+    original = replaced_by(function)
+    return function if original is None else original
 
 
 def _replacing(original):
@@ -152,7 +162,7 @@ def _replacing(original):
 
     def decorate(function):
         function = functools.wraps(original)(function)
-        function._fastgen_replaces = original
+        mark_replacement(function, original)
         function.__prepare_scriptable__ = lambda: original
         return function
 
