@@ -17,6 +17,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = "denoising-diffusion-pytorch"
+# 18 of these have been run, which the documentation of `gaussian_diffusion.patch` names; 1.5.0, 1.7.7, 1.8.0, 1.9.6, 1.11.1, 2.0.9,
+# 2.1.1 and 2.3.0 have the same code as one of them, and have not.
 VERSIONS = """
 1.0.0 1.0.7 1.1.1 1.2.2 1.4.6 1.5.0 1.5.4 1.5.8 1.6.4 1.7.7 1.8.0 1.8.7 1.8.15 1.9.6 1.10.17 1.11.1
 2.0.0 2.0.9 2.0.18 2.1.1 2.2.0 2.2.3 2.2.6 2.3.0 2.3.2 2.3.4

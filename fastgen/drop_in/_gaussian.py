@@ -20,7 +20,7 @@ from ._source import fingerprint, mark_replacement, replaced_by
 
 
 class Code(NamedTuple):
-    versions: str  # with which the tests have run
+    versions: str  # whose code it is; with which of them the tests have run, the documentation of `patch` says
     how: dict  # what a replacement has to know of it; "forwards": it wraps the network by _wrap_model and calls super()'s
 
 
