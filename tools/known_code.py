@@ -75,7 +75,11 @@ def compare(source):
         subprocess.run([sys.executable, "-c", SHOW, json.dumps(kinds)], env=environment, check=True, cwd=folder)
         tests = ROOT / "tests/test_drop_in_gaussian_diffusion.py"
         run = subprocess.run(
-            [sys.executable, "-m", "pytest", "-q", str(tests), "-k", chosen], env=environment, text=True, stdout=-1, cwd=ROOT
+            [sys.executable, "-m", "pytest", "-q", str(tests), "-k", chosen],
+            env=environment,
+            text=True,
+            stdout=subprocess.PIPE,
+            cwd=ROOT,
         )
         print(" ", run.stdout.strip().splitlines()[-1], flush=True)
         return run.returncode == 0

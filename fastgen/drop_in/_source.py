@@ -10,7 +10,6 @@ import hashlib
 import inspect
 import textwrap
 import types
-import weakref
 from typing import NamedTuple
 
 # What two Pythons write differently for the same code, and what says nothing about what it does
@@ -62,7 +61,7 @@ def _unwrapped(function):
 
 def mark_replacement(function, original) -> None:
     """Says of a patch's function what it has been put in the place of."""
-    function._fastgen_replaces = weakref.ref(function), original
+    function._fastgen_replaces = function, original
 
 
 def replaced_by(function):
@@ -70,7 +69,7 @@ def replaced_by(function):
     what wraps it the same attributes, so the mark says whose it is."""
     function = getattr(function, "__func__", function)
     mark = getattr(function, "_fastgen_replaces", None)
-    return mark[1] if mark is not None and mark[0]() is function else None
+    return mark[1] if mark is not None and mark[0] is function else None
 
 
 def syntax_tree(function) -> ast.FunctionDef | None:

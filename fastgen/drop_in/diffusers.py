@@ -842,8 +842,10 @@ def _fast(base):
 
     def __init__(self, *arguments, rng="exact", float32_coefficients=False, **keywords):
         self._fastgen_options = _checked_options(rng, float32_coefficients)
-        while unsaid:
-            logger.warning("fastgen.drop_in.diffusers.%s.%s is diffusers' own: %s", base.__name__, *unsaid.pop(0))
+        said = unsaid[:]
+        del unsaid[:]  # two threads at a time may say it twice
+        for name, why in said:
+            logger.warning("fastgen.drop_in.diffusers.%s.%s is diffusers' own: %s", base.__name__, name, why)
         base.__init__(self, *arguments, **keywords)
         self.__module__ = base.__module__  # of the instance, where a pipeline that is saved looks: diffusers will load it
         _seen(self)
