@@ -22,7 +22,8 @@ from benchmarks import machine_code, sass
 FAST = r"^(sum_kernel<Added<)?(Vectors|Tiles|BceVectors|GanVectors|.*\bBceVectorSum)<"
 # The same, but with a loop over tensors around the loop over vectors, in which the main path is not always found.
 NESTED = r"\bGanVectorSums<"
-# The same, with branches among which the main path is not always found: the noise is made, or loaded, before what asks for it.
+# The same, whose main path is not always found: ptxas keeps predicates as bits of a register, and the reader of the code takes the
+# first bit that is cleared in it for a use of what was there before.
 BRANCHING = r"^sum_kernel<Added<(Vectors|Tiles)<DiffusionLossItems<"
 FAST_OPS = ("bce_with_logits", "ddpm_step", "diffusion_loss", "gan_loss", "q_posterior", "q_sample", "randn")  # that must have such
 LOADS_NOTHING = r"\bRandn<"
@@ -38,7 +39,7 @@ MOST_FORWARD, MOST_BACKWARD = 22, 28
 # A multiprocessor must have room for so many warps of each kernel, in three blocks: less, and all wait for memory at a time.
 LEAST_WARPS = 12
 # What each multiprocessor must have asked memory for at a time if that is never to wait, by count and not measured: what memory
-# moves, by the data sheets of A100, H100, B200 and RTX 5090, in 600 ns, which is assumed for an answer. A thread of ONE_TO_FOUR
+# moves, some nine tenths of what is said of A100, H100, B200 and RTX 5090, in 600 ns, which is assumed for an answer. A thread of ONE_TO_FOUR
 # asks for up to four vectors of each operand, and where there is little work for one: a quarter must be enough, but on a B200,
 # which needs two. Its q_sample that makes noise issues some 33 instructions an element, of 4 bytes in bfloat16: at 148 · 128
 # lanes of 1.85 GHz that is 4.2 of its 7.0 TB/s, so 0.6 of the bytes keep it busy.

@@ -90,8 +90,8 @@ template <class Part> __global__ void __launch_bounds__(kThreads, kBlocks<Part>)
       for (int v = 0; v < n; ++v)
         values[v] = 0;
     }
-    // A thread's blocks lie kThreads apart. It reads all their flags until all are there, then all their sums: two waits for
-    // memory, where one block after the other made two for each. Past its last block it reads the output's last but one, which has
+    // A thread's blocks lie kThreads apart. It reads all their flags until all are there, then their sums: a wait for memory or
+    // two each, where one block after the other made two for each block. Past its last block it reads the output's last but one, which has
     // to be there.
     constexpr int most = kMostSums / kThreads;
     const unsigned first = output * chunks + threadIdx.x, end = blockIdx.x;

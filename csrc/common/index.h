@@ -62,8 +62,8 @@ struct ItemPlan {
 // is least where u² is in proportion to the number of vectors: a thread takes u of them where that leaves u · kManyItems items.
 // That number is 2.6 waves of 768 threads (of 80 registers) on each of 132 multiprocessors, so that two vectors are taken from 5
 // waves on and four from 10, and a last wave that is nearly empty costs a sixth or an eleventh of the time at most. 10 M elements
-// of bfloat16 in 3.1 waves of items of four waited 23% of the time. It is not the device's own number, so that sums have the same
-// bits on all.
+// of bfloat16 in 3.1 waves of items of four would wait 23% of the time, by count. It is not the device's own number, so that sums
+// have the same bits on all.
 constexpr int64_t kManyItems = 256 * 1024;
 
 struct VectorPlan {
