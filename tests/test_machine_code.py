@@ -39,10 +39,10 @@ MOST_FORWARD, MOST_BACKWARD = 22, 28
 # A multiprocessor must have room for so many warps of each kernel, in three blocks: less, and all wait for memory at a time.
 LEAST_WARPS = 12
 # What each multiprocessor must have asked memory for at a time if that is never to wait, by count and not measured: what memory
-# moves, some nine tenths of what is said of A100, H100, B200 and RTX 5090, in 600 ns, which is assumed for an answer. A thread of ONE_TO_FOUR
-# asks for up to four vectors of each operand, and where there is little work for one: a quarter must be enough, but on a B200,
-# which needs two. Its q_sample that makes noise issues some 33 instructions an element, of 4 bytes in bfloat16: at 148 · 128
-# lanes of 1.85 GHz that is 4.2 of its 7.0 TB/s, so 0.6 of the bytes keep it busy.
+# moves, some nine tenths of what is said of A100, H100, B200 and RTX 5090, in 600 ns, which is assumed for an answer. A thread
+# of ONE_TO_FOUR asks for up to four vectors of each operand, and where there is little work for one: a quarter must be enough,
+# but on a B200, which needs two. Its q_sample that makes noise issues some 33 instructions an element, of 4 bytes in bfloat16:
+# at 148 · 128 lanes of 1.85 GHz that is 4.2 of its 7.0 TB/s, so 0.6 of the bytes keep it busy.
 LEAST_BYTES = {"80": 1.4e12 * 6e-7 / 108, "90": 3.0e12 * 6e-7 / 132, "100": 7.0e12 * 6e-7 / 148, "120": 1.6e12 * 6e-7 / 170}
 ONE_TO_FOUR = r"^(sum_kernel<Added<)?Vectors<"
 MAKES_NOISE, SHARE_WITH_NOISE = r"^Vectors<QSample<.*, seed>", {"100": 0.6}

@@ -46,9 +46,9 @@ namespace {
 // How many thread blocks a multiprocessor must have room for, which leaves a thread 168 registers, or 128 for four blocks. In
 // blocks of 256 threads, every kernel above 128 registers had one: 8 warps that wait for memory together and leave it alone
 // together. Three smaller ones take turns, and as each thread asks for 48 bytes and more at a time they have 18 KB on the way;
-// at 3.0 TB/s and an assumed 600 ns to an answer, each of an H100's 132 multiprocessors needs 13.6. Four blocks of all kernels would spill in
-// 13 of them on sm_90, up to 444 bytes a thread: only of those whose loaded vectors, noise made ahead and numbers of one vector are
-// few (kHeld).
+// at 3.0 TB/s and an assumed 600 ns to an answer, each of an H100's 132 multiprocessors needs 13.6. Four blocks of all kernels
+// would spill in 13 of them on sm_90, up to 444 bytes a thread: only of those whose loaded vectors, noise made ahead and numbers of
+// one vector are few (kHeld).
 template <class Way, class = void> constexpr int kBlocks = 3;
 template <class Way> constexpr int kBlocks<Way, std::void_t<decltype(Way::kHeld)>> = Way::kHeld < 80 ? 4 : 3;
 
