@@ -31,6 +31,7 @@ TARGET = re.compile(r"`\((\S+)\)")
 TABLE = re.compile(r'BRANCH_TARGETS ([^"]+)"')
 REGISTER = re.compile(r"\bR(\d+)\b")
 PREDICATE = re.compile(r"!?U?P[\dTR]")
+CLEARED_BITS = re.compile(r"(R\d+), \1, 0x([0-9a-f]+), RZ, 0xc0, !PT")
 NOT_WRITING = ("ST", "STG", "STS", "STL", "RED", "REDG", "BRA", "BRX", "CALL", "RET", "EXIT", "WARPSYNC", "R2UR", "NOP", "BMOV")
 ATTEMPTS = 12  # at a path that a thread can take
 FAR = 10**6  # more instructions than a kernel has
@@ -77,6 +78,11 @@ def _registers(opcode: str, operands: str) -> tuple[range, frozenset[int]]:
     first = next((x for x in operands.split(", ") if not PREDICATE.fullmatch(x)), "")
     if opcode.partition(".")[0] in NOT_WRITING or not REGISTER.match(first):
         return range(0), frozenset(found)
+    cleared = CLEARED_BITS.fullmatch(operands) if opcode == "LOP3.LUT" else None
+    if cleared and int(cleared[2], 16).bit_count() == 31:
+        # One bit of a register is cleared. ptxas keeps predicates as bits of one, and clears one before it has written any; of
+        # diffusion_loss's sums no path would be left, were that a use of what was there before.
+        return range(found[0], found[0] + 1), frozenset()
     width = 2 if re.search(r"^D|64|WIDE|^CS2R$|^F\w+2\b", opcode) else 1
     width = 4 if ".128" in opcode else 8 if ".256" in opcode else width
     return range(found[0], found[0] + width), frozenset(found[1:])

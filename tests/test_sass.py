@@ -219,6 +219,22 @@ def test_a_register_that_is_never_written_is_told():
     assert result.impossible == [range(9, 10)]
 
 
+def test_predicates_kept_as_bits_of_a_register():
+    """A bit may be cleared where nothing was written; two bits, or one set, are of a number."""
+    clear, use = "LOP3.LUT R9, R9, 0xfffffffd, RZ, 0xc0, !PT", "FMUL R4, R4, R9"
+    assert path(ADDRESS, LOAD, clear, use, STORE, "EXIT").impossible == []
+    for other in ("LOP3.LUT R9, R9, 0xfffffffc, RZ, 0xc0, !PT", "LOP3.LUT R9, R9, 0x2, RZ, 0xfc, !PT"):
+        assert path(ADDRESS, LOAD, other, use, STORE, "EXIT").impossible == [range(9, 10)]
+
+
+def test_a_cleared_bit_does_not_hide_a_shortcut():
+    """The row (R8) is loaded where the sample is another than before; the bit beside it says nothing of that."""
+    row, clear = "LDG.E R8, desc[UR4][R2.64]", "LOP3.LUT R9, R9, 0xfffffffd, RZ, 0xc0, !PT"
+    result = path(ADDRESS, LOAD, "@P0 BRA `(.L_1)", row, ".L_1:", clear, "FMUL R4, R4, R8", STORE, "EXIT")
+    assert addresses(result) == list(range(8))
+    assert result.impossible == []
+
+
 def test_special_functions_that_must_be_there():
     """Without noise the path is shorter and stores as much."""
     normals = ("MUFU.LG2 R5, R4", "MUFU.SIN R6, R4")
@@ -417,7 +433,8 @@ def test_missing_disassembler(monkeypatch, tmp_path):
     """Says what is missing, and where it was looked for."""
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setenv("CUDA_HOME", str(tmp_path))
-    monkeypatch.setattr(machine_code.importlib.util, "find_spec", lambda name: None)
+    find = machine_code.importlib.util.find_spec
+    monkeypatch.setattr(machine_code.importlib.util, "find_spec", lambda name: None if name == "triton" else find(name))
     machine_code.disassembler.cache_clear()
     with pytest.raises(machine_code.Missing, match="nvdisasm: Triton is not installed.*not on the PATH"):
         machine_code.disassembler()

@@ -27,9 +27,24 @@ class Output:
     def first(self):
         return self.value
 
-class Wrapped:
+class Common:
     def __call__(self, x):
+        return self.made(x)
+
+class Wrapped(Common):
+    LEAST = 1
+
+    @staticmethod
+    def add(x):
         return x + 1
+
+    @classmethod
+    def made(cls, x):
+        return cls.add(x)
+
+    @property
+    def least(self):
+        return self.LEAST
 
 class Base:
     def f(self, x, t, noise=None):
@@ -125,9 +140,25 @@ def test_a_helper_that_another_one_has_replaced(module):
     assert fingerprint(made.Base.f) != before
 
 
-@pytest.mark.parametrize("old, new", [("(-1, 1)", "(-3, 3)"), ("return x + 1\n\nclass Base", "return x + 2\n\nclass Base")])
+@pytest.mark.parametrize(
+    "old, new",
+    [
+        ("(-1, 1)", "(-3, 3)"),
+        ("return self.made(x)", "return 2 * self.made(x)"),  # of a base
+        ("    LEAST = 1", "    LEAST = 2"),
+        ("return x + 1\n\n    @classmethod", "return x + 2\n\n    @classmethod"),
+        ("return cls.add(x)", "return -cls.add(x)"),
+        ("return self.LEAST", "return -self.LEAST"),
+    ],
+)
 def test_classes_and_constants_of_the_package_count(module, old, new):
     assert None is not fingerprint(module().Base.g) != fingerprint(module((old, new)).Base.g)
+
+
+def test_a_descriptor_of_unknown_behaviour_in_a_class_of_the_package(module):
+    made = module()
+    made.Wrapped.least = functools.cached_property(lambda self: 1)
+    assert fingerprint(made.Base.g) is None
 
 
 @pytest.mark.parametrize("old, new", [("extra: object = None", "extra: object = 1"), ("return self.value", "return self.extra")])

@@ -93,6 +93,7 @@ template <class Part> __global__ void __launch_bounds__(kThreads, kBlocks<Part>)
     // A thread's blocks lie kThreads apart. It reads all their flags until all are there, then their sums: a wait for memory or
     // two each, where one block after the other made two for each block. Past its last block it reads the output's last but one,
     // which has to be there.
+    static_assert(kMostSums % kThreads == 0);
     constexpr int most = kMostSums / kThreads;
     const unsigned first = output * chunks + threadIdx.x, end = blockIdx.x;
     auto block = [=](int k) { return first + k * kThreads < end ? first + k * kThreads : end - 1; };

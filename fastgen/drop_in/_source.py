@@ -81,7 +81,7 @@ def syntax_tree(function) -> ast.FunctionDef | None:
 class _Read(NamedTuple):
     tree: ast.FunctionDef
     text: str
-    decorators: int
+    decorators: int  # other than staticmethod, classmethod, property and its setter
     names: dict[str, list[str]]  # that it reads, and which attributes of each
 
 
@@ -99,7 +99,14 @@ def _read(code, filename) -> _Read | None:
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
             names[node.value.id].add(node.attr)
-    return _Read(tree, _text(tree), len(tree.decorator_list), {name: sorted(names[name]) for name in sorted(names)})
+    decorators = sum(not _makes_a_method(each) for each in tree.decorator_list)
+    return _Read(tree, _text(tree), decorators, {name: sorted(names[name]) for name in sorted(names)})
+
+
+def _makes_a_method(decorator):
+    if isinstance(decorator, ast.Attribute):
+        return decorator.attr in ("getter", "setter", "deleter")
+    return isinstance(decorator, ast.Name) and decorator.id in ("staticmethod", "classmethod", "property")
 
 
 def _text(node) -> str:
@@ -131,19 +138,45 @@ def _meaning(value, attributes, function, above):
 
 
 def _code_of_class(kind, above):
-    """Of an enumeration its names, of a tuple its fields, of others their own functions, and of a dataclass its fields in the place
-    of those that it has made of them, which have no source."""
+    """Of an enumeration its names, of a tuple its fields, of others what they are made of: functions, constants, bases of their
+    own package. Of a dataclass its fields, those of its bases among them, stand for what it has made of them, which has no source.
+    """
     if issubclass(kind, enum.Enum):
         return f"enumeration {list(kind.__members__)}"
     if issubclass(kind, tuple):
         return f"tuple {getattr(kind, '_fields', None)}"
-    above, own = (*above, kind), {name: value for name, value in vars(kind).items() if isinstance(value, types.FunctionType)}
-    fields = ""
-    if "__dataclass_fields__" in vars(kind):
-        fields = f" of {[(x.name, _constant(x.default)) for x in dataclasses.fields(kind)]}"
-        own = {name: value for name, value in own.items() if inspect.unwrap(value).__code__.co_filename != "<string>"}
-    codes = [(name, _fingerprint(value, above)) for name, value in own.items()]
-    return None if any(code is None for _, code in codes) else f"class{fields} {sorted(codes)}"
+    above, members, fields = (*above, kind), dict(vars(kind)), ""
+    bases = [base for base in kind.__bases__ if _package(base.__module__) == _package(kind.__module__)]
+    if "__dataclass_fields__" in members:
+        found = dataclasses.fields(kind)
+        fields, bases = f" of {[(x.name, _constant(x.default)) for x in found]}", []
+        own = {x.name for x in found}
+        members = {name: value for name, value in members.items() if name not in own and not _made_by_dataclass(value)}
+    meanings = [(name, _meaning_of_member(name, value, above)) for name, value in members.items()]
+    meanings += [("bases", _code_of_class(base, above)) for base in bases]
+    if any(meaning is None for _, meaning in meanings):
+        return None
+    return f"class{fields} {sorted((name, meaning) for name, meaning in meanings if meaning)}"
+
+
+def _made_by_dataclass(value):
+    return isinstance(value, types.FunctionType) and inspect.unwrap(value).__code__.co_filename == "<string>"
+
+
+def _meaning_of_member(name, value, above):
+    """What an attribute of a class stands for; "" for what every class has, None where it cannot be known."""
+    if isinstance(value, types.FunctionType):
+        return _fingerprint(value, above)
+    if isinstance(value, (staticmethod, classmethod)):
+        code = _fingerprint(value.__func__, above) if isinstance(value.__func__, types.FunctionType) else None
+        return code and f"{type(value).__name__} {code}"
+    if isinstance(value, property):
+        codes = [function and _fingerprint(function, above) for function in (value.fget, value.fset, value.fdel)]
+        known = all(code for code, function in zip(codes, (value.fget, value.fset, value.fdel), strict=True) if function)
+        return f"property {codes}" if known else None
+    if (name.startswith("__") and name.endswith("__")) or name == "_abc_impl":
+        return ""
+    return None if hasattr(value, "__get__") else _constant(value)
 
 
 def _constant(value):
