@@ -77,7 +77,7 @@ bench-compare: build
 
 # Registers, spills and instructions per element of every kernel, nvcc's and Triton's; needs nvcc, but no GPU.
 machine-code: $(VENV)/installed
-	$(RUN) -m benchmarks.machine_code --json benchmarks/results/machine_code.json > benchmarks/results/machine_code.txt
+	$(RUN) -m tools.machine_code --json benchmarks/results/machine_code.json > benchmarks/results/machine_code.txt
 	cat benchmarks/results/machine_code.txt
 
 # Under ten minutes on a machine with an NVIDIA GPU, with the torch that $(PYTHON) has: no .venv, no network.

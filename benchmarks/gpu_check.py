@@ -193,11 +193,11 @@ class Check:
         return {"outcome": "failed", "words": ended(status, seconds), "output": tail(output)}
 
     def install(self, seconds):
-        """The wheel into a folder of its own, and a copy of the tests and benchmarks away from this tree's `fastgen`."""
+        """The wheel into a folder of its own, and a copy of what runs on it, away from this tree's `fastgen`."""
         for folder in ("site", "tree"):
             shutil.rmtree(self.logs / folder, ignore_errors=True)
         self.root.mkdir(parents=True)
-        for name in ("tests", "benchmarks", "examples"):
+        for name in ("tests", "benchmarks", "examples", "tools"):
             shutil.copytree(ROOT / name, self.root / name, ignore=shutil.ignore_patterns("__pycache__", "results"))
         shutil.copy(ROOT / "pyproject.toml", self.root)
         options = ("--no-index", "--no-deps", "--quiet", "--disable-pip-version-check", "--target", self.logs / "site")

@@ -6,15 +6,15 @@ Forward noising `q_sample`, `q_step`, `q_posterior`; reverse steps `ddpm_step`, 
 `backend_info` say and choose what runs.
 """
 
-from ._backend import available_backends, backend, backend_info, use_backend
-from .bce_with_logits import BCEWithLogitsLoss, bce_with_logits
-from .ddpm_step import ddim_step, ddpm_step
-from .diffusion_loss import diffusion_loss
-from .gan_loss import discriminator_loss, generator_loss
-from .q_posterior import q_posterior
-from .q_sample import q_sample, q_step
-from .randn import randn
-from .sample import Sampler, sample
+from ._core.backends import available_backends, backend, backend_info, use_backend
+from ._ops.bce_with_logits import BCEWithLogitsLoss, bce_with_logits
+from ._ops.ddpm_step import ddim_step, ddpm_step
+from ._ops.diffusion_loss import diffusion_loss
+from ._ops.gan_loss import discriminator_loss, generator_loss
+from ._ops.q_posterior import q_posterior
+from ._ops.q_sample import q_sample, q_step
+from ._ops.randn import randn
+from ._sampling.sampler import Sampler, sample
 from .schedule import Schedule
 
 __version__ = "0.1.0"

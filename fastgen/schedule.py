@@ -13,7 +13,7 @@ from collections.abc import Iterable
 import numpy as np
 import torch
 
-from ._tables import Table, Tables, fake_mode, let_in, plain_tensors, step_columns
+from ._core.tables import Table, Tables, fake_mode, let_in, plain_tensors, step_columns
 
 PREDICTIONS = ("epsilon", "sample", "v_prediction")
 FIXED_VARIANCES = ("posterior", "beta")
@@ -228,7 +228,7 @@ class Schedule(Tables):
         return self._table(("q_posterior",), device, dtype)
 
     def ddpm_step_table(self, prediction: str, variance: str, device: torch.device, dtype: torch.dtype) -> Table:
-        """(T, 10): the columns of `_tables.step_columns`. S is σ_t, 0 at t = 0; with a learned variance, 0 or 1."""
+        """(T, 10): the columns of `tables.step_columns`. S is σ_t, 0 at t = 0; with a learned variance, 0 or 1."""
         return self._table(("ddpm_step", prediction, variance), device, dtype)
 
     def ddim_step_table(self, prediction: str, eta: float, device: torch.device, dtype: torch.dtype) -> Table:

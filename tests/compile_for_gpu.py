@@ -23,8 +23,8 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler.compiler import ASTSource
 
 import fastgen
-from fastgen import _backend
-from fastgen._tables import Table
+from fastgen._core import backends
+from fastgen._core.tables import Table
 from fastgen.triton import FUNCTIONS as OPS
 
 TARGET = GPUTarget("cuda", 90, 32)
@@ -75,7 +75,7 @@ def pretend():
     torch._inductor.config.fx_graph_cache = False
     torch._functorch.config.enable_autograd_cache = False
     torch._inductor.graph.GraphLowering.compile_to_module = to_module
-    _backend._why_not = lambda name, device: ""
+    backends._why_not = lambda name, device: ""
     original, tables = fastgen.Schedule._make_table, {}
 
     def make_table(schedule, key, double, device):
@@ -179,11 +179,11 @@ def cases():
 
 def on_other_gpus():
     """The programs of the automatic order where the CUDA library has code for the GPU, and where it has none."""
-    _backend._AUTOMATIC["cuda"], _backend._ARCHS = "cpp", "8.0 9.0"
+    backends._AUTOMATIC["cuda"], backends._ARCHS = "cpp", "8.0 9.0"
     x, t, seeds = inputs(5)
     for capability in ((9, 0), (7, 0)):
         torch.cuda.get_device_capability = lambda device=None, capability=capability: capability
-        _backend._asked_capability.cache_clear()
+        backends._asked_capability.cache_clear()
         noised = lambda x, t, seed: fastgen.q_sample(x, t, SCHEDULE, seed=seed)  # noqa: E731
         yield "{}.{}".format(*capability), run(noised, [(x, t, seeds)], backend="auto")["graphs"]
 

@@ -19,7 +19,7 @@ from triton.compiler import CompiledKernel
 from triton.runtime import driver
 
 import fastgen.triton
-from fastgen import _dispatch
+from fastgen._core import dispatch
 from fastgen.triton.common import direct
 
 launched, logged = [], []
@@ -216,9 +216,9 @@ def observers():
     knobs.compilation.instrumentation_mode = "consan"
     found["instrumentation"] = [is_direct(lambda *arguments: None)]
     knobs.compilation.instrumentation_mode = ""
-    _dispatch.dispatch_modes, modes = lambda: 1, _dispatch.dispatch_modes
+    dispatch.dispatch_modes, modes = lambda: 1, dispatch.dispatch_modes
     found["dispatch mode"] = [is_direct(lambda *arguments: None)]
-    _dispatch.dispatch_modes = modes
+    dispatch.dispatch_modes = modes
     found["nobody again"] = [is_direct()]
     return found
 

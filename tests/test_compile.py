@@ -8,7 +8,7 @@ from conftest import DEVICES, assert_close, assert_same, channels_last, normal
 from torch._dynamo.testing import CompileCounterWithBackend
 
 import fastgen
-from fastgen import rng
+from fastgen._core import rng
 
 SHAPE = (3, 4, 5)
 

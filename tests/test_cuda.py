@@ -448,7 +448,7 @@ def test_a_recording_and_another_threads_work(kernels):
             with fastgen.use_backend(kernels), torch.cuda.stream(torch.cuda.Stream()):
                 while not over.is_set():
                     seen.append(replayed(seed=1))
-                    if fastgen._backend.torch_version() >= (2, 12):
+                    if fastgen._core.backends.torch_version() >= (2, 12):
                         torch.randn(3, device=DEVICE)
                 torch.cuda.current_stream().synchronize()
         except RuntimeError as error:

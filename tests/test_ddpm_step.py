@@ -21,8 +21,8 @@ from conftest import (
 )
 
 import fastgen
-from fastgen._tables import Coefficients, step_columns
-from fastgen.ddpm_step import step_with
+from fastgen._core.tables import Coefficients, step_columns
+from fastgen._ops.ddpm_step import step_with
 
 PREDICTIONS = ("epsilon", "sample", "v_prediction")
 VARIANCES = ("posterior", "beta", "learned", "learned_range")

@@ -23,7 +23,7 @@ from conftest import (
 from torch.nn import functional as F
 
 import fastgen
-from fastgen.diffusion_loss import LOSSES, REDUCTIONS
+from fastgen._ops.diffusion_loss import LOSSES, REDUCTIONS
 from fastgen.schedule import PREDICTIONS
 
 SHAPE = (3, 4, 5, 6)

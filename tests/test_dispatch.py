@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_map
 
 import fastgen
 
-compiled = pytest.mark.skipif(not fastgen._backend.HAS_OPS, reason="the compiled library is absent")
+compiled = pytest.mark.skipif(not fastgen._core.backends.HAS_OPS, reason="the compiled library is absent")
 AVAILABLE = {name for device in DEVICES for name in fastgen.available_backends(device)}
 UNAVAILABLE = [name for name in ("cpp", "triton", "eager") if name not in AVAILABLE]
 
@@ -169,7 +169,7 @@ def test_backend_info_says_what_compiles_at_run_time(gpu, monkeypatch, tmp_path,
     monkeypatch.setenv("PATH", str(tmp_path))
     if compiler:
         program(tmp_path / compiler)
-    monkeypatch.setattr(fastgen._backend.sysconfig, "get_path", lambda *_: str(tmp_path / "include"))
+    monkeypatch.setattr(fastgen._core.backends.sysconfig, "get_path", lambda *_: str(tmp_path / "include"))
     if header:
         folder = python_h(tmp_path / header)
         if header == "CPATH":
@@ -205,9 +205,9 @@ def import_with(monkeypatch):
 
     def choose(name):
         monkeypatch.setenv("FASTGEN_BACKEND", name)
-        monkeypatch.setattr(fastgen._backend, "_choice", contextvars.ContextVar("fresh", default=None))
-        monkeypatch.setattr(fastgen._backend, "_traced_choice", None)
-        fastgen._backend._from_environment()
+        monkeypatch.setattr(fastgen._core.backends, "_choice", contextvars.ContextVar("fresh", default=None))
+        monkeypatch.setattr(fastgen._core.backends, "_traced_choice", None)
+        fastgen._core.backends._from_environment()
 
     return choose
 

@@ -12,7 +12,7 @@ from every_call import CALLS, facts, inputs, results
 
 import fastgen
 
-if not fastgen._backend.HAS_OPS:
+if not fastgen._core.backends.HAS_OPS:
     pytest.skip("the compiled library is absent", allow_module_level=True)
 
 SHAPE = (3, 4, 33, 35)  # as in test_cuda.py

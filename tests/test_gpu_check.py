@@ -350,7 +350,7 @@ def test_every_call_reaches_every_op():
     """The driver leaves out none of the compiled ops."""
     import every_call
 
-    if not fastgen._backend.HAS_OPS:
+    if not fastgen._core.backends.HAS_OPS:
         pytest.skip("the compiled library is absent")
     i = every_call.inputs("cpu")
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:

@@ -44,21 +44,23 @@ BREAKAGES = {
 @pytest.mark.parametrize(("damage", "reason"), BREAKAGES.values(), ids=BREAKAGES)
 def test_broken_library(tmp_path, monkeypatch, damage, reason):
     (tmp_path / CPU).write_bytes(damage((PACKAGE / CPU).read_bytes()))
-    monkeypatch.setattr(fastgen._backend, "_HERE", tmp_path)
-    said = fastgen._backend._load(CPU, "fastgen::nothing", "CPU")
+    monkeypatch.setattr(fastgen._core.backends, "_HERE", tmp_path)
+    said = fastgen._core.backends._load(CPU, "fastgen::nothing", "CPU")
     assert said.startswith(f"{CPU} could not be loaded: ") and reason in said
 
 
 @needs_compiler
 def test_unresolved_symbol(tmp_path, monkeypatch):
     shared_library(tmp_path / CPU, "void nowhere(void); void here(void) { nowhere(); }")
-    monkeypatch.setattr(fastgen._backend, "_HERE", tmp_path)
-    assert "undefined symbol: nowhere" in fastgen._backend._load(CPU, "fastgen::nothing", "CPU")
+    monkeypatch.setattr(fastgen._core.backends, "_HERE", tmp_path)
+    assert "undefined symbol: nowhere" in fastgen._core.backends._load(CPU, "fastgen::nothing", "CPU")
 
 
 def test_missing_library(tmp_path, monkeypatch):
-    monkeypatch.setattr(fastgen._backend, "_HERE", tmp_path)
-    assert fastgen._backend._load(CPU, "fastgen::nothing", "CPU") == f"{CPU} is missing: it was not built, or has been removed"
+    monkeypatch.setattr(fastgen._core.backends, "_HERE", tmp_path)
+    assert (
+        fastgen._core.backends._load(CPU, "fastgen::nothing", "CPU") == f"{CPU} is missing: it was not built, or has been removed"
+    )
 
 
 # ---- the whole import -----------------------------------------------------------------------------------------------
@@ -175,7 +177,7 @@ def test_no_device(tmp_path):
     ("runtime", "driver", "works"), [(13000, 13000, True), (13010, 13000, True), (12080, 13020, True), (13000, 12090, False)]
 )
 def test_a_driver_serves_its_major_version_and_older_ones(runtime, driver, works):
-    assert (fastgen._backend._driver_problem(runtime, driver) == "") == works
+    assert (fastgen._core.backends._driver_problem(runtime, driver) == "") == works
 
 
 @pytest.mark.parametrize(
@@ -206,7 +208,7 @@ def test_a_driver_serves_its_major_version_and_older_ones(runtime, driver, works
     ],
 )
 def test_which_gpus_the_library_serves(archs, capability, expected):
-    assert fastgen._backend.serves(archs, capability) is expected
+    assert fastgen._core.backends.serves(archs, capability) is expected
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda", "xpu"])
@@ -219,7 +221,7 @@ def test_what_there_is_can_be_asked_in_a_traced_program(device):
 @pytest.mark.parametrize("traced", [False, True])
 def test_a_gpu_that_the_library_was_not_compiled_for(monkeypatch, traced):
     """The automatic order goes on to the next backend; an explicit choice is refused with the reason. Under torch.compile too."""
-    backend, device = fastgen._backend, torch.device("cuda", 7)
+    backend, device = fastgen._core.backends, torch.device("cuda", 7)
     monkeypatch.setattr(backend, "_ARCHS", "8.0 9.0")
     if traced:
         select = torch.compile(lambda x: (x + 1, backend.select_for(device))[1], backend="eager", fullgraph=True)

@@ -10,7 +10,7 @@ import torch
 
 import fastgen
 
-pytestmark = pytest.mark.skipif(not fastgen._backend.HAS_OPS, reason="the compiled library is absent")
+pytestmark = pytest.mark.skipif(not fastgen._core.backends.HAS_OPS, reason="the compiled library is absent")
 
 # the inputs are NumPy's, since ATen's functions round by instruction set too
 RESULTS = """

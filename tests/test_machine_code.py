@@ -1,7 +1,7 @@
 """The contract on the machine code of the CUDA kernels. Needs nvcc and a disassembler, but no GPU.
 
 FASTGEN_CUDA=0, which `make test` sets where there is no GPU, skips it: compiling takes minutes the first time (see
-benchmarks/machine_code.py for the cache).
+tools/machine_code.py for the cache).
 """
 
 import functools
@@ -15,9 +15,9 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for `benchmarks`, under every import mode of pytest
 
-from benchmarks import machine_code, sass
+from tools import machine_code, sass
 
-# Patterns of labels (`machine_code.label`): `python -m benchmarks.machine_code` prints them.
+# Patterns of labels (`machine_code.label`): `python -m tools.machine_code` prints them.
 # Kernels that must move their tensors in 128-bit accesses.
 FAST = r"^(sum_kernel<Added<)?(Vectors|Tiles|BceVectors|GanVectors|.*\bBceVectorSum)<"
 # The same, but with a loop over tensors around the loop over vectors, in which the main path is not always found.

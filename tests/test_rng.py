@@ -8,7 +8,7 @@ import reference
 import torch
 
 import fastgen
-from fastgen import rng
+from fastgen._core import rng
 
 # philox4x32 with 10 rounds in kat_vectors of random123: counter, key, words
 KNOWN_ANSWERS = {

@@ -36,7 +36,7 @@ import fastgen
 pytestmark = pytest.mark.usefixtures("one_thread")
 SHAPE = (3, 2, 4, 5)
 SEEDS = [11, -5, 2**63 - 1]
-module = importlib.import_module("fastgen.sample")  # the package's attribute is the function
+module = importlib.import_module("fastgen._sampling.sampler")  # the package's attribute is the function
 
 
 def tame(x, t, shift=0.0):
@@ -758,7 +758,7 @@ def test_an_interrupted_chain_leaves_nothing_broken(schedule, error, where):
 
 
 class Recorded:
-    """In the place of `_cuda_graph.Graph`: a replay calls the function again, which reads the static tensors and nothing else."""
+    """In the place of `cuda_graph.Graph`: a replay calls the function again, which reads the static tensors and nothing else."""
 
     log: list = []
     fails, times = None, -1  # what a recording raises, and how many do; -1 for all
@@ -792,8 +792,8 @@ def log(monkeypatch):
     monkeypatch.setattr(Recorded, "log", [])
     monkeypatch.setattr(Recorded, "fails", None)
     monkeypatch.setattr(Recorded, "times", -1)
-    monkeypatch.setattr(module._cuda_graph, "Graph", Recorded)
-    monkeypatch.setattr(module._cuda_graph, "usable", lambda device: True)
+    monkeypatch.setattr(module.graphs, "Graph", Recorded)
+    monkeypatch.setattr(module.graphs, "usable", lambda device: True)
     return Recorded.log
 
 
@@ -1569,8 +1569,8 @@ class Cuda:
 def put_in_the_place_of_torch(fake, monkeypatch, functions=("_cuda_endAllocateToPool", "_cuda_releasePool")):
     allocator = SimpleNamespace(**dict(zip(functions, (fake._end, fake._release), strict=False)))
     around = SimpleNamespace(cuda=fake, _C=allocator, is_autocast_enabled=lambda device: False, empty=torch.empty)
-    monkeypatch.setattr(module._cuda_graph, "torch", around)
-    monkeypatch.setattr(module._cuda_graph, "_broken", [])
+    monkeypatch.setattr(module.graphs, "torch", around)
+    monkeypatch.setattr(module.graphs, "_broken", [])
     return fake
 
 
@@ -1584,7 +1584,7 @@ def cuda(request, monkeypatch):
 
 def test_order_of_a_recording_and_a_replay(cuda):
     log = cuda.log
-    graph = module._cuda_graph.Graph(lambda: log.append("chain") or "x", lambda: log.append("warm up"), "cuda")
+    graph = module.graphs.Graph(lambda: log.append("chain") or "x", lambda: log.append("warm up"), "cuda")
     assert graph.output == "x"
     recorded = ["begin", "chain", "end"]
     assert log == [
@@ -1616,25 +1616,25 @@ def broken():
 def test_a_failed_recording_is_cleared_away(cuda):
     """The chain's own error comes out, the stream is the caller's again, and a capture that ends well has followed."""
     with pytest.raises(ValueError, match="synchronised"):
-        module._cuda_graph.Graph(broken, lambda: None, "cuda")
+        module.graphs.Graph(broken, lambda: None, "cuda")
     assert cuda.log[3:] == ["begin", "broken", "begin", "end", "< stream side", "caller waits for side", "< device"]
-    module._cuda_graph.Graph(lambda: None, lambda: None, "cuda")  # the lock is free
+    module.graphs.Graph(lambda: None, lambda: None, "cuda")  # the lock is free
 
 
 def test_a_failed_recording_gives_its_memory_back(cuda):
     """Once, by torch or by us; where torch ends the allocation and does not release, nothing tells whether it has."""
     with pytest.raises(ValueError, match="synchronised"):
-        module._cuda_graph.Graph(broken, lambda: None, "cuda")
+        module.graphs.Graph(broken, lambda: None, "cuda")
     assert not cuda.underway
     assert cuda.uses[0, 0] == (cuda.version == (2, 13))
     # that allocation was ended by us: the graph stays, which torch's allocator of pinned memory goes on asking
-    assert len(module._cuda_graph._broken) == (cuda.version == (2, 10) and cuda.invalid)
+    assert len(module.graphs._broken) == (cuda.version == (2, 10) and cuda.invalid)
 
 
 def test_a_failed_recording_of_a_torch_without_the_allocators_functions(monkeypatch):
     cuda = put_in_the_place_of_torch(Cuda((2, 10), invalid=True), monkeypatch, ())
     with pytest.raises(ValueError, match="synchronised"):
-        module._cuda_graph.Graph(broken, lambda: None, "cuda")
+        module.graphs.Graph(broken, lambda: None, "cuda")
     assert cuda.underway == {(0, 0)} and cuda.uses[0, 0] == 1
 
 
@@ -1653,7 +1653,7 @@ def test_an_error_keeps_no_recording_alive(cuda):
     gc.disable()
     try:
         with contextlib.suppress(ValueError):
-            module._cuda_graph.Graph(chain, lambda: None, "cuda")
+            module.graphs.Graph(chain, lambda: None, "cuda")
         assert seen[0]() is None
     finally:
         gc.enable()
@@ -1662,13 +1662,13 @@ def test_an_error_keeps_no_recording_alive(cuda):
 def test_a_failed_warm_up_is_waited_for(cuda):
     """Its launches may still read what the caller's stream is about to use again."""
     with pytest.raises(ValueError, match="synchronised"):
-        module._cuda_graph.Graph(lambda: None, broken, "cuda")
+        module.graphs.Graph(lambda: None, broken, "cuda")
     assert cuda.log[2:] == ["> stream side", "< stream side", "caller waits for side", "< device"]
 
 
 def test_a_network_may_record_in_its_warm_up(cuda):
     graphs = []
-    record = lambda *a: graphs.append(module._cuda_graph.Graph(lambda: None, *a, "cuda"))  # noqa: E731
+    record = lambda *a: graphs.append(module.graphs.Graph(lambda: None, *a, "cuda"))  # noqa: E731
     thread = threading.Thread(target=record, args=(lambda: record(lambda: None),), daemon=True)
     thread.start()
     thread.join(30)
@@ -1678,12 +1678,12 @@ def test_a_network_may_record_in_its_warm_up(cuda):
 def test_a_sampler_inside_a_warm_up_runs_step_by_step(cuda):
     """To wait for its lock, which a thread may hold that waits for this recording, would be to wait for ever."""
     cuda.is_current_stream_capturing = lambda: False
-    seen, usable = [], lambda: seen.append(module._cuda_graph.usable(torch.device("cuda")))
+    seen, usable = [], lambda: seen.append(module.graphs.usable(torch.device("cuda")))
     usable()
-    module._cuda_graph.Graph(usable, usable, "cuda")
+    module.graphs.Graph(usable, usable, "cuda")
     usable()
     with pytest.raises(ZeroDivisionError):
-        module._cuda_graph.Graph(usable, lambda: 1 / 0, "cuda")
+        module.graphs.Graph(usable, lambda: 1 / 0, "cuda")
     usable()
     assert seen == [True, False, False, True, True]
 
@@ -1691,8 +1691,8 @@ def test_a_sampler_inside_a_warm_up_runs_step_by_step(cuda):
 @pytest.mark.parametrize("waits", [True, False])
 def test_a_replay_in_the_middle_of_another_threads_recording(cuda, monkeypatch, waits):
     """Where torch would refuse it, it comes after."""
-    monkeypatch.setattr(module._cuda_graph, "_replays_wait", waits)
-    graph = module._cuda_graph.Graph(lambda: None, lambda: None, "cuda")
+    monkeypatch.setattr(module.graphs, "_replays_wait", waits)
+    graph = module.graphs.Graph(lambda: None, lambda: None, "cuda")
     cuda.log.clear()
     thread = threading.Thread(target=graph.replay, daemon=True)
 
@@ -1700,7 +1700,7 @@ def test_a_replay_in_the_middle_of_another_threads_recording(cuda, monkeypatch, 
         thread.start()
         thread.join(0.1 if waits else 30)
 
-    module._cuda_graph.Graph(chain, lambda: None, "cuda")
+    module.graphs.Graph(chain, lambda: None, "cuda")
     thread.join(30)
     seen = [what for what in cuda.log if what in ("begin", "replay", "end")]
     assert seen == (["begin", "end", "replay"] if waits else ["begin", "replay", "end"])

@@ -7,7 +7,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for `benchmarks`, under every import mode of pytest
 
-from benchmarks import machine_code, sass
+from tools import machine_code, sass
 
 ROOT = Path(__file__).resolve().parents[1]
 

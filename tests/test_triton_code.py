@@ -1,7 +1,7 @@
 """The contract on the machine code of the Triton kernels, compiled ahead of time: needs Triton, but no GPU.
 
 FASTGEN_TRITON_ARCHS lists the targets ("80 90 100 120 gfx942" are all); without it only two. What is compiled is
-benchmarks/triton_code.py's CALLS. It runs in processes of its own, since in one of TRITON_INTERPRET=1 nothing can be compiled.
+tools/triton_code.py's CALLS. It runs in processes of its own, since in one of TRITON_INTERPRET=1 nothing can be compiled.
 """
 
 import importlib.util
@@ -14,7 +14,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for `benchmarks`, under every import mode of pytest
 
-from benchmarks import amdgcn, machine_code, triton_code
+from tools import amdgcn, machine_code, triton_code
 
 TARGETS = os.environ.get("FASTGEN_TRITON_ARCHS", "90 gfx942").split()
 FUSION = [target for target in TARGETS if target in ("90", "gfx942")]  # of each compiler one: the same code goes into it

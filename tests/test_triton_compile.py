@@ -11,7 +11,7 @@ import pytest
 from conftest import assert_same, normal
 
 import fastgen
-from fastgen import _backend, _dispatch
+from fastgen._core import backends, dispatch
 
 HERE = Path(__file__).resolve().parent
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
@@ -55,7 +55,7 @@ def test_inductor_sees_the_kernels_of_every_op(made):
         assert kernels and any(kernel.startswith(expected[:4]) for kernel in kernels), (name, kernels)
 
 
-@pytest.mark.skipif(not _backend.HAS_OPS, reason="the compiled library is absent")
+@pytest.mark.skipif(not backends.HAS_OPS, reason="the compiled library is absent")
 @pytest.mark.parametrize("capability, op", [("9.0", "fastgen.q_sample.default"), ("7.0", "triton_kernel_wrapper_mutation")])
 def test_the_gpus_capability_decides(made, capability, op):
     """While compiling as well: code for 8.0 and 9.0 serves no V100."""
@@ -104,7 +104,7 @@ def test_far_seeds_are_handed_over_as_their_complement(monkeypatch, schedule, se
     x = normal((3, 5), 0)
     with fastgen.use_backend("triton"):
         expected = fastgen.q_sample(x, 5, schedule, seed=seed)
-        monkeypatch.setattr(_dispatch, "traced", lambda: True)
+        monkeypatch.setattr(dispatch, "traced", lambda: True)
         assert_same(fastgen.q_sample(x, 5, schedule, seed=seed), expected)
 
 

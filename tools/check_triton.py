@@ -33,7 +33,7 @@ def imported():
 
     assert Path(fastgen.__file__).is_relative_to(ROOT), f"{fastgen.__file__} is not of this tree"
     assert before or "triton" not in sys.modules, "import fastgen imports triton"
-    assert fastgen._backend.HAS_OPS, fastgen._backend._UNAVAILABLE["cpu"]
+    assert fastgen._core.backends.HAS_OPS, fastgen._core.backends._UNAVAILABLE["cpu"]
     import fastgen.triton
 
     return f"yes, {len(fastgen.triton.FUNCTIONS)} ops"

@@ -29,7 +29,7 @@ def imported():
     absent = sorted(str(path) for path in sources if not (package / path).exists())
     assert not absent, f"not in the wheel: {absent}"
     assert all((package / f"_fastgen_{name}.so").exists() for name in ("cpu", "cuda")), "a library is not in the wheel"
-    reason = fastgen._backend._UNAVAILABLE["cpu"]
+    reason = fastgen._core.backends._UNAVAILABLE["cpu"]
     assert not reason or "older than" in reason, reason
     return "yes" if not reason else "yes, eager only"
 
@@ -38,7 +38,7 @@ def symbols():
     """Every symbol of both libraries resolved and every op registered; beside a CPU-only torch, libtorch_cuda.so is a stand-in."""
     import fastgen
 
-    if not fastgen._backend.HAS_OPS:
+    if not fastgen._core.backends.HAS_OPS:
         return "–"
     if torch.version.cuda is None:
         ctypes.CDLL(str(ROOT / "build/ninja/libtorch_cuda.so"), mode=os.RTLD_NOW | os.RTLD_GLOBAL)
@@ -71,7 +71,7 @@ def ops():
     for name, call in calls():
         with fastgen.use_backend("eager"):
             expected = call()
-        with fastgen.use_backend("cpp" if fastgen._backend.HAS_OPS else None):
+        with fastgen.use_backend("cpp" if fastgen._core.backends.HAS_OPS else None):
             torch.testing.assert_close(call(), expected, rtol=1e-4, atol=1e-3, msg=lambda text, name=name: f"{name}: {text}")
         names.add(name)
     return f"{len(names)} calls"
@@ -80,7 +80,7 @@ def ops():
 def opcheck():
     import fastgen
 
-    if not fastgen._backend.HAS_OPS:
+    if not fastgen._core.backends.HAS_OPS:
         return "–"
     from test_dispatch import op_samples
 
@@ -95,7 +95,7 @@ def compiles():
     """One op with inductor and no graph break."""
     import fastgen
 
-    if not fastgen._backend.HAS_OPS:
+    if not fastgen._core.backends.HAS_OPS:
         return "–"
     (call,) = [call for name, call in calls() if name == "ddpm_step"][:1]
     compiled = torch.compile(call, fullgraph=True)

@@ -1,4 +1,4 @@
-// What fastgen/_backend.py asks the CUDA library before it trusts it. Neither function initialises CUDA.
+// What fastgen/_core/backends.py asks the CUDA library before it trusts it. Neither function initialises CUDA.
 #include <cuda_runtime_api.h>
 
 #define FG_EXPORT extern "C" __attribute__((visibility("default")))

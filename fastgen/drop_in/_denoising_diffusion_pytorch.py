@@ -8,12 +8,12 @@ from random import random
 import numpy as np
 import torch
 
-from .. import rng as _rng
-from .._tables import step_columns
-from ..ddpm_step import step_with
-from ..diffusion_loss import loss_with
-from ..q_posterior import posterior_with
-from ..q_sample import noised_with
+from .._core import rng as _rng
+from .._core.tables import step_columns
+from .._ops.ddpm_step import step_with
+from .._ops.diffusion_loss import loss_with
+from .._ops.q_posterior import posterior_with
+from .._ops.q_sample import noised_with
 from ._gaussian import (
     Method,
     check,

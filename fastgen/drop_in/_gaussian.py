@@ -13,8 +13,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from .. import _checks
-from .._tables import Coefficients, plain_tensors, step_columns
+from .._core import checks
+from .._core.tables import Coefficients, plain_tensors, step_columns
 from ._patch import NotCovered, Patch, fall_through, full_name
 from ._source import fingerprint, mark_replacement, replaced_by
 
@@ -243,7 +243,7 @@ _PLAIN = (torch.Tensor, torch.nn.Parameter)
 
 def check(name, x):
     """A tensor that the kernels take; a subclass may have ideas of its own."""
-    if type(x) not in _PLAIN or x.dtype not in _checks.FLOATING or x.layout is not torch.strided or x.is_meta or x.dim() == 0:
+    if type(x) not in _PLAIN or x.dtype not in checks.FLOATING or x.layout is not torch.strided or x.is_meta or x.dim() == 0:
         raise NotCovered(f"{name} is no dense tensor of floating dtype and shape (B, ...)")
 
 

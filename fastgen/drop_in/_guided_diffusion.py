@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from .._tables import DDPM_STEP_COLUMNS, step_columns
-from ..ddpm_step import step_with
-from ..q_posterior import posterior_with
-from ..q_sample import noised_with
+from .._core.tables import DDPM_STEP_COLUMNS, step_columns
+from .._ops.ddpm_step import step_with
+from .._ops.q_posterior import posterior_with
+from .._ops.q_sample import noised_with
 from ._gaussian import (
     Method,
     check,

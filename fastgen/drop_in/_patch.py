@@ -7,7 +7,7 @@ import threading
 
 import torch
 
-from .. import _checks
+from .._core import checks
 
 logger = logging.getLogger("fastgen.drop_in")
 
@@ -92,7 +92,7 @@ class NotCovered(Exception):
 
 def check_rng(rng) -> None:
     """The noise of the library itself, the same numbers in the same order; or noise made in the kernels."""
-    _checks.option("rng", rng, ("exact", "fused"))
+    checks.option("rng", rng, ("exact", "fused"))
 
 
 def fall_through(what: str, why: str) -> None:

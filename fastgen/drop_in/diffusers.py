@@ -65,13 +65,13 @@ from diffusers.schedulers.scheduling_ddpm_parallel import DDPMParallelSchedulerO
 from diffusers.utils.torch_utils import randn_tensor
 from torch.autograd import forward_ad
 
-from .. import _checks
-from .._backend import _choice
-from .._dispatch import dispatch_modes, functorch_is_active
-from .._tables import DDPM_STEP_COLUMNS, Coefficients, Table, constant, plain_tensors, step_columns
-from ..ddpm_step import dynamic_bound, plain_rows, plain_step, step_with
-from ..q_sample import noised_with
-from ..rng import random_seed, scratch
+from .._core import checks
+from .._core.backends import _choice
+from .._core.dispatch import dispatch_modes, functorch_is_active
+from .._core.rng import random_seed, scratch
+from .._core.tables import DDPM_STEP_COLUMNS, Coefficients, Table, constant, plain_tensors, step_columns
+from .._ops.ddpm_step import dynamic_bound, plain_rows, plain_step, step_with
+from .._ops.q_sample import noised_with
 from ..schedule import PREDICTIONS
 from . import _diffusers_code
 from ._patch import NotCovered, Patch, check_rng, fall_through, full_name, logger
@@ -98,8 +98,8 @@ FAMILIES = (diffusers.DDPMScheduler, diffusers.DDPMParallelScheduler, diffusers.
 METHODS = ("_get_variance", "previous_timestep", "_threshold_sample")  # which the tables speak for, unless a scheduler has its own
 OWN = {base: {name: getattr(base, name, None) for name in METHODS} for base in FAMILIES}  # diffusers' methods, as imported
 INTEGERS = (torch.int64, torch.int32)
-DTYPES = {dtype: str(dtype).removeprefix("torch.") for dtype in _checks.FLOATING}  # dynamo guards on keys by their text
-_compiling = torch.compiler.is_compiling  # found once, as in _dispatch.py
+DTYPES = {dtype: str(dtype).removeprefix("torch.") for dtype in checks.FLOATING}  # dynamo guards on keys by their text
+_compiling = torch.compiler.is_compiling  # found once, as in dispatch.py
 _is_dynamo_compiling = torch.compiler.is_dynamo_compiling
 _backend_choice = _choice.get
 Tensor = torch.Tensor
@@ -173,7 +173,7 @@ class Traced(Coefficients):
         return _constant_table(self.identity, self.key, device, dtype)
 
 
-# Dynamo makes id(state) a constant and guards it; see _tables.py.
+# Dynamo makes id(state) a constant and guards it; see _core/tables.py.
 _BY_ID: weakref.WeakValueDictionary[int, State] = weakref.WeakValueDictionary()
 
 
@@ -540,7 +540,7 @@ def _model_output(state, model_output, sample):
 
 def _same_kind(name, y, x):
     plain = type(y) is type(x) is torch.Tensor and x.is_cpu and y.is_cpu and x.layout is y.layout is torch.strided
-    if plain and x.dtype is y.dtype in _checks.FLOATING and x.dim() and not (x.is_nested or y.is_nested):
+    if plain and x.dtype is y.dtype in checks.FLOATING and x.dim() and not (x.is_nested or y.is_nested):
         return  # as nearly all are
     if not isinstance(y, torch.Tensor) or not isinstance(x, torch.Tensor):
         raise NotCovered(f"{name} of type {type(y).__name__} for a sample of type {type(x).__name__}")
@@ -548,7 +548,7 @@ def _same_kind(name, y, x):
         raise NotCovered("nested tensors")
     if x.dim() == 0:
         raise NotCovered("a sample without dimensions")
-    if y.dtype not in _checks.FLOATING or x.dtype not in _checks.FLOATING:
+    if y.dtype not in checks.FLOATING or x.dtype not in checks.FLOATING:
         raise NotCovered(f"dtypes {y.dtype} and {x.dtype}")
     if y.device != x.device:
         raise NotCovered(f"devices {y.device} and {x.device}")

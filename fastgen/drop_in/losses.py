@@ -9,8 +9,8 @@ import torch
 from torch.nn import functional
 from torch.overrides import handle_torch_function, has_torch_function
 
-from ..bce_with_logits import BCEWithLogitsLoss, bce_with_logits
-from ..gan_loss import discriminator_loss, generator_loss
+from .._ops.bce_with_logits import BCEWithLogitsLoss, bce_with_logits
+from .._ops.gan_loss import discriminator_loss, generator_loss
 from ._patch import Patch, fall_through, full_name
 from ._source import fingerprint, mark_replacement, replaced_by
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import torch
 
-from .. import _dispatch
+from .._core import dispatch
 from . import bce_with_logits, ddpm_step, diffusion_loss, gan_loss, q_posterior, q_sample, randn
 from .common.direct import Direct
 from .common.op import INTERPRETED
@@ -45,7 +45,7 @@ def _registered(name, function, written):
         return torch.library.triton_op(full_name, function, mutates_args=written)
     # the interpreter's kernels take no symbolic sizes, so a tracer may not look inside
     made = torch.library.custom_op(full_name, function, mutates_args=written)
-    made.register_fake(_dispatch.FAKES[name] if not written else lambda *arguments, **keywords: None)
+    made.register_fake(dispatch.FAKES[name] if not written else lambda *arguments, **keywords: None)
     return made
 
 
@@ -57,4 +57,7 @@ _CALLED = {name: function if INTERPRETED else Direct(function) for name, (functi
 
 
 def op(name):
-    return _TRACED[name] if _dispatch.traced() else _CALLED[name]
+    return _TRACED[name] if dispatch.traced() else _CALLED[name]
+
+
+dispatch.BACKENDS["triton"] = op

@@ -5,8 +5,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .. import _checks
-from ..bce_with_logits import REDUCTIONS, refuse, result_dtype
+from .._core import checks
+from .._ops.bce_with_logits import REDUCTIONS, refuse, result_dtype
 from .common import op
 from .common.driver import flat_elements
 from .common.host_device import negative, splat, stored
@@ -156,7 +156,7 @@ class _Operands:
         self.input = op.operand(input, input, self.channels_last)
         self.target = op.same(target, input, self.channels_last)
         self.count = input.numel()
-        self.double = _checks.compute_dtype(_checks.result_dtype(input, target)) == torch.float64
+        self.double = checks.compute_dtype(checks.result_dtype(input, target)) == torch.float64
         self.half = input.dtype == target.dtype and is_half(input.dtype)
         self.weight, self.weight_how = self.read(weight)
         self.pos_weight, self.pos_weight_how = self.read(pos_weight)

@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .. import _checks
+from .._core import checks
 from .common import op
 from .common.driver import FLAT, TILED, elements_of, part_of, place_of, tile_normals
 from .common.elementwise import GIVEN_NOISE, NO_NOISE, SEEDED_NOISE, column, table_row, timestep_of
@@ -157,8 +157,8 @@ def _run(x, model_output, rows, t, index, noise, seeds, seed, clip, threshold, l
     u = None if unconditional is None else op.same(unconditional, x, batch.channels_last, factor)
     if u is not None and u.dtype != m.dtype:
         raise RuntimeError(f"unconditional: expected {m.dtype} like model_output, got {u.dtype}")
-    dtype = _checks.result_dtype(x, m)
-    rows = op.rows_of(rows, t, index, COLUMNS.value, x, _checks.compute_dtype(dtype))
+    dtype = checks.result_dtype(x, m)
+    rows = op.rows_of(rows, t, index, COLUMNS.value, x, checks.compute_dtype(dtype))
     z = op.noise_of(noise, seeds, seed, x, rows.table)
     noise = rows.table if noise is None else op.same(noise, x, batch.channels_last)
     kind = NO_CLIP if clip is None and threshold is None else CLAMP if threshold is None else THRESHOLD
@@ -194,7 +194,7 @@ def _run(x, model_output, rows, t, index, noise, seeds, seed, clip, threshold, l
 
 
 def _empty(x, model_output):
-    return op.empty_like(x, _checks.result_dtype(x, model_output))
+    return op.empty_like(x, checks.result_dtype(x, model_output))
 
 
 def ddpm_step(

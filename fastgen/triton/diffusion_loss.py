@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .. import _checks
+from .._core import checks
 from ..schedule import PREDICTIONS
 from .common import op
 from .common.driver import TILED, elements_of, part_of, place_of, tile_normals
@@ -239,7 +239,7 @@ class _Call:
         m = self.m = op.operand(model_output, model_output, batch.channels_last)
         if x0.shape != m.shape or x0.device != m.device or not (0 <= loss <= 2 and 0 <= reduction <= 2 and 0 <= prediction <= 2):
             raise RuntimeError("expected an x0 of the shape and device of model_output, and options within 0 … 2")
-        rows = op.rows_of(rows, t, index, 3, m, _checks.compute_dtype(_checks.result_dtype(m, x0)))
+        rows = op.rows_of(rows, t, index, 3, m, checks.compute_dtype(checks.result_dtype(m, x0)))
         x0 = rows.table if prediction == EPSILON else op.same(x0, m, batch.channels_last)
         z = op.noise_of(*((None,) * 3 if prediction == SAMPLE else (noise, seeds, seed)), m, rows.table)
         if prediction != SAMPLE and z.kind == NO_NOISE.value:

@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..gan_loss import KINDS, MINIMAX, dense, empty_like, refuse, result_dtype, target_of
+from .._ops.gan_loss import KINDS, MINIMAX, dense, empty_like, refuse, result_dtype, target_of
 from .common import direct, op
 from .common.driver import flat_elements
 from .common.host_device import max_of, negative, product, splat, stored

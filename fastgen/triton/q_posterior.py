@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .. import _checks
+from .._core import checks
 from .common import op
 from .common.driver import elements_of, place_of
 from .common.elementwise import column, table_row, timestep_of
@@ -55,9 +55,9 @@ def q_posterior_kernel(
 
 def q_posterior(x0: Tensor, x_t: Tensor, rows: Tensor, t: Tensor | None, index: int) -> tuple[Tensor, Tensor, Tensor]:
     batch = op.batch_of(x0)
-    mean = op.empty_like(x0, _checks.result_dtype(x0, x_t))
+    mean = op.empty_like(x0, checks.result_dtype(x0, x_t))
     x0, x_t = op.operand(x0, x0, batch.channels_last), op.same(x_t, x0, batch.channels_last)
-    rows = op.rows_of(rows, t, index, 4, x0, _checks.compute_dtype(mean.dtype))
+    rows = op.rows_of(rows, t, index, 4, x0, checks.compute_dtype(mean.dtype))
     variance = op.empty((batch.size, *[1] * (x0.dim() - 1)), rows.table.dtype, x0.device)
     log_variance = op.empty(variance.shape, variance.dtype, x0.device)
     cut = op.tiling(batch, (x0, x_t), seeded=False, merge=False)

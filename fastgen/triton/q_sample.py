@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .. import _checks
+from .._core import checks
 from .common import op
 from .common.driver import TILED, elements_of, part_of, place_of, tile_normals
 from .common.elementwise import GIVEN_NOISE, SEEDED_NOISE, column, table_row, timestep_of, wide
@@ -75,7 +75,7 @@ def q_sample_kernel(
 def _run(x, rows, t, index, noise, seeds, seed, offset, out):
     batch = op.batch_of(x)
     x = op.operand(x, x, batch.channels_last)
-    rows = op.rows_of(rows, t, index, 2, x, _checks.compute_dtype(x.dtype))
+    rows = op.rows_of(rows, t, index, 2, x, checks.compute_dtype(x.dtype))
     z = op.noise_of(noise, seeds, seed, x, rows.table)
     noise = rows.table if noise is None else op.same(noise, x, batch.channels_last)
     cut = op.tiling(batch, (x, noise), z.kind == SEEDED_NOISE.value, not rows.has_t)

@@ -23,7 +23,7 @@ from triton import knobs
 from triton.compiler import CompiledKernel
 from triton.runtime import driver
 
-from ... import _dispatch
+from ..._core import dispatch
 
 # Arguments of ops that kernels take by the same names, and by which Triton does not choose a kernel: their annotations say so.
 NUMBERS = ("index", "seed", "offset", "clip", "guidance", "delta")
@@ -138,7 +138,7 @@ class Direct:
             call = kept[key]
         except KeyError:
             return self.record(kept, key, arguments)
-        if call is None or call.driver is not driver.active or any(call.hooks) or observed() or _dispatch.dispatch_modes():
+        if call is None or call.driver is not driver.active or any(call.hooks) or observed() or dispatch.dispatch_modes():
             return self.function(*arguments)
         if call.device == call.driver.get_current_device():
             return repeated(call, flat, addresses, tensors)
@@ -157,7 +157,7 @@ class Direct:
             seen = observed()
         except _UNKNOWN as error:
             kept[key], seen = _unknown(error), True
-        if seen or _dispatch.traced() or _recorder.launches is not None:
+        if seen or dispatch.traced() or _recorder.launches is not None:
             return self.function(*arguments)
         # a tensor that is given twice must not be taken for itself in another call, where there are two
         own = {}

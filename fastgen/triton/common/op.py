@@ -14,7 +14,7 @@ import torch
 import triton
 import triton.language as tl
 
-from ... import _dispatch
+from ..._core import dispatch
 from . import direct, driver, elementwise
 
 INTERPRETED = bool(triton.knobs.runtime.interpret)
@@ -85,7 +85,7 @@ def arithmetic_of(x):
 
 def passes_floats_as_float32():
     """Whether a float reaches a kernel with 24 bits whatever its annotation: from Inductor's launches, and in the interpreter."""
-    return INTERPRETED or _dispatch.traced()
+    return INTERPRETED or dispatch.traced()
 
 
 class Rows(NamedTuple):
@@ -143,7 +143,7 @@ def noise_of(noise, seeds, seed, x, unused=None):
             return Noise(kind.value, seeds_kind.value, seeds.contiguous(), 0)
     elif seed is not None:
         kind = elementwise.SEEDED_NOISE
-        if _dispatch.traced() and seed < -(2**31):
+        if dispatch.traced() and seed < -(2**31):
             # Inductor hands over any number that is not above int32 as one of int32; the complement is above
             return Noise(kind.value, elementwise.SEED_IS_COMPLEMENT.value, unused, -1 - seed)
     return Noise(kind.value, seeds_kind.value, unused, 0 if seed is None else seed)
@@ -221,14 +221,14 @@ def _power_of_two(n, low, high):
 
 def wrap_triton(kernel):
     """`torch.library.wrap_triton` where a tracer looks on; else the kernel, whose launch is then a millisecond faster."""
-    return torch.library.wrap_triton(kernel) if _dispatch.traced() else kernel
+    return torch.library.wrap_triton(kernel) if dispatch.traced() else kernel
 
 
 def launch(kernel, programs, x, *arguments, **parameters):
     """The one launch of an op, on the device and current stream of `x`. Nothing is launched for no programs."""
     if isinstance(programs, int) and programs == 0:
         return
-    if _dispatch.traced():  # whoever compiles the graph sets the device, and the options to their defaults
+    if dispatch.traced():  # whoever compiles the graph sets the device, and the options to their defaults
         kernel[(programs,)](*arguments, **parameters)
     else:
         with _device_of(x):
@@ -247,8 +247,8 @@ def empty(shape, dtype, device):
 
 
 def empty_like(x, dtype=None):
-    """`_dispatch.empty_like`; what an op allocates for its result, or between its launches."""
-    return direct.made(_dispatch.empty_like(x, dtype))
+    """`dispatch.empty_like`; what an op allocates for its result, or between its launches."""
+    return direct.made(dispatch.empty_like(x, dtype))
 
 
 def into(out, x, dtype, batch, launch_to):
@@ -261,6 +261,6 @@ def into(out, x, dtype, batch, launch_to):
     if fits:
         launch_to(out)
     else:
-        own = _dispatch.empty_like(x, dtype)
+        own = dispatch.empty_like(x, dtype)
         launch_to(own)
         out.copy_(own)

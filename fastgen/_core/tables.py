@@ -37,7 +37,7 @@ class Tables:
     __slots__ = ("_plans", "_tables", "__weakref__")
 
     def __init__(self):
-        object.__setattr__(self, "_plans", {})  # what _dispatch.plan keeps
+        object.__setattr__(self, "_plans", {})  # what dispatch.plan keeps
         object.__setattr__(self, "_tables", {})
         _BY_ID[id(self)] = self
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import torch
 
-from . import _checks, _dispatch
+from .._core import checks, dispatch
 from .bce_with_logits import slope, split
 
 REDUCTIONS = ("none", "mean", "sum")
@@ -68,7 +68,7 @@ def discriminator_loss(real_logits, fake_logits, *, label_smoothing=0.0, reducti
                 return made if not monitors else (made[0], DiscriminatorMonitors(*made[1].unbind()))
     real, fake = _checked("real_logits", real_logits), _checked("fake_logits", fake_logits)
     _one_device("fake_logits", fake, "real_logits", real)
-    smoothing = _checks.number("label_smoothing", label_smoothing, low=0.0)
+    smoothing = checks.number("label_smoothing", label_smoothing, low=0.0)
     if smoothing >= 1.0:
         raise ValueError(f"label_smoothing: expected a number s with 0 ≤ s < 1, got {label_smoothing!r}")
     loss, made = _general(real + fake, len(real), DISCRIMINATOR, smoothing, reduction, monitors)
@@ -102,7 +102,7 @@ def generator_loss(fake_logits, *, kind="non_saturating", reduction="mean", moni
             if made is not None:
                 return made if not monitors else (made[0], GeneratorMonitors(*made[1][1:3].unbind()))
     fake = _checked("fake_logits", fake_logits)
-    _checks.option("kind", kind, KINDS)
+    checks.option("kind", kind, KINDS)
     loss, made = _general(fake, 0, 1 + KINDS.index(kind), 0.0, reduction, monitors)
     if reduction == "none":
         loss = _like(fake_logits, loss)
@@ -123,12 +123,12 @@ def _like(logits, losses):
 def _checked(name, logits):
     """The tensors, as a list."""
     if not isinstance(logits, (list, tuple)):
-        _checks.tensor(name, logits)
+        checks.tensor(name, logits)
         return [logits]
     if not logits:
         raise ValueError(f"{name}: expected a tensor or a list of at least one, got an empty {type(logits).__name__}")
     for k, x in enumerate(logits):
-        _checks.tensor(f"{name}[{k}]", x)
+        checks.tensor(f"{name}[{k}]", x)
     _one_device(name, logits, name, logits)
     return list(logits)
 
@@ -144,7 +144,7 @@ def _fast(logits, real, kind, smoothing, reduction, monitors):
     is not the way, or where it refuses: the checks then find the words."""
     if (reduction != "mean" and reduction != "sum") or (monitors is not False and monitors is not True):
         return None
-    op = _dispatch.compiled("gan_loss", logits[0])
+    op = dispatch.compiled("gan_loss", logits[0])
     if op is None:
         return None
     code = 1 if reduction == "mean" else 2
@@ -152,7 +152,7 @@ def _fast(logits, real, kind, smoothing, reduction, monitors):
         if torch.is_grad_enabled():
             for x in logits:
                 if x.requires_grad:
-                    return _GanLoss.apply("cpp", (real, kind, smoothing, code), monitors, *_dispatch.distinct(logits))
+                    return _GanLoss.apply("cpp", (real, kind, smoothing, code), monitors, *dispatch.distinct(logits))
         made = op(logits, real, kind, smoothing, code, monitors, False)
         return made if monitors else made[0]
     except (AttributeError, RuntimeError, TypeError):
@@ -161,21 +161,21 @@ def _fast(logits, real, kind, smoothing, reduction, monitors):
 
 def _general(logits, real, kind, smoothing, reduction, monitors):
     """(loss, the four monitors or None) of checked tensors, on every backend."""
-    _checks.option("reduction", reduction, REDUCTIONS)
+    checks.option("reduction", reduction, REDUCTIONS)
     if not isinstance(monitors, bool):
         raise TypeError(f"monitors: expected a bool, got {type(monitors).__name__}")
     code = REDUCTIONS.index(reduction)
     if reduction == "none":  # nothing to fuse but the monitors
         made = _general([x.detach() for x in logits], real, kind, smoothing, "mean", True)[1] if monitors else None
         return reference(logits, real, kind, smoothing, code), made
-    backend = _dispatch.backend_for(logits[0].device)
+    backend = dispatch.backend_for(logits[0].device)
     if backend == "eager":
         loss = reference(logits, real, kind, smoothing, code)
         return loss, reference_monitors(logits, real) if monitors else None
     if torch.is_grad_enabled() and any(x.requires_grad for x in logits):
-        made = _GanLoss.apply(backend, (real, kind, smoothing, code), monitors, *_dispatch.distinct(logits))
+        made = _GanLoss.apply(backend, (real, kind, smoothing, code), monitors, *dispatch.distinct(logits))
         return made if monitors else (made, None)
-    made = _dispatch.op("gan_loss", backend)(logits, real, kind, smoothing, code, monitors, False)
+    made = dispatch.op("gan_loss", backend)(logits, real, kind, smoothing, code, monitors, False)
     return made[0], made[1] if monitors else None
 
 
@@ -206,14 +206,14 @@ def reference_monitors(logits, real):
 
 def _monitored(x, sign):
     """The means of D, of whether it is right, and of its log-likelihood. sign: 1 where the samples are real, −1 where not."""
-    x = x.detach().to(_checks.compute_dtype(x.dtype))
+    x = x.detach().to(checks.compute_dtype(x.dtype))
     right = torch.where(x.isnan(), x, 0.5 + 0.5 * torch.sign(sign * x))
     return torch.stack([torch.sigmoid(x).mean(), right.mean(), -_losses(x, float(sign > 0)).mean()])
 
 
 def _losses(x, target):
     """Each logit's loss, in the dtype of the arithmetic."""
-    left, size, e = split(x.to(_checks.compute_dtype(x.dtype)))
+    left, size, e = split(x.to(checks.compute_dtype(x.dtype)))
     if target not in (0.0, 1.0):
         return torch.where(left, target * size, (1.0 - target) * size) + torch.log1p(e)
     # hard: no 0·∞
@@ -235,8 +235,8 @@ def refuse(logits, smoothing):
     """What the kernels refuse: under a FakeTensorMode a fake stands in their place."""
     if not logits or not 0.0 <= smoothing < 1.0:
         raise RuntimeError("expected at least one tensor of logits, and 0 ≤ smoothing < 1")
-    _dispatch.same_device(*logits)
-    if any(x.dtype not in _checks.FLOATING for x in logits):
+    dispatch.same_device(*logits)
+    if any(x.dtype not in checks.FLOATING for x in logits):
         raise RuntimeError("expected floating dtypes")
 
 
@@ -249,7 +249,7 @@ def _fake(logits, real, kind, smoothing, reduction, monitors, gradients):
 
 def _fake_backward(gradient, logits, real, kind, smoothing, reduction):
     refuse(logits, smoothing)
-    _dispatch.same_device(logits[0], gradient)
+    dispatch.same_device(logits[0], gradient)
     return [empty_like(x) for x in logits]
 
 
@@ -270,8 +270,8 @@ def dense(x):
     return True
 
 
-_dispatch.register_fakes(("gan_loss",), _fake)
-_dispatch.register_fakes(("gan_loss_backward",), _fake_backward)
+dispatch.register_fakes(("gan_loss",), _fake)
+dispatch.register_fakes(("gan_loss_backward",), _fake_backward)
 
 
 # ---- autograd -------------------------------------------------------------------------------------------------------------
@@ -280,7 +280,7 @@ _dispatch.register_fakes(("gan_loss_backward",), _fake_backward)
 class _GanLoss(torch.autograd.Function):
     """One fused kernel back to all logits: g·factor·(σ(x) − target). On the CPU, where the exponential costs more than memory does,
     the gradients for g = 1 are made in the forward pass already: 8% less time at 2²⁰ + 2²⁰ logits than two kernels take, and one
-    call less, 4 µs, at 64 + 64 (AMD EPYC, one core). For another g see `_dispatch.multiplied`. Where a second derivative may be
+    call less, 4 µs, at 64 + 64 (AMD EPYC, one core). For another g see `dispatch.multiplied`. Where a second derivative may be
     asked for (create_graph), the same in torch ops, which autograd can follow.
 
     Of a small loss and its backward (64 + 64 logits, 101 µs in a loop, eager 132) a Function that does nothing takes 67 µs already,
@@ -291,8 +291,8 @@ class _GanLoss(torch.autograd.Function):
     def forward(ctx, backend, options, monitors, *logits):
         ctx.save_for_backward(*logits)
         ctx.backend, ctx.options = backend, options
-        ahead = backend == "cpp" and logits[0].is_cpu and not _dispatch.traced()
-        made = _dispatch.op("gan_loss", backend)(logits, *options, monitors, ahead)
+        ahead = backend == "cpp" and logits[0].is_cpu and not dispatch.traced()
+        made = dispatch.op("gan_loss", backend)(logits, *options, monitors, ahead)
         ctx.ahead = made[1 + monitors :] if ahead else None
         if not monitors:
             return made[0]
@@ -302,19 +302,19 @@ class _GanLoss(torch.autograd.Function):
     @staticmethod
     def backward(ctx, gradient, *_):
         logits = ctx.saved_tensors
-        if torch.is_grad_enabled() or _dispatch.batched(gradient):
+        if torch.is_grad_enabled() or dispatch.batched(gradient):
             return None, None, None, *_gradients(gradient, logits, *ctx.options)
         ahead, ctx.ahead = ctx.ahead, None  # given away once: the caller may write to them
-        if ahead is not None and _dispatch.multiplied(ahead, gradient):
+        if ahead is not None and dispatch.multiplied(ahead, gradient):
             return None, None, None, *ahead
         ahead = None  # their memory, before others are allocated
-        return None, None, None, *_dispatch.op("gan_loss_backward", ctx.backend)(gradient, logits, *ctx.options)
+        return None, None, None, *dispatch.op("gan_loss_backward", ctx.backend)(gradient, logits, *ctx.options)
 
 
 def _gradients(gradient, logits, real, kind, smoothing, reduction):
     sign = -1 if kind == MINIMAX else 1
     for k, x in enumerate(logits):
-        wide = x.to(_checks.compute_dtype(x.dtype))
+        wide = x.to(checks.compute_dtype(x.dtype))
         target = target_of(k < real, kind, smoothing)
         left, _, e = split(wide)
         scale = sign * gradient.to(wide.dtype)

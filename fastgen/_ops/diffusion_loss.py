@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from . import _checks, _dispatch, rng
-from .schedule import PREDICTIONS
+from .._core import checks, dispatch, rng
+from ..schedule import PREDICTIONS
 
 LOSSES = ("mse", "l1", "huber")
 REDUCTIONS = ("none", "mean", "sum")
@@ -68,8 +68,8 @@ def diffusion_loss(
     if weighting is not None:
         if not isinstance(weighting, str) or weighting != "min_snr":
             raise ValueError(f"weighting: expected None, 'min_snr' or a tensor of shape (B,), got {weighting!r}")
-        gamma = _checks.number("snr_gamma", snr_gamma, low=0.0, strict=True)
-    plan = _dispatch.plan("diffusion_loss", schedule, model_output, x0, prediction, gamma)
+        gamma = checks.number("snr_gamma", snr_gamma, low=0.0, strict=True)
+    plan = dispatch.plan("diffusion_loss", schedule, model_output, x0, prediction, gamma)
     if plan is None:
         plan = _make_plan(model_output, x0, schedule, prediction, gamma)
     return _loss_by(plan, model_output, x0, t, noise, seed, offset, prediction, loss, delta, weights, reduction)
@@ -78,12 +78,12 @@ def diffusion_loss(
 def loss_with(coefficients, model_output, x0, t, *, noise=None, seed=None, prediction="epsilon", reduction="mean"):
     """`diffusion_loss` with the `Coefficients` of another library: rows of the factors of x0 and of ε in the target, and of the
     weight."""
-    plan = _dispatch.plan("diffusion_loss", coefficients, model_output, x0, prediction)
+    plan = dispatch.plan("diffusion_loss", coefficients, model_output, x0, prediction)
     if plan is None:
         _check_tensors(model_output, x0, None)
-        dtype = _checks.compute_dtype(_checks.result_dtype(model_output, x0))
+        dtype = checks.compute_dtype(checks.result_dtype(model_output, x0))
         table = coefficients.table(x0.device, dtype)
-        plan = _dispatch.make_plan("diffusion_loss", coefficients, model_output, x0, dtype, table, prediction)
+        plan = dispatch.make_plan("diffusion_loss", coefficients, model_output, x0, dtype, table, prediction)
     return _loss_by(plan, model_output, x0, t, noise, seed, 0, prediction, "mse", 1.0, None, reduction)
 
 
@@ -93,13 +93,13 @@ def _loss_by(plan, model_output, x0, t, noise, seed, offset, prediction, loss, d
     try:
         kinds = PREDICTIONS.index(prediction), LOSSES.index(loss), REDUCTIONS.index(reduction)
     except ValueError:
-        _checks.option("loss", loss, LOSSES)
-        _checks.option("reduction", reduction, REDUCTIONS)
+        checks.option("loss", loss, LOSSES)
+        checks.option("reduction", reduction, REDUCTIONS)
         raise
     if delta != 1.0 or type(delta) is not float:
-        delta = _checks.number("delta", delta, low=0.0, strict=True)
+        delta = checks.number("delta", delta, low=0.0, strict=True)
     given_t = t
-    t, index = _dispatch.timestep(plan, t, x0)
+    t, index = dispatch.timestep(plan, t, x0)
     if offset != 0 or type(offset) is not int:
         offset = rng.check_offset(offset)
     seeds = None
@@ -112,24 +112,24 @@ def _loss_by(plan, model_output, x0, t, noise, seed, offset, prediction, loss, d
         return _run(plan, arguments)
     except (RuntimeError, TypeError):
         _check_tensors(model_output, x0, noise)
-        _checks.timestep(given_t, x0, plan.end, plan.note)
+        checks.timestep(given_t, x0, plan.end, plan.note)
         raise
 
 
 def _make_plan(model_output, x0, schedule, prediction, gamma):
-    _checks.schedule(schedule)
-    _checks.option("prediction", prediction, PREDICTIONS)
+    checks.schedule(schedule)
+    checks.option("prediction", prediction, PREDICTIONS)
     _check_tensors(model_output, x0, None)
-    dtype = _checks.compute_dtype(_checks.result_dtype(model_output, x0))
+    dtype = checks.compute_dtype(checks.result_dtype(model_output, x0))
     table = schedule.diffusion_loss_table(prediction, gamma, x0.device, dtype)
-    return _dispatch.make_plan("diffusion_loss", schedule, model_output, x0, dtype, table, prediction, gamma)
+    return dispatch.make_plan("diffusion_loss", schedule, model_output, x0, dtype, table, prediction, gamma)
 
 
 def _check_tensors(model_output, x0, noise):
-    _checks.batched("x0", x0)
-    _checks.like("model_output", model_output, "x0", x0)
+    checks.batched("x0", x0)
+    checks.like("model_output", model_output, "x0", x0)
     if noise is not None:
-        _checks.like("noise", noise, "x0", x0)
+        checks.like("noise", noise, "x0", x0)
 
 
 def _noise_source(model_output, x0, noise, seed, prediction):
@@ -141,12 +141,12 @@ def _noise_source(model_output, x0, noise, seed, prediction):
         return None, None, None
     if noise is None and seed is None:
         raise ValueError("noise, seed: expected the one that q_sample was given, since the target has that noise; got neither")
-    _checks.batched("x0", x0)
+    checks.batched("x0", x0)
     return rng.noise_source("x0", x0, x0.dtype, noise, seed, None)
 
 
 def _checked_weights(weights, x0, dtype):
-    _checks.tensor("weighting", weights)
+    checks.tensor("weighting", weights)
     if weights.device != x0.device:
         raise ValueError(f"weighting: expected a tensor on {x0.device} like x0, got one on {weights.device}")
     if weights.dim() != 1 or weights.shape[0] != x0.shape[0]:
@@ -162,7 +162,7 @@ def _run(plan, arguments):
         if (noise is not None and noise.requires_grad) or (weights is not None and weights.requires_grad):
             return reference(*arguments)
         if model_output.requires_grad or x0.requires_grad:
-            return _DiffusionLoss.apply(plan.backend, *_dispatch.distinct((model_output, x0)), arguments[2:])
+            return _DiffusionLoss.apply(plan.backend, *dispatch.distinct((model_output, x0)), arguments[2:])
     return plan.call(*arguments)
 
 
@@ -171,7 +171,7 @@ def _run(plan, arguments):
 
 def reference(model_output, x0, rows, t, index, noise, seeds, seed, offset, weights, prediction, loss, delta, reduction):
     """The kernel in plain PyTorch. rows: (T, 3), of x0, of ε and the weight; the options are indices."""
-    factors = _dispatch.gathered(rows, t, index, x0.dim())
+    factors = dispatch.gathered(rows, t, index, x0.dim())
     r = _residual(model_output, x0, rows.dtype, factors, noise, seeds, seed, offset, prediction)
     losses = _weighted(factors[2], weights, r.dim()) * _loss(r, loss, delta)
     if reduction == 0:
@@ -187,7 +187,7 @@ def _residual(model_output, x0, dtype, factors, noise, seeds, seed, offset, pred
         return r
     if noise is None:
         noise = rng.normals(x0.shape, seeds, seed, offset, x0.device, dtype)
-    return _dispatch.with_noise(r, -factors[1], noise)
+    return dispatch.with_noise(r, -factors[1], noise)
 
 
 def _loss(r, loss, delta):
@@ -219,30 +219,30 @@ def _weighted(factor, weights, dim):
 
 
 def _fake(model_output, x0, rows, t, index, noise, seeds, seed, offset, weights, prediction, loss, delta, reduction):
-    _dispatch.same_device(model_output, x0, rows, t, noise, weights)
-    dtype = _checks.compute_dtype(_checks.result_dtype(model_output, x0))
+    dispatch.same_device(model_output, x0, rows, t, noise, weights)
+    dtype = checks.compute_dtype(checks.result_dtype(model_output, x0))
     return torch.empty(x0.shape[:1] if reduction == 0 else (), dtype=dtype, device=x0.device)
 
 
 def _fake_and_gradient(*arguments):
-    return _fake(*arguments), _dispatch.empty_like(arguments[0])
+    return _fake(*arguments), dispatch.empty_like(arguments[0])
 
 
 def _fake_backward(gradient, *arguments):
-    _dispatch.same_device(_fake(*arguments), gradient)
-    return _dispatch.empty_like(arguments[0])
+    dispatch.same_device(_fake(*arguments), gradient)
+    return dispatch.empty_like(arguments[0])
 
 
 def _fake_backward_x0(gradient, *arguments):
-    return _fake_backward(gradient, *arguments), _dispatch.empty_like(arguments[0], arguments[1].dtype)
+    return _fake_backward(gradient, *arguments), dispatch.empty_like(arguments[0], arguments[1].dtype)
 
 
-_dispatch.register_fakes(("diffusion_loss",), _fake)
-_AHEAD = _dispatch.has("diffusion_loss_and_gradient")  # an op of the CPU alone
+dispatch.register_fakes(("diffusion_loss",), _fake)
+_AHEAD = dispatch.has("diffusion_loss_and_gradient")  # an op of the CPU alone
 if _AHEAD:
-    _dispatch.register_fakes(("diffusion_loss_and_gradient",), _fake_and_gradient)
-_dispatch.register_fakes(("diffusion_loss_backward",), _fake_backward)
-_dispatch.register_fakes(("diffusion_loss_backward_x0",), _fake_backward_x0)
+    dispatch.register_fakes(("diffusion_loss_and_gradient",), _fake_and_gradient)
+dispatch.register_fakes(("diffusion_loss_backward",), _fake_backward)
+dispatch.register_fakes(("diffusion_loss_backward_x0",), _fake_backward_x0)
 
 
 # ---- autograd -------------------------------------------------------------------------------------------------------------
@@ -264,17 +264,17 @@ class _DiffusionLoss(torch.autograd.Function):
         ctx.rest = (backend, rows, index, seed, offset, x0.dtype, *options)
         ctx.made = None
         ahead = _AHEAD and backend == "cpp" and model_output.is_cpu
-        if ahead and options[-1] and not ctx.needs_input_grad[2] and not _dispatch.traced():
-            loss, ctx.made = _dispatch.op("diffusion_loss_and_gradient", backend)(model_output, x0, *rest)
+        if ahead and options[-1] and not ctx.needs_input_grad[2] and not dispatch.traced():
+            loss, ctx.made = dispatch.op("diffusion_loss_and_gradient", backend)(model_output, x0, *rest)
             return loss
-        return _dispatch.op("diffusion_loss", backend)(model_output, x0, *rest)
+        return dispatch.op("diffusion_loss", backend)(model_output, x0, *rest)
 
     @staticmethod
     def backward(ctx, gradient):
         model_output, x0, t, noise, seeds, weights = ctx.saved_tensors
-        decomposed = torch.is_grad_enabled() or _dispatch.batched(gradient)
+        decomposed = torch.is_grad_enabled() or dispatch.batched(gradient)
         made, ctx.made = ctx.made, None  # given away once: whoever gets it may write to it
-        if made is not None and not decomposed and _dispatch.multiplied((made,), gradient):
+        if made is not None and not decomposed and dispatch.multiplied((made,), gradient):
             return None, made, None, None
         made = None  # its memory, before another is allocated
         backend, rows, index, seed, offset, x0_dtype, prediction, loss, delta, reduction = ctx.rest
@@ -286,7 +286,7 @@ class _DiffusionLoss(torch.autograd.Function):
             )
         x0_needed, to_x0 = ctx.needs_input_grad[2] and prediction != EPSILON, None
         if decomposed:
-            factors = _dispatch.gathered(rows, t, index, x0.dim())
+            factors = dispatch.gathered(rows, t, index, x0.dim())
             r = _residual(model_output, x0, rows.dtype, factors, noise, seeds, seed, offset, prediction)
             scale = 1.0 if reduction == 2 else 1.0 / max(r.numel() if reduction == 1 else r[:1].numel(), 1)
             g = gradient if reduction else gradient.reshape(-1, *[1] * (r.dim() - 1))
@@ -295,7 +295,7 @@ class _DiffusionLoss(torch.autograd.Function):
             return None, to_r.to(model_output.dtype), to_x0, None
         arguments = (gradient, model_output, x0, rows, t, index, noise, seeds, seed, offset, weights, prediction, loss, delta)
         if x0_needed:
-            to_model_output, to_x0 = _dispatch.op("diffusion_loss_backward_x0", backend)(*arguments, reduction)
+            to_model_output, to_x0 = dispatch.op("diffusion_loss_backward_x0", backend)(*arguments, reduction)
         else:
-            to_model_output = _dispatch.op("diffusion_loss_backward", backend)(*arguments, reduction)
+            to_model_output = dispatch.op("diffusion_loss_backward", backend)(*arguments, reduction)
         return None, to_model_output, to_x0, None

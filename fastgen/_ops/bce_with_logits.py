@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from . import _checks, _dispatch
+from .._core import checks, dispatch
 
 REDUCTIONS = ("none", "mean", "sum")
 OPS = ("bce_with_logits", "bce_with_logits_wide")  # the second: with a result of float32 in place of half precision
@@ -55,14 +55,14 @@ def bce_with_logits(input, target, weight=None, reduction="mean", pos_weight=Non
     Source: Goodfellow et al. 2014; equation (2.2) of the lecture note with h_θ = σ(x).
     """
     if weight is None and pos_weight is None and reduction in REDUCTIONS:
-        op = _dispatch.compiled("bce_with_logits", input)
+        op = dispatch.compiled("bce_with_logits", input)
         if op is not None:  # which checks everything before it writes; in words only where it refuses
             try:
                 wide = target.dtype in _HALF and _autocast(target)
                 if torch.is_grad_enabled() and (input.requires_grad or target.requires_grad):
                     return _BceWithLogits.apply("cpp", wide, input, target, None, None, REDUCTIONS.index(reduction))
                 if wide:
-                    op = _dispatch.op(OPS[True], "cpp")
+                    op = dispatch.op(OPS[True], "cpp")
                 return op(input, target, None, None, REDUCTIONS.index(reduction))
             except (AttributeError, RuntimeError, TypeError):
                 _check(input, target, reduction)
@@ -70,22 +70,22 @@ def bce_with_logits(input, target, weight=None, reduction="mean", pos_weight=Non
     _check(input, target, reduction)
     for name, w in (("weight", weight), ("pos_weight", pos_weight)):
         if w is not None:
-            _checks.any_tensor(name, w)
+            checks.any_tensor(name, w)
     if weight is not None:
         weight = _checked_weight("weight", weight, input, target)
     if pos_weight is not None:
         pos_weight = _checked_weight("pos_weight", pos_weight, input, target)
     wide = target.dtype in _HALF and _autocast(target)
     arguments = (input, target, weight, pos_weight, REDUCTIONS.index(reduction))
-    backend = _dispatch.backend_for(input.device)
+    backend = dispatch.backend_for(input.device)
     if backend == "eager":
         return reference(*arguments, wide)
     if torch.is_grad_enabled():
         if (weight is not None and weight.requires_grad) or (pos_weight is not None and pos_weight.requires_grad):
             return reference(*arguments, wide)
         if input.requires_grad or target.requires_grad:
-            return _BceWithLogits.apply(backend, wide, *_dispatch.distinct(arguments[:4]), arguments[4])
-    return _dispatch.op(OPS[wide], backend)(*arguments)
+            return _BceWithLogits.apply(backend, wide, *dispatch.distinct(arguments[:4]), arguments[4])
+    return dispatch.op(OPS[wide], backend)(*arguments)
 
 
 class BCEWithLogitsLoss(torch.nn.BCEWithLogitsLoss):
@@ -112,27 +112,27 @@ def _autocast(target):
 
 def _check(input, target, reduction):
     # in torch's order, for the class of error where several things are wrong
-    _checks.option("reduction", reduction, REDUCTIONS)
-    _checks.any_tensor("input", input)
-    _checks.any_tensor("target", target)
-    _checks.same_shape("target", target, "input", input)
-    _checks.tensor("input", input)
-    _checks.like("target", target, "input", input)
+    checks.option("reduction", reduction, REDUCTIONS)
+    checks.any_tensor("input", input)
+    checks.any_tensor("target", target)
+    checks.same_shape("target", target, "input", input)
+    checks.tensor("input", input)
+    checks.like("target", target, "input", input)
 
 
 def _checked_weight(name, w, x, y):
     """One value, or as many as `x` has, floating, as the kernels read them."""
     if isinstance(w, torch.Tensor) and (w.dtype in _INTEGERS or (w.dtype == torch.bool and name == "weight")):
         w = w.to(_compute_dtype(x, y))
-    _checks.tensor(name, w)
+    checks.tensor(name, w)
     if w.device != x.device:
         if not (w.dim() == 0 and w.is_cpu and not x.is_cpu):  # which torch's operators take for a number
-            raise _checks.Mismatched(f"{name}: expected a tensor on {x.device} like input, got one on {w.device}")
+            raise checks.Mismatched(f"{name}: expected a tensor on {x.device} like input, got one on {w.device}")
         w = w.to(x.device, non_blocking=True)
     if w.dim() == 0 or w.shape == x.shape:
         return w
     if w.dim() > x.dim() or any(a not in (1, b) for a, b in zip(reversed(w.shape), reversed(x.shape), strict=False)):
-        raise _checks.Mismatched(f"{name}: expected a shape that broadcasts to {tuple(x.shape)}, got {tuple(w.shape)}")
+        raise checks.Mismatched(f"{name}: expected a shape that broadcasts to {tuple(x.shape)}, got {tuple(w.shape)}")
     return w.expand(x.shape)
 
 
@@ -198,11 +198,11 @@ def _computed(input, target, weight, pos_weight):
 
 
 def _compute_dtype(input, target):
-    return _checks.compute_dtype(_checks.result_dtype(input, target))
+    return checks.compute_dtype(checks.result_dtype(input, target))
 
 
 def result_dtype(target, wide):
-    return _checks.compute_dtype(target.dtype) if wide else target.dtype
+    return checks.compute_dtype(target.dtype) if wide else target.dtype
 
 
 # ---- fakes ----------------------------------------------------------------------------------------------------------------
@@ -210,32 +210,32 @@ def result_dtype(target, wide):
 
 def refuse(input, target, weight, pos_weight):
     """What the kernels refuse: under a FakeTensorMode a fake stands in their place."""
-    _dispatch.same_device(input, target, weight, pos_weight)
+    dispatch.same_device(input, target, weight, pos_weight)
     if target.shape != input.shape or any(w is not None and w.dim() > 0 and w.shape != input.shape for w in (weight, pos_weight)):
         raise RuntimeError("expected tensors of input's shape")
-    if any(x is not None and x.dtype not in _checks.FLOATING for x in (input, target, weight, pos_weight)):
+    if any(x is not None and x.dtype not in checks.FLOATING for x in (input, target, weight, pos_weight)):
         raise RuntimeError("expected floating dtypes")
 
 
 def _fake(input, target, weight, pos_weight, reduction, wide=False):
     refuse(input, target, weight, pos_weight)
     dtype = result_dtype(target, wide)
-    return _dispatch.empty_like(input, dtype) if reduction == 0 else torch.empty((), dtype=dtype, device=input.device)
+    return dispatch.empty_like(input, dtype) if reduction == 0 else torch.empty((), dtype=dtype, device=input.device)
 
 
 def _fake_backward(gradient, input, target, weight, pos_weight, reduction):
-    _dispatch.same_device(input, gradient)
+    dispatch.same_device(input, gradient)
     refuse(input, target, weight, pos_weight)
-    return _dispatch.empty_like(input)
+    return dispatch.empty_like(input)
 
 
 def _fake_wide(*arguments):
     return _fake(*arguments, wide=True)
 
 
-_dispatch.register_fakes(OPS[:1], _fake)
-_dispatch.register_fakes(OPS[1:], _fake_wide)
-_dispatch.register_fakes(("bce_with_logits_backward",), _fake_backward)
+dispatch.register_fakes(OPS[:1], _fake)
+dispatch.register_fakes(OPS[1:], _fake_wide)
+dispatch.register_fakes(("bce_with_logits_backward",), _fake_backward)
 
 
 # ---- autograd -------------------------------------------------------------------------------------------------------------
@@ -249,15 +249,15 @@ class _BceWithLogits(torch.autograd.Function):
     def forward(ctx, backend, wide, *arguments):
         ctx.save_for_backward(*arguments[:4])
         ctx.rest = backend, arguments[4]
-        return _dispatch.op(OPS[wide], backend)(*arguments)
+        return dispatch.op(OPS[wide], backend)(*arguments)
 
     @staticmethod
     def backward(ctx, gradient):
         tensors, (backend, reduction) = ctx.saved_tensors, ctx.rest
         to_input, to_target = ctx.needs_input_grad[2:4]
-        fused = to_input and not torch.is_grad_enabled() and not _dispatch.batched(gradient)
+        fused = to_input and not torch.is_grad_enabled() and not dispatch.batched(gradient)
         if fused:
-            to_input = _dispatch.op("bce_with_logits_backward", backend)(gradient, *tensors, reduction)
+            to_input = dispatch.op("bce_with_logits_backward", backend)(gradient, *tensors, reduction)
             if not to_target:
                 return None, None, to_input, None, None, None, None
         g = gradient.to(_compute_dtype(*tensors[:2]))

@@ -22,7 +22,7 @@ BACKENDS = ("cpp", "triton", "eager")
 # Triton's interpreter runs on the CPU, but nobody wants it unasked
 _ORDER = {"cpu": ("cpp", "eager"), "cuda": BACKENDS, "xpu": ("triton", "eager")}
 _OLDEST_TORCH = (2, 10)  # TORCH_TARGET_VERSION of setup.py: older ones lack symbols of the stable ABI
-_HERE = Path(__file__).resolve().parent
+_HERE = Path(__file__).resolve().parents[1]  # of the compiled libraries
 
 # Per thread and per asyncio task; None means the automatic order. Dynamo cannot read a ContextVar, so a traced program sees
 # `_traced_choice` instead: the last choice made by any thread, guarded on, hence a change recompiles.
@@ -161,7 +161,7 @@ def _why_not(name: str, device_type: str) -> str:
     return _UNAVAILABLE.get(device_type, f"there are no kernels for {device_type}")
 
 
-# A traced program takes the answer as a constant, as it takes a table (_tables._constant_table): dynamo refuses to trace
+# A traced program takes the answer as a constant, as it takes a table (tables._constant_table): dynamo refuses to trace
 # torch.cuda.device_count, so with fullgraph=True a choice of "triton" could not be compiled for a GPU.
 _why_not._dynamo_marked_constant = True
 

@@ -20,9 +20,9 @@ import threading
 
 import torch
 
-from . import _checks
-from ._dispatch import dispatch_modes, functorch_is_active
-from ._tables import plain_tensors
+from . import checks
+from .dispatch import dispatch_modes, functorch_is_active
+from .tables import plain_tensors
 
 _MASK = 0xFFFFFFFF
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
@@ -42,7 +42,7 @@ def philox4x32(counter, key):
 
 def _product(c, m):
     """High and low word of c·m, with m odd."""
-    if _checks.values_are_hidden():
+    if checks.values_are_hidden():
         # what leaves int64 is undefined in the C++ that Inductor writes, and was miscompiled; this is c·m − (m div 2)·2³²
         p = (c - 2**31) * m + 2**31
         return (p >> 32) + (m >> 1), p & _MASK
@@ -90,7 +90,7 @@ def draw_seed(device: torch.device):
     In a traced program it is a tensor in the graph, drawn anew at every call, and under vmap(randomness="different") a tensor with
     a seed for each call that is mapped. Raises RuntimeError during CUDA-graph capture.
     """
-    if _checks.values_are_hidden():
+    if checks.values_are_hidden():
         # on the data's device: of a host tensor a CUDA graph would record the value, and every replay give the same noise
         return _seed_tensor(device), None
     if capturing(device):
@@ -150,7 +150,7 @@ def check_seed(seed, batch: int, device):
     """(tensor, None) for an int64 tensor of 1 or `batch` elements, (None, int) for an int, as the kernels take them."""
     if isinstance(seed, torch.Tensor):
         if seed.dtype != torch.int64:
-            raise TypeError(f"seed: expected an int or an int64 tensor, got dtype {_checks._dtype(seed.dtype)}")
+            raise TypeError(f"seed: expected an int or an int64 tensor, got dtype {checks._dtype(seed.dtype)}")
         if seed.dim() > 1 or seed.numel() not in (1, batch):
             raise ValueError(f"seed: expected 1 element or shape ({batch},), one seed per sample, got {tuple(seed.shape)}")
         if seed.device == device:
@@ -170,14 +170,14 @@ def check_seed(seed, batch: int, device):
 
 def check_seed_int(name: str, seed, expected: str) -> int:
     """The int64 that has the 64 bits of `seed`."""
-    seed = _checks.integer(name, seed, expected)
+    seed = checks.integer(name, seed, expected)
     if not torch.compiler.is_compiling() and not -(2**63) <= seed < 2**64:
         raise ValueError(f"{name}: expected a 64-bit int, -2**63 … 2**64-1, got {seed}")
     return seed - 2**64 if seed >= 2**63 else seed
 
 
 def check_offset(offset) -> int:
-    offset = _checks.integer("offset", offset)
+    offset = checks.integer("offset", offset)
     if offset < 0 or offset >= 2**63:
         raise ValueError(f"offset: expected an int within 0 … 2**63-1, got {offset}")
     return offset

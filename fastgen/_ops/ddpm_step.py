@@ -6,10 +6,10 @@ import math
 
 import torch
 
-from . import _checks, _dispatch, rng
-from ._tables import DDPM_STEP_COLUMNS
+from .._core import checks, dispatch, rng
+from .._core.tables import DDPM_STEP_COLUMNS
+from ..schedule import LEARNED_VARIANCES, PREDICTIONS, VARIANCES
 from .q_sample import scaled
-from .schedule import LEARNED_VARIANCES, PREDICTIONS, VARIANCES
 
 
 def ddpm_step(
@@ -76,15 +76,15 @@ def ddpm_step(
     guidance = ()
     if unconditional_output is not None or guidance_scale is not None:
         guidance = _checked_guidance(unconditional_output, guidance_scale)
-    plan = _dispatch.plan("ddpm_step", schedule, x_t, model_output, prediction, variance)
+    plan = dispatch.plan("ddpm_step", schedule, x_t, model_output, prediction, variance)
     if plan is None:
-        _checks.schedule(schedule)
-        _checks.option("prediction", prediction, PREDICTIONS)
-        _checks.option("variance", variance, VARIANCES)
+        checks.schedule(schedule)
+        checks.option("prediction", prediction, PREDICTIONS)
+        checks.option("variance", variance, VARIANCES)
         learned = variance in LEARNED_VARIANCES
         dtype = _check_inputs(x_t, model_output, learned)
         table = schedule.ddpm_step_table(prediction, variance, x_t.device, dtype)
-        plan = _dispatch.make_plan("ddpm_step", schedule, x_t, model_output, dtype, table, prediction, variance, learned)
+        plan = dispatch.make_plan("ddpm_step", schedule, x_t, model_output, dtype, table, prediction, variance, learned)
     return _reverse_step(plan, x_t, model_output, t, clip, threshold, noise, seed, generator, guidance, return_x0, out)
 
 
@@ -121,20 +121,20 @@ def ddim_step(
     Source: Song et al. 2021 (DDIM), equations (12) and (16).
     """
     if type(eta) is not float:  # True would find the plan of 1.0
-        eta = _checks.number("eta", eta, low=0.0)
+        eta = checks.number("eta", eta, low=0.0)
     guidance = ()
     if unconditional_output is not None or guidance_scale is not None:
         guidance = _checked_guidance(unconditional_output, guidance_scale)
-    plan = _dispatch.plan("ddim_step", schedule, x_t, model_output, prediction, eta)
+    plan = dispatch.plan("ddim_step", schedule, x_t, model_output, prediction, eta)
     if plan is None:
-        _checks.schedule(schedule)
-        _checks.option("prediction", prediction, PREDICTIONS)
-        eta = _checks.number("eta", eta, low=0.0)
+        checks.schedule(schedule)
+        checks.option("prediction", prediction, PREDICTIONS)
+        eta = checks.number("eta", eta, low=0.0)
         if eta > 1.0:
             raise ValueError(f"eta: expected a number within 0 … 1, got {eta!r}")
         dtype = _check_inputs(x_t, model_output, False)
         table = schedule.ddim_step_table(prediction, eta, x_t.device, dtype)
-        plan = _dispatch.make_plan("ddim_step", schedule, x_t, model_output, dtype, table, prediction, eta)
+        plan = dispatch.make_plan("ddim_step", schedule, x_t, model_output, dtype, table, prediction, eta)
     return _reverse_step(plan, x_t, model_output, t, clip, threshold, noise, seed, generator, guidance, return_x0, out)
 
 
@@ -159,18 +159,18 @@ def step_with(
     guidance = ()
     if unconditional_output is not None or guidance_scale is not None:
         guidance = _checked_guidance(unconditional_output, guidance_scale)
-    plan = _dispatch.plan("ddpm_step", coefficients, x_t, model_output, learned)
+    plan = dispatch.plan("ddpm_step", coefficients, x_t, model_output, learned)
     if plan is None:
         dtype = _check_inputs(x_t, model_output, learned)
         table = coefficients.table(x_t.device, dtype)
-        plan = _dispatch.make_plan("ddpm_step", coefficients, x_t, model_output, dtype, table, learned, learned=learned)
+        plan = dispatch.make_plan("ddpm_step", coefficients, x_t, model_output, dtype, table, learned, learned=learned)
     return _reverse_step(plan, x_t, model_output, t, clip, threshold, noise, seed, generator, guidance, return_x0, out)
 
 
 def plain_rows(coefficients, x_t, model_output):
     """The rows for `plain_step` of what is like these tensors and requires no grad, once a `step_with` has gone well; None where
     it was not the compiled op that ran."""
-    plan = _dispatch.plan("ddpm_step", coefficients, x_t, model_output, False)
+    plan = dispatch.plan("ddpm_step", coefficients, x_t, model_output, False)
     return None if plan is None or plan.careful else plan.rows
 
 
@@ -179,7 +179,7 @@ def steps_alike(method, schedule, x_t, model_output, options, seed):
     unconditional_output=None) → x_{t−1} of further ones, at int timesteps of the schedule and without gradients, by the compiled
     op alone. It refuses with a RuntimeError or TypeError what is not like them. None where it was not the compiled op that ran."""
     option = options["variance" if method == "ddpm" else "eta"]
-    plan = _dispatch.plan(method + "_step", schedule, x_t, model_output, options["prediction"], option)
+    plan = dispatch.plan(method + "_step", schedule, x_t, model_output, options["prediction"], option)
     if plan is None or plan.careful:
         return None
     call, rows = plan.call, plan.rows
@@ -197,8 +197,8 @@ def _checked_guidance(u, scale):
     if u is None or scale is None:
         got = "only the former" if scale is None else "only the latter"
         raise ValueError(f"unconditional_output, guidance_scale: expected both or neither, got {got}")
-    _checks.any_tensor("unconditional_output", u)
-    return u, _checks.number("guidance_scale", scale, low=-math.inf, strict=True)
+    checks.any_tensor("unconditional_output", u)
+    return u, checks.number("guidance_scale", scale, low=-math.inf, strict=True)
 
 
 def _reverse_step(plan, x_t, model_output, t, clip, threshold, noise, seed, generator, guidance, return_x0, out):
@@ -209,12 +209,12 @@ def _reverse_step(plan, x_t, model_output, t, clip, threshold, noise, seed, gene
     elif isinstance(t, torch.Tensor) and not careful:
         index = 0
     else:
-        _checks.batched("x_t", x_t)
-        t, index = _checks.timestep(t, x_t, end, note)
+        checks.batched("x_t", x_t)
+        t, index = checks.timestep(t, x_t, end, note)
     if clip is not None and (type(clip) is not float or not 0.0 < clip < math.inf):
-        clip = _checks.number("clip", clip, low=0.0, strict=True)
+        clip = checks.number("clip", clip, low=0.0, strict=True)
     if threshold is not None:
-        _checks.batched("x_t", x_t)
+        checks.batched("x_t", x_t)
         threshold = _checked_threshold(threshold, clip, x_t, rows.dtype)
     if return_x0 is not False and return_x0 is not True:
         raise TypeError(f"return_x0: expected a bool, got {type(return_x0).__name__}")
@@ -222,14 +222,14 @@ def _reverse_step(plan, x_t, model_output, t, clip, threshold, noise, seed, gene
     if careful or (noise is None and seed is None) or (noise is not None and not noisy):
         _check_tensors(x_t, model_output, given_t, noise, plan, threshold, guidance, out)
     elif out is not None and torch.is_grad_enabled():
-        _checks.ungraded_output(out, x_t, model_output, noise, *guidance[:1])
+        checks.ungraded_output(out, x_t, model_output, noise, *guidance[:1])
     seeds = None
     if type(seed) is int and 0 <= seed < 2**63 and noise is None and generator is None:
         pass
     elif generator is not None and noise is None and seed is None and not noisy:
         rng.check_generator(generator, x_t.device)  # and leave its state as it is
     elif noisy or noise is not None or seed is not None:
-        _checks.batched("x_t", x_t)
+        checks.batched("x_t", x_t)
         noise, seeds, seed = rng.noise_source("x_t", x_t, dtype, noise, seed, generator)
     if not noisy:
         noise = seeds = seed = None
@@ -264,37 +264,37 @@ def _run(plan, arguments, return_x0, out):
         y = y if out is None else out.copy_(y)
         return (y, x0) if return_x0 else y
     if out is not None:
-        x0 = {"x0": _dispatch.empty_like(arguments[0], plan.dtype)} if return_x0 else {}
-        _dispatch.op(plan.op + "_out", plan.backend)(*arguments, **x0, out=out)
-        _dispatch.written(out)
+        x0 = {"x0": dispatch.empty_like(arguments[0], plan.dtype)} if return_x0 else {}
+        dispatch.op(plan.op + "_out", plan.backend)(*arguments, **x0, out=out)
+        dispatch.written(out)
         return (out, x0["x0"]) if return_x0 else out
-    return _dispatch.op(plan.op + "_x0", plan.backend)(*arguments) if return_x0 else plan.call(*arguments)
+    return dispatch.op(plan.op + "_x0", plan.backend)(*arguments) if return_x0 else plan.call(*arguments)
 
 
 def _check_inputs(x_t, model_output, learned):
     """The dtype of the result."""
-    _checks.batched("x_t", x_t)
-    (_checks.two_channels if learned else _checks.like)("model_output", model_output, "x_t", x_t)
-    return _checks.result_dtype(x_t, model_output)
+    checks.batched("x_t", x_t)
+    (checks.two_channels if learned else checks.like)("model_output", model_output, "x_t", x_t)
+    return checks.result_dtype(x_t, model_output)
 
 
 def _check_tensors(x_t, model_output, t, noise, plan, threshold, guidance, out):
     _check_inputs(x_t, model_output, plan.learned)
     u = guidance[0] if guidance else None
     if guidance:
-        _checks.exactly_like("unconditional_output", u, "model_output", model_output)
-    _checks.timestep(t, x_t, plan.end, plan.note)
+        checks.exactly_like("unconditional_output", u, "model_output", model_output)
+    checks.timestep(t, x_t, plan.end, plan.note)
     if noise is not None:
-        _checks.like("noise", noise, "x_t", x_t)
+        checks.like("noise", noise, "x_t", x_t)
     if out is not None:
         inputs = {"x_t": x_t, "model_output": model_output, "noise": noise, "threshold": threshold, "unconditional_output": u}
-        _checks.output(out, x_t.shape, plan.dtype, x_t.device, inputs)
+        checks.output(out, x_t.shape, plan.dtype, x_t.device, inputs)
 
 
 def _checked_threshold(threshold, clip, x_t, dtype):
     if clip is not None:
         raise ValueError("clip, threshold: expected at most one, got both")
-    _checks.tensor("threshold", threshold)
+    checks.tensor("threshold", threshold)
     if threshold.device != x_t.device:
         raise ValueError(f"threshold: expected a tensor on {x_t.device} like x_t, got one on {threshold.device}")
     if threshold.dim() != 1 or threshold.shape[0] != x_t.shape[0]:
@@ -312,7 +312,7 @@ def dynamic_bound(x0, quantile, low, high=None):
     time, at 0.5 a half, and a sample may have more than torch.quantile's 2²⁴ elements.
     """
     batch, count = x0.shape[0], math.prod(x0.shape[1:])
-    x0 = x0.to(_checks.compute_dtype(x0.dtype))
+    x0 = x0.to(checks.compute_dtype(x0.dtype))
     if count == 0:
         return x0.new_full((batch,), low)
     if x0.dim() > 2 and not x0.is_contiguous():  # channels-last: a quantile has no order, so it is taken in that of the memory
@@ -331,7 +331,7 @@ def dynamic_bound(x0, quantile, low, high=None):
 
 def reference(x_t, model_output, rows, t, index, noise, seeds, seed, clip, threshold, learned, u=None, g=1.0):
     """The kernel in plain PyTorch: (x_{t−1}, x0). rows: (T, 10), the columns of `DDPM_STEP_COLUMNS`."""
-    dtype, shape, dim = _checks.result_dtype(x_t, model_output), x_t.shape, x_t.dim()
+    dtype, shape, dim = checks.result_dtype(x_t, model_output), x_t.shape, x_t.dim()
     c = _columns(rows, t, index, dim)
     x, m, v = x_t.to(rows.dtype), model_output.to(rows.dtype), None
     if u is not None:
@@ -343,13 +343,13 @@ def reference(x_t, model_output, rows, t, index, noise, seeds, seed, clip, thres
         y = c["A"] * x + c["B"] * m
     else:
         x0 = _clipped(x0, clip, threshold)
-        y = _dispatch.with_noise(c["U"] * x0 + c["V"] * x, c["W"], m)  # W·m, and where W is 0 no look at an infinite m
+        y = dispatch.with_noise(c["U"] * x0 + c["V"] * x, c["W"], m)  # W·m, and where W is 0 no look at an infinite m
     if noise is None and (seeds is not None or seed is not None):
         noise = rng.normals(shape, seeds, seed, index if t is None else t, x.device, rows.dtype)
     sigma = c["S"]
     if learned and noise is not None:
         noise = torch.exp(torch.where(sigma == 0, 0.0, c["L"] * v + c["M"])) * noise.to(rows.dtype)
-    return _dispatch.with_noise(y, sigma, noise).to(dtype), x0.to(dtype)
+    return dispatch.with_noise(y, sigma, noise).to(dtype), x0.to(dtype)
 
 
 def _guided(m, u, g, channels):
@@ -361,7 +361,7 @@ def _guided(m, u, g, channels):
 
 
 def _columns(rows, t, index, dim):
-    return dict(zip(DDPM_STEP_COLUMNS, _dispatch.gathered(rows, t, index, dim), strict=True))
+    return dict(zip(DDPM_STEP_COLUMNS, dispatch.gathered(rows, t, index, dim), strict=True))
 
 
 def _clipped(x0, clip, threshold):
@@ -394,16 +394,16 @@ def _fake(
     unconditional=None,
     guidance=1.0,
 ):
-    _dispatch.same_device(x_t, model_output, rows, t, noise, threshold, unconditional)
-    return _dispatch.empty_like(x_t, _checks.result_dtype(x_t, model_output))
+    dispatch.same_device(x_t, model_output, rows, t, noise, threshold, unconditional)
+    return dispatch.empty_like(x_t, checks.result_dtype(x_t, model_output))
 
 
 def _fake_x0(*arguments):
     return _fake(*arguments), _fake(*arguments)
 
 
-_dispatch.register_fakes(("ddpm_step", "ddim_step"), _fake)
-_dispatch.register_fakes(("ddpm_step_x0", "ddim_step_x0"), _fake_x0)
+dispatch.register_fakes(("ddpm_step", "ddim_step"), _fake)
+dispatch.register_fakes(("ddpm_step_x0", "ddim_step_x0"), _fake_x0)
 
 
 # ---- autograd -------------------------------------------------------------------------------------------------------------
@@ -423,7 +423,7 @@ class _DdpmStep(torch.autograd.Function):
         ctx.affine = affine
         ctx.set_materialize_grads(False)
         if return_x0:
-            return _dispatch.op(plan.op + "_x0", plan.backend)(*arguments)
+            return dispatch.op(plan.op + "_x0", plan.backend)(*arguments)
         return plan.call(*arguments), None
 
     @staticmethod
@@ -493,5 +493,5 @@ def _general_backward(ctx, y_gradient, x0_gradient, x_needed, m_needed, noise_ne
     )
 
 
-_dispatch.register_fakes(("ddpm_step_plain",), lambda x, m, rows, t, noise, seed, clip: _fake_x0(x, m, rows, None, t, noise))
-plain_step = _dispatch.DIRECT.get("ddpm_step_plain")  # (x_t, model_output, rows, t, noise, seed, clip) → (x_{t−1}, x0)
+dispatch.register_fakes(("ddpm_step_plain",), lambda x, m, rows, t, noise, seed, clip: _fake_x0(x, m, rows, None, t, noise))
+plain_step = dispatch.DIRECT.get("ddpm_step_plain")  # (x_t, model_output, rows, t, noise, seed, clip) → (x_{t−1}, x0)

@@ -7,13 +7,13 @@ import threading
 
 import torch
 
-from . import _backend
+from .._core import backends
 
 # torch.cuda.graph: "only one capture may be underway at a time in the process". A network may itself sample in its warm-up.
 _one_capture = threading.RLock()
 _this_thread = threading.local()  # .records: whether it is in the middle of making a graph
 # Up to torch 2.11 every graph has the default generator's one state, and a replay in the middle of a capture would raise.
-_replays_wait = _backend.torch_version() < (2, 12)
+_replays_wait = backends.torch_version() < (2, 12)
 # Captures that torch's allocators go on asking whether a stream is theirs: of a graph that is gone they would ask freed memory
 _broken = []
 

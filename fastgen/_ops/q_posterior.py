@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from . import _checks, _dispatch
-from ._tables import Coefficients
+from .._core import checks, dispatch
+from .._core.tables import Coefficients
+from ..schedule import Schedule
 from .q_sample import check_schedule, scaled
-from .schedule import Schedule
 
 
 def q_posterior(x0, x_t, t, schedule):
@@ -39,14 +39,14 @@ def posterior_with(coefficients, x0, x_t, t):
 
 
 def _posterior(table, x0, x_t, t, schedule):
-    plan = _dispatch.plan("q_posterior", schedule, x0, x_t)
+    plan = dispatch.plan("q_posterior", schedule, x0, x_t)
     if plan is None:
         check_schedule(schedule)
         _check_tensors(x0, x_t)
-        dtype = _checks.result_dtype(x0, x_t)
-        plan = _dispatch.make_plan("q_posterior", schedule, x0, x_t, dtype, table(schedule, x0.device, dtype))
+        dtype = checks.result_dtype(x0, x_t)
+        plan = dispatch.make_plan("q_posterior", schedule, x0, x_t, dtype, table(schedule, x0.device, dtype))
     _check_tensors(x0, x_t)
-    t, index = _checks.timestep(t, x0, plan.end, plan.note)
+    t, index = checks.timestep(t, x0, plan.end, plan.note)
     arguments = (x0, x_t, plan.rows, t, index)
     if plan.call is None:
         return reference(*arguments)
@@ -56,31 +56,31 @@ def _posterior(table, x0, x_t, t, schedule):
 
 
 def _check_tensors(x0, x_t):
-    _checks.batched("x0", x0)
-    _checks.like("x_t", x_t, "x0", x0)
+    checks.batched("x0", x0)
+    checks.like("x_t", x_t, "x0", x0)
 
 
 # ---- eager reference ------------------------------------------------------------------------------------------------------
 
 
 def reference(x0, x_t, rows, t, index):
-    """The kernel in plain PyTorch. rows: (T, 4), the columns of `_tables.Q_POSTERIOR_COLUMNS`."""
-    u, v, variance, log_variance = _dispatch.gathered(rows, t, index, x0.dim())
+    """The kernel in plain PyTorch. rows: (T, 4), the columns of `tables.Q_POSTERIOR_COLUMNS`."""
+    u, v, variance, log_variance = dispatch.gathered(rows, t, index, x0.dim())
     mean = u * x0.to(rows.dtype) + v * x_t.to(rows.dtype)
     shape = (x0.shape[0], *[1] * (x0.dim() - 1))
-    return mean.to(_checks.result_dtype(x0, x_t)), variance.expand(shape).clone(), log_variance.expand(shape).clone()
+    return mean.to(checks.result_dtype(x0, x_t)), variance.expand(shape).clone(), log_variance.expand(shape).clone()
 
 
 # ---- fake -----------------------------------------------------------------------------------------------------------------
 
 
 def _fake(x0, x_t, rows, t, index):
-    _dispatch.same_device(x0, x_t, rows, t)
+    dispatch.same_device(x0, x_t, rows, t)
     per_sample = torch.empty((x0.shape[0], *[1] * (x0.dim() - 1)), dtype=rows.dtype, device=x0.device)
-    return _dispatch.empty_like(x0, _checks.result_dtype(x0, x_t)), per_sample, torch.empty_like(per_sample)
+    return dispatch.empty_like(x0, checks.result_dtype(x0, x_t)), per_sample, torch.empty_like(per_sample)
 
 
-_dispatch.register_fakes(("q_posterior",), _fake)
+dispatch.register_fakes(("q_posterior",), _fake)
 
 
 # ---- autograd -------------------------------------------------------------------------------------------------------------

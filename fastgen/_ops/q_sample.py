@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from . import _checks, _dispatch, rng
-from ._tables import Coefficients, plain_tensors
-from .schedule import Schedule
+from .._core import checks, dispatch, rng
+from .._core.tables import Coefficients, plain_tensors
+from ..schedule import Schedule
 
 
 def q_sample(x0, t, schedule, *, noise=None, seed=None, generator=None, offset=0, out=None):
@@ -57,15 +57,15 @@ def noised_with(coefficients, x, t, *, noise=None, seed=None, generator=None, of
 def check_schedule(value):
     """A `Schedule`, or the `Coefficients` of another library in its place."""
     if not isinstance(value, Coefficients):
-        _checks.schedule(value)
+        checks.schedule(value)
 
 
 def _noised(op, table, x_name, x, t, schedule, noise, seed, generator, offset, out):
-    plan = _dispatch.plan(op, schedule, x, x)
+    plan = dispatch.plan(op, schedule, x, x)
     if plan is None:
         check_schedule(schedule)
-        _checks.batched(x_name, x)
-        plan = _dispatch.make_plan(op, schedule, x, x, x.dtype, table(schedule, x.device, x.dtype))
+        checks.batched(x_name, x)
+        plan = dispatch.make_plan(op, schedule, x, x, x.dtype, table(schedule, x.device, x.dtype))
     end, note, careful = plan.end, plan.note, plan.careful
     given_t = t
     if type(t) is int and 0 <= t < end:
@@ -73,18 +73,18 @@ def _noised(op, table, x_name, x, t, schedule, noise, seed, generator, offset, o
     elif isinstance(t, torch.Tensor) and not careful:
         index = 0
     else:
-        _checks.batched(x_name, x)
-        t, index = _checks.timestep(t, x, end, note)
+        checks.batched(x_name, x)
+        t, index = checks.timestep(t, x, end, note)
     if offset != 0 or type(offset) is not int:
         offset = rng.check_offset(offset)
     # before a seed is drawn; of what else is wrong a compiled op complains before it writes
     if careful or (noise is None and seed is None):
         _check_tensors(x_name, x, given_t, noise, plan, out)
     elif out is not None and torch.is_grad_enabled():
-        _checks.ungraded_output(out, x, noise)
+        checks.ungraded_output(out, x, noise)
     seeds = None
     if type(seed) is not int or not 0 <= seed < 2**63 or noise is not None or generator is not None:
-        _checks.batched(x_name, x)
+        checks.batched(x_name, x)
         noise, seeds, seed = rng.noise_source(x_name, x, x.dtype, noise, seed, generator)
     try:
         return _run(plan, x, t, index, noise, seeds, seed, offset, out)
@@ -94,12 +94,12 @@ def _noised(op, table, x_name, x, t, schedule, noise, seed, generator, offset, o
 
 
 def _check_tensors(x_name, x, t, noise, plan, out):
-    _checks.batched(x_name, x)
-    _checks.timestep(t, x, plan.end, plan.note)
+    checks.batched(x_name, x)
+    checks.timestep(t, x, plan.end, plan.note)
     if noise is not None:
-        _checks.like("noise", noise, x_name, x)
+        checks.like("noise", noise, x_name, x)
     if out is not None:
-        _checks.output(out, x.shape, plan.dtype, x.device, {x_name: x, "noise": noise})
+        checks.output(out, x.shape, plan.dtype, x.device, {x_name: x, "noise": noise})
 
 
 def _run(plan, x, t, index, noise, seeds, seed, offset, out=None):
@@ -107,8 +107,8 @@ def _run(plan, x, t, index, noise, seeds, seed, offset, out=None):
         y = reference(x, plan.rows, t, index, noise, seeds, seed, offset)
         return y if out is None else out.copy_(y)
     if out is not None:
-        _dispatch.op(plan.op + "_out", plan.backend)(x, plan.rows, t, index, noise, seeds, seed, offset, out=out)
-        return _dispatch.written(out)
+        dispatch.op(plan.op + "_out", plan.backend)(x, plan.rows, t, index, noise, seeds, seed, offset, out=out)
+        return dispatch.written(out)
     if torch.is_grad_enabled() and (x.requires_grad or (noise is not None and noise.requires_grad)):
         return _QSample.apply(plan, x, plan.rows, t, index, noise, seeds, seed, offset)
     if seed is None and seeds is None:  # what is left out need not be converted
@@ -118,8 +118,8 @@ def _run(plan, x, t, index, noise, seeds, seed, offset, out=None):
 
 def scaled(rows, column, x, t, index, backend):
     """rows[t][column] · x, one coefficient per sample, differentiable in x: `q_sample`'s kernel without noise."""
-    call = None if _dispatch.batched(x) else _dispatch.op("q_sample", backend)
-    plan = _dispatch.Plan("q_sample", _scale_rows(rows, column), 0, "", False, x.dtype, call, False, backend=backend)
+    call = None if dispatch.batched(x) else dispatch.op("q_sample", backend)
+    plan = dispatch.Plan("q_sample", _scale_rows(rows, column), 0, "", False, x.dtype, call, False, backend=backend)
     return _run(plan, x, t, index, None, None, None, 0)
 
 
@@ -127,7 +127,7 @@ def _scale_rows(rows, column):
     """`q_sample`'s rows with this column of others for a scale. Kept with those, since to make them takes 7 µs, half of what a
     small gradient does; but not where their values are unknown yet, as while a CUDA graph is captured. On a GPU each stream keeps
     its own: another one would have to wait for the kernel that makes them."""
-    known = type(rows) is torch.Tensor and not (_dispatch.traced() or _dispatch.transformed() or rng.capturing(rows.device))
+    known = type(rows) is torch.Tensor and not (dispatch.traced() or dispatch.transformed() or rng.capturing(rows.device))
     if not known or not (rows.is_cpu or rows.is_cuda):
         return _twice(rows, column)
     kept = rows.__dict__.setdefault("_fastgen_scale_rows", {})
@@ -148,22 +148,22 @@ def _twice(rows, column):
 
 def reference(x, rows, t, index, noise, seeds, seed, offset):
     """The kernel in plain PyTorch: scale · x, plus sigma · ε where there is a noise source. rows: (T, 2), scale and sigma."""
-    scale, sigma = _dispatch.gathered(rows, t, index, x.dim())
+    scale, sigma = dispatch.gathered(rows, t, index, x.dim())
     y = scale * x.to(rows.dtype)
     if noise is None and (seeds is not None or seed is not None):
         noise = rng.normals(x.shape, seeds, seed, offset, x.device, rows.dtype)
-    return _dispatch.with_noise(y, sigma, noise).to(x.dtype)
+    return dispatch.with_noise(y, sigma, noise).to(x.dtype)
 
 
 # ---- fakes ----------------------------------------------------------------------------------------------------------------
 
 
 def _fake(x, rows, t, index, noise=None, seeds=None, seed=None, offset=0):
-    _dispatch.same_device(x, rows, t, noise)
-    return _dispatch.empty_like(x)
+    dispatch.same_device(x, rows, t, noise)
+    return dispatch.empty_like(x)
 
 
-_dispatch.register_fakes(("q_sample", "q_step"), _fake)
+dispatch.register_fakes(("q_sample", "q_step"), _fake)
 
 
 # ---- autograd -------------------------------------------------------------------------------------------------------------

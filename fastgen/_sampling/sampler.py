@@ -13,11 +13,12 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from . import _backend, _checks, _cuda_graph, rng
-from ._tables import DDPM_STEP_COLUMNS, Coefficients, step_columns
-from .ddpm_step import ddim_step, ddpm_step, dynamic_bound, step_with, steps_alike
-from .randn import randn
-from .schedule import LEARNED_VARIANCES, PREDICTIONS, VARIANCES
+from .._core import backends, checks, rng
+from .._core.tables import DDPM_STEP_COLUMNS, Coefficients, step_columns
+from .._ops.ddpm_step import ddim_step, ddpm_step, dynamic_bound, step_with, steps_alike
+from .._ops.randn import randn
+from ..schedule import LEARNED_VARIANCES, PREDICTIONS, VARIANCES
+from . import cuda_graph as graphs
 
 logger = logging.getLogger("fastgen")
 
@@ -181,40 +182,40 @@ class Sampler:
         dtype=None,
         cuda_graph="auto",
     ):
-        _checks.function("model", model)
-        _checks.schedule(schedule)
-        self._model, self._shape = model, _checks.shape(shape)
+        checks.function("model", model)
+        checks.schedule(schedule)
+        self._model, self._shape = model, checks.shape(shape)
         if steps is not None:
             schedule = schedule.respace(steps, spacing)
         elif spacing is not None:
             raise ValueError(f"spacing: expected None without steps, got {spacing!r}")
         self._schedule, self._method = schedule, method
-        _checks.option("method", method, ("ddpm", "ddim"))
-        _checks.option("prediction", prediction, PREDICTIONS)
-        options = {"prediction": prediction, "clip": None if clip is None else _checks.number("clip", clip, low=0.0, strict=True)}
+        checks.option("method", method, ("ddpm", "ddim"))
+        checks.option("prediction", prediction, PREDICTIONS)
+        options = {"prediction": prediction, "clip": None if clip is None else checks.number("clip", clip, low=0.0, strict=True)}
         if threshold is not None:
-            threshold = _checks.number("threshold", threshold, low=0.0, strict=True)
+            threshold = checks.number("threshold", threshold, low=0.0, strict=True)
             if threshold > 1.0:
                 raise ValueError(f"threshold: expected a number within (0, 1], got {threshold!r}")
         self._threshold = threshold
         if guidance_scale is not None:
-            options["guidance_scale"] = _checks.number("guidance_scale", guidance_scale, low=float("-inf"), strict=True)
+            options["guidance_scale"] = checks.number("guidance_scale", guidance_scale, low=float("-inf"), strict=True)
         self._guided = guidance_scale is not None
         self._given = (
-            None if device is None else _checks.device(device),
-            None if dtype is None else _checks.floating_dtype(dtype),
+            None if device is None else checks.device(device),
+            None if dtype is None else checks.floating_dtype(dtype),
         )
         if method == "ddpm":
             if eta is not None:
                 raise ValueError(f"eta: expected None with method='ddpm', which has none, got {eta!r}")
             options["variance"] = variance = "posterior" if variance is None else variance
-            _checks.option("variance", variance, VARIANCES)
+            checks.option("variance", variance, VARIANCES)
             if variance in LEARNED_VARIANCES and len(self._shape) < 2:
                 raise ValueError(f"shape: expected (B, C, ...) for a learned variance, got {self._shape}")
         else:
             if variance is not None:
                 raise ValueError(f"variance: expected None with method='ddim', whose variance is eta's, got {variance!r}")
-            options["eta"] = eta = 0.0 if eta is None else _checks.number("eta", eta, low=0.0)
+            options["eta"] = eta = 0.0 if eta is None else checks.number("eta", eta, low=0.0)
             if eta > 1.0:
                 raise ValueError(f"eta: expected a number within 0 … 1, got {eta!r}")
         self._options = options
@@ -288,9 +289,9 @@ class Sampler:
         """One chain. The arguments are those of `sample`. Returns x_0, or (x_0, trajectory)."""
         self._settle()
         if callback is not None:
-            _checks.function("callback", callback)
-        bar = _progress_bar() if _checks.boolean("progress", progress) else None
-        trajectory = [] if _checks.boolean("return_trajectory", return_trajectory) else None
+            checks.function("callback", callback)
+        bar = _progress_bar() if checks.boolean("progress", progress) else None
+        trajectory = [] if checks.boolean("return_trajectory", return_trajectory) else None
         kwargs = self._checked_kwargs(model_kwargs, unconditional_kwargs)
         seed = self._checked_seed(seed, sample_seeds)
         if callback is None and bar is None and trajectory is None:
@@ -404,7 +405,7 @@ class Sampler:
 
     def _replayed(self, seed, kwargs):
         """x_0 by the graph; None where this call is to run step by step."""
-        if self._cuda_graph is False or not _cuda_graph.usable(self._device):
+        if self._cuda_graph is False or not graphs.usable(self._device):
             return None
         if self._cuda_graph == "auto" and not _can_be_seen(self._model):
             return None
@@ -515,7 +516,7 @@ class _ThresholdedStep:
     def __call__(self, x, m, t, *, seed, unconditional_output=None):
         how = {"learned": self._learned, "unconditional_output": unconditional_output, **self._guidance}
         # a seed for no noise: without, each step would look whether one has to be drawn
-        x0 = step_with(self._x0, x.to(_checks.compute_dtype(x.dtype)), m, t, seed=0, **how)
+        x0 = step_with(self._x0, x.to(checks.compute_dtype(x.dtype)), m, t, seed=0, **how)
         bound = dynamic_bound(x0, self._quantile, self._bound)
         return step_with(self._bounded, x, m, t, threshold=bound, seed=seed, **how)
 
@@ -534,7 +535,7 @@ class _ChainGraph:
             self._read = self._seeds, *sampler._read, *self._tensors
             chain = partial(sampler._chain, self._seeds, pytree.tree_unflatten(static, spec))
             # from the second step on, the layout is that of the network's output
-            self._graph = _cuda_graph.Graph(chain, partial(chain, steps=2), sampler.device)
+            self._graph = graphs.Graph(chain, partial(chain, steps=2), sampler.device)
 
     def __call__(self, seed, tensors):
         with self._graph.turn(self._read):
@@ -561,7 +562,7 @@ class _Kind:
         self.facts = (
             seed.numel() if isinstance(seed, torch.Tensor) else 1,
             spec,
-            _backend._choice.get(),
+            backends._choice.get(),
             torch.is_autocast_enabled("cuda") and torch.get_autocast_dtype("cuda"),
             tuple((leaf.shape, leaf.dtype) for leaf in leaves if isinstance(leaf, torch.Tensor)),
             _parts(model),
@@ -667,7 +668,7 @@ def _first_weight(model):
     if not isinstance(model, nn.Module):
         return None
     if type(model).parameters is not nn.Module.parameters:
-        return next((p for p in model.parameters() if p.dtype in _checks.FLOATING), None)
+        return next((p for p in model.parameters() if p.dtype in checks.FLOATING), None)
     todo, seen = [model], set()
     while todo:
         m = todo.pop()
@@ -675,7 +676,7 @@ def _first_weight(model):
             continue
         seen.add(id(m))
         for p in list(m._parameters.values()):
-            if p is not None and p.dtype in _checks.FLOATING:
+            if p is not None and p.dtype in checks.FLOATING:
                 return p
         todo += list(m._modules.values())[::-1]
     return None

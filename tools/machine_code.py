@@ -1,6 +1,6 @@
 """What nvcc makes of every kernel: registers, spills, and instructions per element of the main path. Needs no GPU:
 
-    python -m benchmarks.machine_code [--arch 80 90 100 120 gfx942] [--only TEXT] [--json FILE]
+    python -m tools.machine_code [--arch 80 90 100 120 gfx942] [--only TEXT] [--json FILE]
 
 Compiles csrc/*/*_cuda.cu as setup.py does, one cubin for each architecture, kept under build/machine_code until a source, a
 flag or nvcc changes. What ptxas says gives registers, stack and spills; the listing of nvdisasm gives the rest (see `sass`).
@@ -409,7 +409,7 @@ def order(kernel: Kernel):
 
 
 def lines(found: list[Kernel]) -> list[str]:
-    from . import common  # imports torch, which the tests of the contract need not
+    from benchmarks import common  # imports torch, which the tests of the contract need not
 
     head = ("op", "kernel", "sm", "registers", "stack", "spills", "warps", "KB loading")
     head += ("elements", "instr/elem", "special", "conversions", "128-bit")
@@ -431,7 +431,7 @@ def lines(found: list[Kernel]) -> list[str]:
 
 
 def environment() -> dict:
-    from . import common
+    from benchmarks import common
 
     triton = importlib.import_module("triton").__version__ if importlib.util.find_spec("triton") else None
     version = run(disassembler(), "--version").stdout
@@ -447,7 +447,7 @@ def environment() -> dict:
 
 
 def main():
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.machine_code", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(prog="python -m tools.machine_code", description=__doc__.split("\n")[0])
     archs = [*ARCHS, "gfx942"]
     parser.add_argument("--arch", nargs="+", default=archs, metavar="SM", help=f"default: {' '.join(archs)}")
     parser.add_argument("--only", default="", metavar="TEXT", help="kernels whose label has it")
@@ -479,6 +479,6 @@ def main():
 
 
 if __name__ == "__main__":
-    from benchmarks import machine_code  # not a second time under the name that triton_code imports
+    from tools import machine_code  # not a second time under the name that triton_code imports
 
     machine_code.main()

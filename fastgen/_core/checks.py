@@ -11,8 +11,8 @@ import operator
 
 import torch
 
-from ._tables import fake_mode, making_graph
-from .schedule import Schedule, _number
+from ..schedule import Schedule, _number
+from .tables import fake_mode, making_graph
 
 FLOATING = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 

@@ -2,17 +2,18 @@
 
 On 16 elements a compiled op takes some 3 µs and every check in Python 0.1 to 0.5. So what cannot change between calls of one
 kind (dtypes, device, options, backend) is checked once and kept as a plan, and the shapes are left to the compiled op, which
-has to look at them anyway for memory safety; only when it refuses are the checks of `_checks` run, for their words.
+has to look at them anyway for memory safety; only when it refuses are the checks of `checks` run, for their words.
 """
 
 from __future__ import annotations
 
+import importlib
 from typing import Any, NamedTuple
 
 import torch
 from torch.autograd import forward_ad
 
-from . import _backend, _checks
+from . import backends, checks
 
 OPS: dict[str, Any] = {}  # torch.ops.fastgen.<op>.default
 DIRECT: dict[str, Any] = {}  # the same without OpOverload's Python frame (0.3 µs), which only a tracer needs
@@ -51,7 +52,7 @@ def plan(name, schedule, x, y, option=None, other=None):
         return None
     try:
         # True for the CPU: to make, hash and compare a torch.device takes 0.1 µs
-        return schedule._plans[name, x.dtype, y.dtype, x.is_cpu or x.device, _backend._choice.get(), option, other]
+        return schedule._plans[name, x.dtype, y.dtype, x.is_cpu or x.device, backends._choice.get(), option, other]
     except (AttributeError, KeyError, TypeError):
         return None
 
@@ -63,22 +64,22 @@ def make_plan(name, schedule, x, y, dtype, table, option=None, other=None, learn
     careful = tracing or backend != "cpp"
     made = Plan(name, table.rows, table.rows.size(0), table.note, table.noisy, dtype, call, careful, learned, backend)
     if not tracing and not transformed():
-        schedule._plans[name, x.dtype, y.dtype, x.is_cpu or x.device, _backend._choice.get(), option, other] = made
+        schedule._plans[name, x.dtype, y.dtype, x.is_cpu or x.device, backends._choice.get(), option, other] = made
     return made
 
 
 def backend_for(device):
     """Which backend's ops to call: "eager" under a transform, since no other carries one."""
-    return "eager" if transformed() else _backend.select_for(device)
+    return "eager" if transformed() else backends.select_for(device)
 
 
 def timestep(plan, t, x):
-    """`_checks.timestep`, but that of a compiled op's tensor nothing is looked at: the op does that."""
+    """`checks.timestep`, but that of a compiled op's tensor nothing is looked at: the op does that."""
     if type(t) is int and 0 <= t < plan.end:
         return None, t
     if isinstance(t, torch.Tensor) and not plan.careful:
         return t, 0
-    return _checks.timestep(t, x, plan.end, plan.note)
+    return checks.timestep(t, x, plan.end, plan.note)
 
 
 def batched(gradient):
@@ -124,29 +125,41 @@ def compiled(name, x):
     if torch.compiler.is_compiling() or transformed():
         return None
     try:
-        return _compiled[name, x.is_cpu or x.device, _backend._choice.get()]
+        return _compiled[name, x.is_cpu or x.device, backends._choice.get()]
     except AttributeError:  # not a tensor
         return None
     except KeyError:
         pass
     try:
-        op = DIRECT[name] if _backend.select_for(x.device) == "cpp" else None
+        op = DIRECT[name] if backends.select_for(x.device) == "cpp" else None
     except RuntimeError:  # a backend that is not available here: to be said after what is wrong with the arguments
         return None
-    _compiled[name, x.is_cpu or x.device, _backend._choice.get()] = op
+    _compiled[name, x.is_cpu or x.device, backends._choice.get()] = op
     return op
 
 
 _compiled: dict[Any, Any] = {}
 
 
-def op(name, backend):
-    """torch.ops.fastgen.<name>, or what the Triton backend has in its place."""
-    if backend == "triton":
-        from . import triton  # which imports Triton: not before it is needed
+# {name of a backend: what gives its op by name}. A backend whose import is dear enters itself here when it is imported, which is
+# not before it is needed; "cpp" is this module's own.
+BACKENDS: dict[str, Any] = {}
 
-        return triton.op(name)
+
+def op(name, backend):
+    """torch.ops.fastgen.<name>, or what another backend has in its place."""
+    if backend != "cpp":
+        _import_backend(backend)
+        return BACKENDS[backend](name)
     return OPS[name] if torch.compiler.is_compiling() else DIRECT[name]
+
+
+def _import_backend(backend):
+    if backend not in BACKENDS:
+        importlib.import_module(f"fastgen.{backend}")
+
+
+_import_backend._dynamo_marked_constant = True  # so that a traced program imports while it is traced, and finds the entry
 
 
 def written(out):
@@ -192,7 +205,7 @@ def same_device(x, *others):
 
 def has(op):
     """Whether the loaded library has torch.ops.fastgen.<op>."""
-    return _backend.HAS_OPS and hasattr(torch.ops.fastgen, op)
+    return backends.HAS_OPS and hasattr(torch.ops.fastgen, op)
 
 
 def register_fakes(ops, fake):

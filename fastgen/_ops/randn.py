@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from . import _checks, _dispatch, rng
+from .._core import checks, dispatch, rng
 
 
 def randn(shape, *, seed, offset=0, dtype=None, device=None):
@@ -25,16 +25,16 @@ def randn(shape, *, seed, offset=0, dtype=None, device=None):
 
     Source: Salmon et al. 2011 (Philox4x32-10); Box & Muller 1958.
     """
-    shape = _checks.shape(shape)
-    dtype = _checks.floating_dtype(torch.get_default_dtype() if dtype is None else dtype)
-    device = _checks.device(device)
+    shape = checks.shape(shape)
+    dtype = checks.floating_dtype(torch.get_default_dtype() if dtype is None else dtype)
+    device = checks.device(device)
     seeds, seed = rng.check_seed(seed, shape[0], device)
     offset = rng.check_offset(offset)
-    backend = _dispatch.backend_for(device)
+    backend = dispatch.backend_for(device)
     if backend == "eager":
         return reference(shape, seeds, seed, offset, dtype, device)
     out = torch.empty(shape, dtype=dtype, device=device)
-    _dispatch.op("randn", backend)(out, seeds, seed, offset)
+    dispatch.op("randn", backend)(out, seeds, seed, offset)
     return out
 
 
@@ -48,4 +48,4 @@ def reference(shape, seeds, seed, offset, dtype, device):
 
 # ---- fake -----------------------------------------------------------------------------------------------------------------
 
-_dispatch.register_fakes(("randn",), lambda out, seeds, seed, offset: None)
+dispatch.register_fakes(("randn",), lambda out, seeds, seed, offset: None)
