@@ -12,6 +12,7 @@ import contextlib
 import importlib.util
 import os
 import re
+import runpy
 import shlex
 import shutil
 import subprocess
@@ -30,7 +31,8 @@ except ImportError:  # setuptools before 70.1
     from wheel.bdist_wheel import bdist_wheel
 
 ROOT = Path(__file__).resolve().parent
-OPS = ("q_sample", "q_posterior", "ddpm_step", "randn", "bce_with_logits", "gan_loss", "diffusion_loss")
+DECLARATIONS = runpy.run_path(str(ROOT / "csrc/declarations.py"))
+STEMS = DECLARATIONS["DECLARED"]["STEMS"]
 TORCH_TARGET_VERSION = "0x020a000000000000"  # 2.10
 CUDA_ARCHS = "7.5;8.0;8.6;8.9;9.0;10.0;12.0+PTX"
 OLDEST_GPU = (7, 5)
@@ -261,7 +263,7 @@ def old_glibc(directory: Path) -> dict[str, str]:
 
 def ninja_file(build: Path, package: Path, cuda: Path | None, archs: Sequence[str] = tuple(CUDA_ARCHS.split(";"))) -> str:
     torch, csrc = torch_directory(), ROOT / "csrc"
-    includes = f"-I{csrc} -isystem {torch}/include -isystem {torch}/include/torch/csrc/api/include"
+    includes = f"-I{csrc} -I{build} -isystem {torch}/include -isystem {torch}/include/torch/csrc/api/include"
     stable = f"-DTORCH_TARGET_VERSION={TORCH_TARGET_VERSION} -DTORCH_STABLE_ONLY -DNDEBUG"
     cxx = compiler()
     lines = [
@@ -278,7 +280,7 @@ def ninja_file(build: Path, package: Path, cuda: Path | None, archs: Sequence[st
 
     compat = compiled("common/compat_2_28.cpp", "compat_2_28", "")
     objects = [compat, compiled("common/isa.cpp", "isa", f"{includes} {stable}")]
-    for op in OPS:
+    for op in STEMS:
         objects.append(compiled(f"{op}/{op}_op.cpp", f"{op}_op", f"{includes} {stable}"))
         for isa, flags in ISAS.items():
             isa_flags = f"-I{csrc} {KERNEL_FLAGS} -DFG_ISA={isa} {flags}"
@@ -300,7 +302,7 @@ def ninja_file(build: Path, package: Path, cuda: Path | None, archs: Sequence[st
     ]
     info = compiled("common/cuda_info.cpp", "cuda_info", f"-I{cuda}/include -DFG_CUDA_ARCHS='\"{' '.join(archs)}\"'")
     cuda_objects = [compat, info]
-    for op in OPS:
+    for op in STEMS:
         flags = f"{includes} {stable} -DFG_CUDA -DUSE_CUDA -I{cuda}/include"
         cuda_objects.append(compiled(f"{op}/{op}_op.cpp", f"{op}_op_cuda", flags))
         lines.append(f"build {build}/{op}_cuda.o: nvcc {csrc}/{op}/{op}_cuda.cu\n  what = {op}")
@@ -353,6 +355,7 @@ class NinjaBuild(build_ext):
                 cuda = None
         if cuda is None and not self.inplace:
             (package / "_fastgen_cuda.so").unlink(missing_ok=True)  # an earlier build's would be packaged
+        DECLARATIONS["write"](build)
         (build / "build.ninja").write_text(ninja_file(build, package, cuda, archs))
         command = [ninja, "-C", str(build)]
         usual = os.environ | {"NINJA_STATUS": "[%f/%t] "}  # whatever the user would see before each line, `plan_of` reads this

@@ -8,6 +8,7 @@ special functions, memory order, speed.
 """
 
 import os
+import runpy
 import shutil
 import subprocess
 import sys
@@ -18,8 +19,9 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 BUILD = ROOT / "build/device_on_host"
 WAYS = BUILD / "ways"
-OPS = ("q_sample", "q_posterior", "ddpm_step", "randn", "bce_with_logits", "gan_loss", "diffusion_loss")
-TESTS = [*(f"tests/test_{op}.py" for op in OPS), "tests/test_half_precision.py", "tests/test_device_code.py"]
+DECLARATIONS = runpy.run_path(str(ROOT / "csrc/declarations.py"))
+STEMS = DECLARATIONS["DECLARED"]["STEMS"]
+TESTS = [*(f"tests/test_{op}.py" for op in STEMS), "tests/test_half_precision.py", "tests/test_device_code.py"]
 FLAGS = [
     *("-std=c++17", "-O1", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-march=native", "-Wno-unknown-pragmas"),
     *("-DFG_DEVICE_ON_HOST", "-DTORCH_TARGET_VERSION=0x020a000000000000", "-DTORCH_STABLE_ONLY"),
@@ -29,13 +31,18 @@ FLAGS = [
 
 def ninja_file() -> str:
     torch_directory, csrc = Path(torch.__file__).parent, ROOT / "csrc"
-    includes = [f"-I{csrc}", f"-isystem {torch_directory}/include", f"-isystem {torch_directory}/include/torch/csrc/api/include"]
+    includes = [
+        f"-I{csrc}",
+        f"-I{BUILD}",
+        f"-isystem {torch_directory}/include",
+        f"-isystem {torch_directory}/include/torch/csrc/api/include",
+    ]
     flags = " ".join(f"'{flag}'" for flag in FLAGS) + " " + " ".join(includes)
     lines = [
         f"rule cxx\n  command = g++ -MMD -MF $out.d {flags} -x c++ -c $in -o $out\n  depfile = $out.d\n  deps = gcc",
         f"rule link\n  command = g++ -shared -o $out $in -L{torch_directory}/lib -ltorch_cpu",
     ]
-    sources = [csrc / "common/isa.cpp", *(csrc / f"{op}/{op}_{part}" for op in OPS for part in ("op.cpp", "cuda.cu"))]
+    sources = [csrc / "common/isa.cpp", *(csrc / f"{op}/{op}_{part}" for op in STEMS for part in ("op.cpp", "cuda.cu"))]
     objects = [f"{BUILD}/{source.stem}.o" for source in sources]
     lines += [f"build {o}: cxx {source}" for o, source in zip(objects, sources, strict=True)]
     lines.append(f"build {BUILD}/fastgen/_fastgen_cpu.so: link {' '.join(objects)}")
@@ -46,6 +53,7 @@ def build() -> None:
     package = BUILD / "fastgen"
     skipped = shutil.ignore_patterns("*.so", "__pycache__")
     shutil.copytree(ROOT / "fastgen", package, ignore=skipped, dirs_exist_ok=True)  # it looks for the library beside itself
+    DECLARATIONS["write"](BUILD)
     (BUILD / "build.ninja").write_text(ninja_file())
     ninja = Path(sys.executable).parent / "ninja"
     subprocess.check_call([ninja if ninja.exists() else "ninja", "-C", BUILD, "--quiet"])

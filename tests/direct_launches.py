@@ -3,6 +3,7 @@ the CPU, with a driver for sm_90 that writes down each launch and runs nothing, 
 line of JSON. For a process of its own, in which Triton is no interpreter."""
 
 import contextlib
+import inspect
 import json
 import logging
 import types
@@ -129,7 +130,7 @@ def copies(tree):
 
 def other_numbers(function, arguments):
     """The same arguments with other numbers where kernels take them as numbers."""
-    names = function.__code__.co_varnames
+    names = list(inspect.signature(function).parameters)
     other = {"index": lambda x: x + 1, "seed": lambda x: x + 2**40, "offset": lambda x: x + 2**33}
     change = {name: other.get(name, lambda x: 1.25 * x) for name in direct.NUMBERS}
     return tuple(

@@ -12,15 +12,15 @@ import pytest
 import torch
 
 import fastgen
+from fastgen._core import declared
 
 ROOT = Path(__file__).resolve().parent.parent
 OBJECTS = ROOT / "build/ninja"
 CUDA_LIBRARY = Path(fastgen.__file__).parent / "_fastgen_cuda.so"
-OPS = ("q_sample", "q_posterior", "ddpm_step", "randn", "bce_with_logits", "gan_loss", "diffusion_loss")
 
 
 @pytest.mark.parametrize("isa", ["default", "avx2", "avx512"])
-@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("op", declared.STEMS)
 def test_kernel_objects_share_no_symbol(op, isa):
     """A weak symbol (an inline function, a template) in two of them would run AVX-512 code on whatever machine."""
     path = OBJECTS / f"{op}_{isa}.o"
@@ -35,9 +35,7 @@ def test_cuda_library_resolves_every_symbol():
     stub = OBJECTS / "libtorch_cuda.so"
     if not (CUDA_LIBRARY.exists() and stub.exists()) or torch.version.cuda is not None:
         pytest.skip("needs the CUDA library built in this tree and a CPU-only torch")
-    ops = [*OPS[:1], "q_step", "q_sample_out", "q_step_out", *OPS[1:3], "ddim_step", "ddpm_step_x0", "ddim_step_x0"]
-    ops += ["ddpm_step_out", "ddim_step_out", "ddpm_step_plain", *OPS[3:]]
-    ops += [*(f"{op}_backward" for op in OPS[4:]), "diffusion_loss_backward_x0"]
+    ops = [name for name, op in declared.OPS.items() if op.cuda]
     script = f"""
 import ctypes, os
 import fastgen, torch
@@ -75,6 +73,9 @@ def build(tmp_path, without=(), usual_cuda="/nowhere", ninja=NINJA, python=(), *
     assert '"/usr/local/cuda"' in setup
     (tmp_path / "setup.py").write_text(setup.replace('"/usr/local/cuda"', repr(str(usual_cuda))))
     own = ("CUDA_HOME", "FASTGEN_CUDA", "TORCH_CUDA_ARCH_LIST", "FASTGEN_CUDA_ARCHS", "CXX", "_PYPROJECT_HOOKS_BUILD_BACKEND")
+    for path in ("csrc/declarations.py", "fastgen/_core/declared.py"):
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_text((ROOT / path).read_text())
     clean = {key: value for key, value in os.environ.items() if key not in own} | {"PATH": str(tmp_path)}
     command = [sys.executable, *python, "setup.py", "--quiet", "build_ext", "--build-lib", str(tmp_path / "lib")]
     return subprocess.run(command, cwd=tmp_path, env=clean | environment, capture_output=True, text=True)

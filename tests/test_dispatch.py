@@ -12,6 +12,7 @@ from conftest import DEVICES, channels_last, normal
 from torch.utils._pytree import tree_map
 
 import fastgen
+from fastgen._core import declared
 
 compiled = pytest.mark.skipif(not fastgen._core.backends.HAS_OPS, reason="the compiled library is absent")
 AVAILABLE = {name for device in DEVICES for name in fastgen.available_backends(device)}
@@ -329,31 +330,17 @@ def op_samples():
                 yield "diffusion_loss_backward_x0", (gradient, *arguments), {}
 
 
-OPS = sorted({"q_sample", "q_step", "ddpm_step", "ddim_step", "q_posterior", "randn", "bce_with_logits_wide"})
-OPS += [f"{op}{way}" for op in ("bce_with_logits", "gan_loss", "diffusion_loss") for way in ("", "_backward")]
-OPS += ["diffusion_loss_and_gradient", "diffusion_loss_backward_x0", "ddpm_step_plain"]
-OPS += [f"{op}_out" for op in ("q_sample", "q_step", "ddpm_step", "ddim_step")] + ["ddpm_step_x0", "ddim_step_x0"]
-
-
 @compiled
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("op", declared.OPS)
 def test_opcheck(op, device):
-    if op == "diffusion_loss_and_gradient" and device != "cpu":
+    if not declared.OPS[op].cuda and device != "cpu":
         pytest.skip("an op of the CPU alone")
     samples = [sample for sample in op_samples() if sample[0] == op]
     assert len(samples) >= 2
     for sample in samples:
         arguments, keywords = tree_map(lambda x: x.to(device) if isinstance(x, torch.Tensor) else x, sample[1:])
         torch.library.opcheck(getattr(torch.ops.fastgen, op).default, arguments, keywords)
-
-
-@compiled
-def test_every_op_is_checked():
-    registered = {
-        name.split("::")[1].split(".")[0] for name in torch._C._dispatch_get_all_op_names() if name.startswith("fastgen::")
-    }
-    assert registered - {"cpu_capability"} == set(OPS)
 
 
 BAD_CALLS = """

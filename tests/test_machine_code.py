@@ -15,6 +15,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for `benchmarks`, under every import mode of pytest
 
+from fastgen._core import declared
 from tools import machine_code, sass
 
 # Patterns of labels (`machine_code.label`): `python -m tools.machine_code` prints them.
@@ -22,7 +23,6 @@ from tools import machine_code, sass
 FAST = r"^(sum_kernel<Added<)?(Vectors|Tiles|BceVectors|GanVectors|.*\bBceVectorSum)<"
 # The same, but with a loop over tensors around the loop over vectors, in which the main path is not always found.
 NESTED = r"\bGanVectorSums<"
-FAST_OPS = ("bce_with_logits", "ddpm_step", "diffusion_loss", "gan_loss", "q_posterior", "q_sample", "randn")  # that must have such
 LOADS_NOTHING = r"\bRandn<"
 SEEDED_STEP = r"^(Vectors|Tiles)<DdpmStepPlain<float, bf16, bf16, bf16>, seed>"
 LEAST_SPECIAL, MOST_INSTRUCTIONS = 2, 40  # for each element of that step; a prototype had 2 and 36
@@ -124,7 +124,7 @@ def test_blocks_take_turns(op, arch, code):
 
 @needs_disassembler
 @read_archs
-@pytest.mark.parametrize("op", FAST_OPS)
+@pytest.mark.parametrize("op", declared.STEMS)
 def test_memory_is_kept_busy(op, arch, kernels):
     loading = [kernel for kernel in fast(kernels) if not re.search(LOADS_NOTHING, kernel.label)]
     for kernel in loading:
@@ -172,7 +172,7 @@ def test_no_local_memory(op, arch, kernels):
 
 @needs_disassembler
 @read_archs
-@pytest.mark.parametrize("op", FAST_OPS)
+@pytest.mark.parametrize("op", declared.STEMS)
 def test_128_bit_accesses(op, arch, kernels):
     assert fast(kernels), f"no label is like {FAST}: {[kernel.label for kernel in kernels]}"
     for kernel in fast(kernels):

@@ -1,19 +1,19 @@
-#include "common/op.h"
-
 #include "bce_with_logits/bce_with_logits.h"
+
+#include "declared/bce_with_logits.h"
 
 namespace fastgen {
 FG_KERNELS(bce_with_logits, BceWithLogitsArguments)
 namespace {
 
 // Tensors of one shape, read in the memory order of the first: contiguous, or channels-last where that is.
-struct Operands {
+struct Inputs {
   View like;
   bool channels_last;
   std::optional<Input> inputs[5];
   int used = 0;
 
-  explicit Operands(const Tensor& x) : like(x), channels_last(like.channels_last()) {}
+  explicit Inputs(const Tensor& x) : like(x), channels_last(like.channels_last()) {}
 
   // One element for all logits, also where it was expanded to their shape, as autograd does with the gradient of a sum.
   static bool repeats_one(const View& x) {
@@ -35,17 +35,17 @@ struct Operands {
   Tensor output(DType dtype) const { return empty(like.sizes, like.dim, channels_last, dtype, like); }
 };
 
-BceWithLogitsArguments arguments_of(Operands& operands, const Tensor& input, const Tensor& target, const OptionalTensor& weight,
-                                    const OptionalTensor& pos_weight, int64_t reduction) {
+BceWithLogitsArguments arguments_of(Inputs& inputs, const BceWithLogitsOperands& o) {
   BceWithLogitsArguments a;
-  a.count = operands.like.numel;
-  a.input = operands.read(input, "input");
-  a.target = operands.read(target, "target");
+  a.count = inputs.like.numel;
+  a.input = inputs.read(o.input, "input");
+  a.target = inputs.read(o.target, "target");
   STD_TORCH_CHECK(a.target.single == a.input.single, "target: expected the shape of input");
-  a.weight = operands.read(weight, "weight");
-  a.pos_weight = operands.read(pos_weight, "pos_weight");
-  STD_TORCH_CHECK(reduction >= kNone && reduction <= kSum, "reduction: expected 0 (none), 1 (mean) or 2 (sum), got ", reduction);
-  a.reduction = static_cast<BceReduction>(reduction);
+  a.weight = inputs.read(o.weight, "weight");
+  a.pos_weight = inputs.read(o.pos_weight, "pos_weight");
+  STD_TORCH_CHECK(o.reduction >= kNone && o.reduction <= kSum, "reduction: expected 0 (none), 1 (mean) or 2 (sum), got ",
+                  o.reduction);
+  a.reduction = static_cast<BceReduction>(o.reduction);
   a.is_double = promoted(a.input.dtype, a.target.dtype) == kFloat64;  // a weight of float64 is rounded to float32 first
   return a;
 }
@@ -55,20 +55,19 @@ void run(const BceWithLogitsArguments& a) { run_blocks(bce_with_logits_cpu(isa()
 #endif
 
 // The result has the target's dtype, as torch's has; kWide: float32 in place of half precision, for autocast.
-template <bool kWide> Tensor forward(const Tensor& input, const Tensor& target, const OptionalTensor& weight,
-                                     const OptionalTensor& pos_weight, int64_t reduction) {
-  Operands operands(input);
-  BceWithLogitsArguments a = arguments_of(operands, input, target, weight, pos_weight, reduction);
+template <bool kWide> Tensor forward(const BceWithLogitsOperands& o) {
+  Inputs inputs(o.input);
+  BceWithLogitsArguments a = arguments_of(inputs, o);
   const DType dtype = kWide ? arithmetic_of(a.target.dtype) : a.target.dtype;
-  const Tensor out = reduction == kNone ? operands.output(dtype) : empty(nullptr, 0, false, dtype, operands.like);
+  const Tensor out = o.reduction == kNone ? inputs.output(dtype) : empty(nullptr, 0, false, dtype, inputs.like);
 #ifdef FG_DEVICE_KERNELS
   a.out = {out.mutable_data_ptr(), dtype, 0, 0};
   std::optional<Scratch> scratch;
-  a.reduced = reduction != kNone;
-  if (a.reduced && a.count > kThreads) a.scratch = scratch.emplace(1, operands.like).plain;  // else one thread block does it alone
-  run_cuda(fastgen_bce_with_logits_cuda, a, operands.like);
+  a.reduced = o.reduction != kNone;
+  if (a.reduced && a.count > kThreads) a.scratch = scratch.emplace(1, inputs.like).plain;  // else one thread block does it alone
+  run_cuda(fastgen_bce_with_logits_cuda, a, inputs.like);
 #else
-  if (reduction == kNone) {
+  if (o.reduction == kNone) {
     a.out = {out.mutable_data_ptr(), dtype, 0, 0};
     run(a);
     return out;
@@ -78,23 +77,25 @@ template <bool kWide> Tensor forward(const Tensor& input, const Tensor& target, 
   a.reduced = true;
   run(a);
   const double total = sums.total();
-  store_scalar(out.mutable_data_ptr(), dtype, reduction == kMean ? total / static_cast<double>(a.count) : total);
+  store_scalar(out.mutable_data_ptr(), dtype, o.reduction == kMean ? total / static_cast<double>(a.count) : total);
 #endif
   return out;
 }
 
-Tensor backward(const Tensor& gradient, const Tensor& input, const Tensor& target, const OptionalTensor& weight,
-                const OptionalTensor& pos_weight, int64_t reduction) {
-  Operands operands(input);
-  BceWithLogitsArguments a = arguments_of(operands, input, target, weight, pos_weight, reduction);
-  a.gradient = operands.read(gradient, "gradient", true);
-  STD_TORCH_CHECK(reduction == kNone || a.gradient.single, "gradient: expected one element for a mean or a sum");
+Tensor bce_with_logits(const BceWithLogitsOperands& o) { return forward<false>(o); }
+Tensor bce_with_logits_wide(const BceWithLogitsOperands& o) { return forward<true>(o); }
+
+Tensor bce_with_logits_backward(const Tensor& gradient, const BceWithLogitsOperands& o) {
+  Inputs inputs(o.input);
+  BceWithLogitsArguments a = arguments_of(inputs, o);
+  a.gradient = inputs.read(gradient, "gradient", true);
+  STD_TORCH_CHECK(o.reduction == kNone || a.gradient.single, "gradient: expected one element for a mean or a sum");
   a.backward = true;
-  a.scale = reduction == kMean ? 1.0 / static_cast<double>(a.count) : 1.0;
-  const Tensor out = operands.output(a.input.dtype);
+  a.scale = o.reduction == kMean ? 1.0 / static_cast<double>(a.count) : 1.0;
+  const Tensor out = inputs.output(a.input.dtype);
   a.out = {out.mutable_data_ptr(), a.input.dtype, 0, 0};
 #ifdef FG_DEVICE_KERNELS
-  run_cuda(fastgen_bce_with_logits_cuda, a, operands.like);
+  run_cuda(fastgen_bce_with_logits_cuda, a, inputs.like);
 #else
   run(a);
 #endif
@@ -103,17 +104,3 @@ Tensor backward(const Tensor& gradient, const Tensor& input, const Tensor& targe
 
 }  // namespace
 }  // namespace fastgen
-
-#define ARGUMENTS "Tensor input, Tensor target, Tensor? weight, Tensor? pos_weight, int reduction"
-#ifndef FG_CUDA
-STABLE_TORCH_LIBRARY_FRAGMENT(fastgen, m) {
-  m.def("bce_with_logits(" ARGUMENTS ") -> Tensor");
-  m.def("bce_with_logits_wide(" ARGUMENTS ") -> Tensor");
-  m.def("bce_with_logits_backward(Tensor gradient, " ARGUMENTS ") -> Tensor");
-}
-#endif
-STABLE_TORCH_LIBRARY_IMPL(fastgen, FG_DEVICE, m) {
-  m.impl("bce_with_logits", TORCH_BOX(&fastgen::forward<false>));
-  m.impl("bce_with_logits_wide", TORCH_BOX(&fastgen::forward<true>));
-  m.impl("bce_with_logits_backward", TORCH_BOX(&fastgen::backward));
-}

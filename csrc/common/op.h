@@ -36,6 +36,9 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 using OptionalTensor = std::optional<Tensor>;
 
+// Null where there is none.
+inline const Tensor* pointer(const OptionalTensor& x) { return x ? &*x : nullptr; }
+
 inline DType promoted(DType a, DType b) {
   if (a == b) return a;
   return a == kFloat64 || b == kFloat64 ? kFloat64 : kFloat32;

@@ -1,18 +1,12 @@
-#include "common/op.h"
 #include "diffusion_loss/diffusion_loss.h"
+
+#include "declared/diffusion_loss.h"
 
 namespace fastgen {
 FG_KERNELS(diffusion_loss, DiffusionLossArguments)
 namespace {
 
 enum Prediction : int64_t { kEpsilon, kSample, kVPrediction };
-
-// The arguments that the directions share, in the schema's order.
-#define PARAMETERS                                                                                           \
-  const Tensor &model_output, const Tensor &x0, const Tensor &rows, const OptionalTensor &t, int64_t index,  \
-      const OptionalTensor &noise, const OptionalTensor &seeds, std::optional<int64_t> seed, int64_t offset, \
-      const OptionalTensor &weights, int64_t prediction, int64_t loss, double delta, int64_t reduction
-#define ARGUMENTS model_output, x0, rows, t, index, noise, seeds, seed, offset, weights, prediction, loss, delta, reduction
 
 // The plain arguments, and what they point into.
 struct Call {
@@ -23,37 +17,37 @@ struct Call {
   RowsInput rows_input;
   DiffusionLossArguments a;
 
-  explicit Call(PARAMETERS)
-      : batch(model_output),
+  explicit Call(const DiffusionLossOperands& o)
+      : batch(o.model_output),
         m(batch.first("model_output")),
-        x0_dtype(checked_dtype(x0)),
+        x0_dtype(checked_dtype(o.x0)),
         arithmetic(arithmetic_of(promoted(m.dtype, x0_dtype))),
-        rows_input(rows, t, index, DiffusionLossColumns::kCount, batch, arithmetic) {
-    STD_TORCH_CHECK(prediction >= kEpsilon && prediction <= kVPrediction, "prediction: expected 0 … 2, got ", prediction);
-    STD_TORCH_CHECK(loss >= kMse && loss <= kHuber, "loss: expected 0 … 2, got ", loss);
-    STD_TORCH_CHECK(reduction >= kEachSample && reduction <= kSumLoss, "reduction: expected 0 … 2, got ", reduction);
+        rows_input(o.rows, o.t, o.index, DiffusionLossColumns::kCount, batch, arithmetic) {
+    STD_TORCH_CHECK(o.prediction >= kEpsilon && o.prediction <= kVPrediction, "prediction: expected 0 … 2, got ", o.prediction);
+    STD_TORCH_CHECK(o.loss >= kMse && o.loss <= kHuber, "loss: expected 0 … 2, got ", o.loss);
+    STD_TORCH_CHECK(o.reduction >= kEachSample && o.reduction <= kSumLoss, "reduction: expected 0 … 2, got ", o.reduction);
     a.geometry = batch.geometry;
     a.rows = rows_input.rows;
     a.is_double = arithmetic == kFloat64;
-    a.loss = static_cast<LossKind>(loss);
-    a.delta = delta;
+    a.loss = static_cast<LossKind>(o.loss);
+    a.delta = o.delta;
     a.in[1] = batch.operand(m);
     a.in[0].dtype = m.dtype;  // where there is none: of the kernels, the one for the types that there are
-    if (prediction != kEpsilon) a.in[0] = batch.operand(this->x0.emplace(batch.input(x0, "x0")));
-    if (prediction != kSample) {
-      STD_TORCH_CHECK(noise || seeds || seed, "noise, seed: expected one of them");
-      a.noise = noise_of(seeds, seed, offset, false, batch);
-      if (noise) {
-        given.emplace(batch.input(*noise, "noise"));
+    if (o.prediction != kEpsilon) a.in[0] = batch.operand(x0.emplace(batch.input(o.x0, "x0")));
+    if (o.prediction != kSample) {
+      STD_TORCH_CHECK(o.noise || o.seeds || o.seed, "noise, seed: expected one of them");
+      a.noise = noise_of(o.seeds, o.seed, o.offset, false, batch);
+      if (o.noise) {
+        given.emplace(batch.input(*o.noise, "noise"));
         a.in[2] = batch.operand(*given);
         a.noise.kind = kGivenNoise;
-        if (prediction == kEpsilon) a.in[0].dtype = given->dtype;
+        if (o.prediction == kEpsilon) a.in[0].dtype = given->dtype;
       }
     }
-    if (weights) a.weights = each_sample(*weights, "weights").data;
+    if (o.weights) a.weights = each_sample(*o.weights, "weights").data;
     const int64_t elements = batch.like.numel;
-    a.scale = reduction == kSumLoss ? 1.0 : 1.0 / static_cast<double>(reduction == kMeanLoss ? elements : a.geometry.event);
-    a.each_sample = reduction == kEachSample;
+    a.scale = o.reduction == kSumLoss ? 1.0 : 1.0 / static_cast<double>(o.reduction == kMeanLoss ? elements : a.geometry.event);
+    a.each_sample = o.reduction == kEachSample;
   }
 
   // (B,), of the type of the arithmetic.
@@ -110,15 +104,15 @@ Tensor run_forward(Call& call) {
   return out;
 }
 
-Tensor forward(PARAMETERS) {
-  Call call(ARGUMENTS);
+Tensor diffusion_loss(const DiffusionLossOperands& o) {
+  Call call(o);
   return run_forward(call);
 }
 
 #ifndef FG_DEVICE_KERNELS
 // A mean or a sum, and its derivative by the model's output from the same pass.
-std::tuple<Tensor, Tensor> forward_and_gradient(PARAMETERS) {
-  Call call(ARGUMENTS);
+std::tuple<Tensor, Tensor> diffusion_loss_and_gradient(const DiffusionLossOperands& o) {
+  Call call(o);
   const Output gradient(call.batch, call.m.dtype);
   call.a.out[0] = gradient.operand;
   STD_TORCH_CHECK(!call.a.each_sample, "reduction: expected mean or sum");
@@ -128,8 +122,8 @@ std::tuple<Tensor, Tensor> forward_and_gradient(PARAMETERS) {
 #endif
 
 // The derivative by the model's output, and that by x0 into `to_x0` where it is wanted.
-Tensor derivatives(const Tensor& gradient, PARAMETERS, Tensor* to_x0) {
-  Call call(ARGUMENTS);
+Tensor derivatives(const Tensor& gradient, const DiffusionLossOperands& o, Tensor* to_x0) {
+  Call call(o);
   DiffusionLossArguments& a = call.a;
   const View view(gradient);
   std::optional<Tensor> copy;
@@ -145,7 +139,7 @@ Tensor derivatives(const Tensor& gradient, PARAMETERS, Tensor* to_x0) {
   const Output out(call.batch, call.m.dtype);
   a.out[0] = out.operand;
   if (to_x0) {
-    STD_TORCH_CHECK(prediction != kEpsilon, "x0: the loss does not depend on it");
+    STD_TORCH_CHECK(o.prediction != kEpsilon, "x0: the loss does not depend on it");
     const Output x0_out(call.batch, call.x0_dtype);
     a.out[1] = x0_out.operand;
     *to_x0 = x0_out.target;
@@ -155,35 +149,13 @@ Tensor derivatives(const Tensor& gradient, PARAMETERS, Tensor* to_x0) {
   return out.target;
 }
 
-Tensor backward(const Tensor& gradient, PARAMETERS) { return derivatives(gradient, ARGUMENTS, nullptr); }
+Tensor diffusion_loss_backward(const Tensor& gradient, const DiffusionLossOperands& o) { return derivatives(gradient, o, nullptr); }
 
-std::tuple<Tensor, Tensor> backward_x0(const Tensor& gradient, PARAMETERS) {
+std::tuple<Tensor, Tensor> diffusion_loss_backward_x0(const Tensor& gradient, const DiffusionLossOperands& o) {
   Tensor to_x0;
-  Tensor to_model_output = derivatives(gradient, ARGUMENTS, &to_x0);
+  Tensor to_model_output = derivatives(gradient, o, &to_x0);
   return {to_model_output, to_x0};
 }
 
 }  // namespace
 }  // namespace fastgen
-
-#define SCHEMA                                                                                                                \
-  "Tensor model_output, Tensor x0, Tensor rows, Tensor? t, SymInt index, Tensor? noise, Tensor? seeds, SymInt? seed, SymInt " \
-  "offset, Tensor? weights, int prediction, int loss, float delta, int reduction"
-#ifndef FG_CUDA
-STABLE_TORCH_LIBRARY_FRAGMENT(fastgen, m) {
-  m.def("diffusion_loss(" SCHEMA ") -> Tensor");
-#ifndef FG_DEVICE_KERNELS
-  m.def("diffusion_loss_and_gradient(" SCHEMA ") -> (Tensor, Tensor)");
-#endif
-  m.def("diffusion_loss_backward(Tensor gradient, " SCHEMA ") -> Tensor");
-  m.def("diffusion_loss_backward_x0(Tensor gradient, " SCHEMA ") -> (Tensor, Tensor)");
-}
-#endif
-STABLE_TORCH_LIBRARY_IMPL(fastgen, FG_DEVICE, m) {
-  m.impl("diffusion_loss", TORCH_BOX(&fastgen::forward));
-#ifndef FG_DEVICE_KERNELS
-  m.impl("diffusion_loss_and_gradient", TORCH_BOX(&fastgen::forward_and_gradient));
-#endif
-  m.impl("diffusion_loss_backward", TORCH_BOX(&fastgen::backward));
-  m.impl("diffusion_loss_backward_x0", TORCH_BOX(&fastgen::backward_x0));
-}

@@ -1,8 +1,8 @@
-#include "common/op.h"
+#include "gan_loss/gan_loss.h"
 
 #include <cmath>
 
-#include "gan_loss/gan_loss.h"
+#include "declared/gan_loss.h"
 
 namespace fastgen {
 FG_KERNELS(gan_loss, GanLossArguments)
@@ -31,39 +31,39 @@ struct Call {
   DType dtype = kFloat32;  // of the loss
   int64_t elements = 0;
 
-  // `real`: how many of the tensors, the first ones, are of real samples.
-  Call(const std::vector<Tensor>& logits, int64_t real, int64_t kind, double smoothing, int64_t reduction, bool with_gradients) {
-    const int64_t tensors = static_cast<int64_t>(logits.size()), fake = tensors - real;
+  // Of the tensors, the first `o.real` are of real samples.
+  Call(const GanLossOperands& o, bool with_gradients) {
+    const int64_t tensors = static_cast<int64_t>(o.logits.size()), fake = tensors - o.real;
     STD_TORCH_CHECK(tensors > 0, "logits: expected at least one tensor");
-    STD_TORCH_CHECK(0 <= real && real <= tensors, "real: expected 0 … ", tensors, ", got ", real);
-    STD_TORCH_CHECK(kind >= kDiscriminatorLoss && kind <= kMinimaxLoss, "kind: expected 0 … 2, got ", kind);
-    STD_TORCH_CHECK(reduction == kMean || reduction == kSum, "reduction: expected 1 (mean) or 2 (sum), got ", reduction);
-    STD_TORCH_CHECK(0.0 <= smoothing && smoothing < 1.0, "smoothing: expected 0 ≤ s < 1, got ", smoothing);
+    STD_TORCH_CHECK(0 <= o.real && o.real <= tensors, "real: expected 0 … ", tensors, ", got ", o.real);
+    STD_TORCH_CHECK(o.kind >= kDiscriminatorLoss && o.kind <= kMinimaxLoss, "kind: expected 0 … 2, got ", o.kind);
+    STD_TORCH_CHECK(o.reduction == kMean || o.reduction == kSum, "reduction: expected 1 (mean) or 2 (sum), got ", o.reduction);
+    STD_TORCH_CHECK(0.0 <= o.smoothing && o.smoothing < 1.0, "smoothing: expected 0 ≤ s < 1, got ", o.smoothing);
     segments.reserve(tensors);
     if (with_gradients) gradients.reserve(tensors);
     for (int64_t k = 0; k < tensors; ++k) {
-      std::optional<View> view(logits[k]);
-      if (!like) like.emplace(logits[0]);
+      std::optional<View> view(o.logits[k]);
+      if (!like) like.emplace(o.logits[0]);
       STD_TORCH_CHECK(view->same_device(*like), "logits: expected tensors on one device");
       GanSegment s;
       s.dtype = view->dtype("logits");
       if (!dense(*view)) {
-        copies.push_back(torch::stable::contiguous(logits[k]));
+        copies.push_back(torch::stable::contiguous(o.logits[k]));
         view.emplace(copies.back());
       }
       if (with_gradients) gradients.push_back(empty_strided(view->dim, view->sizes, view->strides, view->numel, s.dtype, *view));
-      s.real = k < real;
+      s.real = k < o.real;
       if (s.dtype == kFloat64) dtype = kFloat64;
-      const double one = kind == kMinimaxLoss ? -1.0 : 1.0, count = static_cast<double>(view->numel);
-      s.factor = reduction == kMean ? one / count : one;
-      s.target = s.real ? 1.0 - smoothing : kind == kNonSaturatingLoss ? 1.0 : 0.0;
-      s.mean = 1.0 / (count * static_cast<double>(s.real ? real : fake));
-      s.right = real > 0 && fake > 0 ? s.mean / 2 : s.mean;
+      const double one = o.kind == kMinimaxLoss ? -1.0 : 1.0, count = static_cast<double>(view->numel);
+      s.factor = o.reduction == kMean ? one / count : one;
+      s.target = s.real ? 1.0 - o.smoothing : o.kind == kNonSaturatingLoss ? 1.0 : 0.0;
+      s.mean = 1.0 / (count * static_cast<double>(s.real ? o.real : fake));
+      s.right = o.real > 0 && fake > 0 ? s.mean / 2 : s.mean;
       s.logits = view->data;
       s.gradient = with_gradients ? gradients.back().mutable_data_ptr() : nullptr;
       s.count = view->numel;
       if (s.count == 0) {  // a mean of nothing
-        if (reduction == kMean) a.starts[kGanLoss] = NAN;
+        if (o.reduction == kMean) a.starts[kGanLoss] = NAN;
         a.starts[s.real ? kRealProbability : kFakeProbability] = a.starts[kRightShare] = a.starts[kValue] = NAN;
         continue;
       }
@@ -119,9 +119,8 @@ void add_segments(const GanLossArguments& a, const BlockSums& sums, double (&val
 
 // The loss; the monitors, which are the probabilities of real and of generated samples, the accuracy and the value; and the
 // gradients of the loss by each of the logits.
-std::vector<Tensor> forward(const std::vector<Tensor>& logits, int64_t real, int64_t kind, double smoothing, int64_t reduction,
-                            bool monitors, bool gradients) {
-  Call call(logits, real, kind, smoothing, reduction, gradients);
+std::vector<Tensor> gan_loss(const GanLossOperands& o, bool monitors, bool gradients) {
+  Call call(o, gradients);
   GanLossArguments& a = call.a;
   a.monitors = monitors;
   std::vector<Tensor> results;
@@ -160,9 +159,8 @@ std::vector<Tensor> forward(const std::vector<Tensor>& logits, int64_t real, int
   return results;
 }
 
-std::vector<Tensor> backward(const Tensor& gradient, const std::vector<Tensor>& logits, int64_t real, int64_t kind,
-                             double smoothing, int64_t reduction) {
-  Call call(logits, real, kind, smoothing, reduction, true);
+std::vector<Tensor> gan_loss_backward(const Tensor& gradient, const GanLossOperands& o) {
+  Call call(o, true);
   call.multiply(gradient);
   call.a.backward = true;
   if (call.a.count > 0) call.run();
@@ -171,15 +169,3 @@ std::vector<Tensor> backward(const Tensor& gradient, const std::vector<Tensor>& 
 
 }  // namespace
 }  // namespace fastgen
-
-#define ARGUMENTS "Tensor[] logits, int real, int kind, float smoothing, int reduction"
-#ifndef FG_CUDA
-STABLE_TORCH_LIBRARY_FRAGMENT(fastgen, m) {
-  m.def("gan_loss(" ARGUMENTS ", bool monitors, bool gradients) -> Tensor[]");
-  m.def("gan_loss_backward(Tensor gradient, " ARGUMENTS ") -> Tensor[]");
-}
-#endif
-STABLE_TORCH_LIBRARY_IMPL(fastgen, FG_DEVICE, m) {
-  m.impl("gan_loss", TORCH_BOX(&fastgen::forward));
-  m.impl("gan_loss_backward", TORCH_BOX(&fastgen::backward));
-}

@@ -1,6 +1,6 @@
-#include "common/op.h"
-
 #include "q_posterior/q_posterior.h"
+
+#include "declared/q_posterior.h"
 
 namespace fastgen {
 FG_KERNELS(q_posterior, QPosteriorArguments)
@@ -16,18 +16,17 @@ template <class R> void fill_variances(const QPosteriorArguments& a) {
 }
 #endif
 
-std::tuple<Tensor, Tensor, Tensor> q_posterior(const Tensor& x0, const Tensor& x_t, const Tensor& rows, const OptionalTensor& t,
-                                               int64_t index) {
-  const Batch batch(x0);
-  const Input x0_input = batch.first("x0"), x_t_input = batch.input(x_t, "x_t");
-  const DType dtype = promoted(x0_input.dtype, x_t_input.dtype), arithmetic = arithmetic_of(dtype);
+std::tuple<Tensor, Tensor, Tensor> q_posterior(const QPosteriorOperands& o) {
+  const Batch batch(o.x0);
+  const Input x0 = batch.first("x0"), x_t = batch.input(o.x_t, "x_t");
+  const DType dtype = promoted(x0.dtype, x_t.dtype), arithmetic = arithmetic_of(dtype);
   QPosteriorArguments a;
   a.geometry = batch.geometry;
   a.is_double = dtype == kFloat64;
-  const RowsInput rows_input(rows, t, index, QPosteriorColumns::kCount, batch, arithmetic);
+  const RowsInput rows_input(o.rows, o.t, o.index, QPosteriorColumns::kCount, batch, arithmetic);
   a.rows = rows_input.rows;
-  a.in[0] = batch.operand(x0_input);
-  a.in[1] = batch.operand(x_t_input);
+  a.in[0] = batch.operand(x0);
+  a.in[1] = batch.operand(x_t);
   const Output mean(batch, dtype);
   a.out[0] = mean.operand;
   int64_t per_sample[64];
@@ -47,10 +46,3 @@ std::tuple<Tensor, Tensor, Tensor> q_posterior(const Tensor& x0, const Tensor& x
 
 }  // namespace
 }  // namespace fastgen
-
-#ifndef FG_CUDA
-STABLE_TORCH_LIBRARY_FRAGMENT(fastgen, m) {
-  m.def("q_posterior(Tensor x0, Tensor x_t, Tensor rows, Tensor? t, SymInt index) -> (Tensor, Tensor, Tensor)");
-}
-#endif
-STABLE_TORCH_LIBRARY_IMPL(fastgen, FG_DEVICE, m) { m.impl("q_posterior", TORCH_BOX(&fastgen::q_posterior)); }

@@ -13,11 +13,11 @@ from typing import Any, NamedTuple
 import torch
 from torch.autograd import forward_ad
 
-from . import backends, checks
+from . import backends, checks, declared
 
 OPS: dict[str, Any] = {}  # torch.ops.fastgen.<op>.default
 DIRECT: dict[str, Any] = {}  # the same without OpOverload's Python frame (0.3 µs), which only a tracer needs
-FAKES: dict[str, Any] = {}  # of those that return something
+FAKES: dict[str, Any] = {}  # of every declared op, taking the arguments that the op takes
 
 
 class Plan(NamedTuple):
@@ -196,6 +196,11 @@ def empty_like(x, dtype=None):
     return torch.empty(x.shape, dtype=dtype, device=x.device)
 
 
+def gradients(operands, **found):
+    """What a backward returns for the operands of an op: the gradients that were `found`, by name, and None for the others."""
+    return tuple([found.get(name) for name in operands._fields])
+
+
 def same_device(x, *others):
     """For the fakes: a meta tensor among real ones reaches the fake, which has to refuse it as the kernels do."""
     for y in others:
@@ -208,24 +213,36 @@ def has(op):
     return backends.HAS_OPS and hasattr(torch.ops.fastgen, op)
 
 
-def register_fakes(ops, fake):
-    """The fakes of each op and, where it has one, of <op>_out, whose result is its argument `out`."""
-    for name in ops:
-        FAKES[name] = fake
-        if has(name):
-            _register(name, fake)
-        if has(name + "_out"):
-            _register(name + "_out", _out_fake(fake))
+def register_fake(*names):
+    """Decorates the fake of the ops of these names: of their arguments, it takes the operands as one. <name>_out gets a fake too,
+    where it is declared; its result is its argument `out`."""
+
+    def register(fake):
+        for name in names:
+            _register(name, _ungrouped(fake, declared.OPS[name]))
+            if name + "_out" in declared.OPS:
+                _register(name + "_out", _out_fake(fake, declared.OPS[name + "_out"]))
+        return fake
+
+    return register
 
 
-def _out_fake(fake):
-    def out_fake(*arguments, out):
-        same_device(fake(*arguments[: fake.__code__.co_argcount]), out)
+def _ungrouped(fake, op):
+    return lambda *arguments, **keywords: fake(*op.grouped(*arguments, **keywords))
+
+
+def _out_fake(fake, op):
+    def out_fake(*arguments, out, **keywords):
+        operands = op.grouped(*arguments, **keywords, out=out)[len(op.before)]
+        same_device(fake(operands), out)
 
     return out_fake
 
 
 def _register(name, fake):
+    FAKES[name] = fake
+    if not has(name):  # the library is absent, or lacks an op that is another's (`declared.Op.cuda`)
+        return
     torch.library.register_fake(f"fastgen::{name}", fake)
     OPS[name] = getattr(torch.ops.fastgen, name).default
     DIRECT[name] = getattr(OPS[name], "_op", OPS[name])

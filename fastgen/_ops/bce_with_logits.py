@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from .._core import checks, dispatch
+from .._core import checks, declared, dispatch
 
 REDUCTIONS = ("none", "mean", "sum")
+Operands = declared.OPERANDS["bce_with_logits"]
 OPS = ("bce_with_logits", "bce_with_logits_wide")  # the second: with a result of float32 in place of half precision
 _HALF = frozenset((torch.float16, torch.bfloat16))
 _INTEGERS = frozenset((torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64))
@@ -76,16 +77,16 @@ def bce_with_logits(input, target, weight=None, reduction="mean", pos_weight=Non
     if pos_weight is not None:
         pos_weight = _checked_weight("pos_weight", pos_weight, input, target)
     wide = target.dtype in _HALF and _autocast(target)
-    arguments = (input, target, weight, pos_weight, REDUCTIONS.index(reduction))
+    operands = Operands(input, target, weight, pos_weight, REDUCTIONS.index(reduction))
     backend = dispatch.backend_for(input.device)
     if backend == "eager":
-        return reference(*arguments, wide)
+        return reference(operands, wide)
     if torch.is_grad_enabled():
         if (weight is not None and weight.requires_grad) or (pos_weight is not None and pos_weight.requires_grad):
-            return reference(*arguments, wide)
+            return reference(operands, wide)
         if input.requires_grad or target.requires_grad:
-            return _BceWithLogits.apply(backend, wide, *dispatch.distinct(arguments[:4]), arguments[4])
-    return dispatch.op(OPS[wide], backend)(*arguments)
+            return _BceWithLogits.apply(backend, wide, *dispatch.distinct(operands[:-1]), operands.reduction)
+    return dispatch.op(OPS[wide], backend)(*operands)
 
 
 class BCEWithLogitsLoss(torch.nn.BCEWithLogitsLoss):
@@ -139,9 +140,9 @@ def _checked_weight(name, w, x, y):
 # ---- eager reference ------------------------------------------------------------------------------------------------------
 
 
-def reference(input, target, weight, pos_weight, reduction, wide=False):
+def reference(o, wide=False):
     """The kernel in plain PyTorch, differentiable in all four. reduction: the index in `REDUCTIONS`."""
-    x, y, w, p = _computed(input, target, weight, pos_weight)
+    x, y, w, p = _computed(o)
     left, size, e = split(x)
     positive, negative, tail = y if p is None else p * y, 1 - y, torch.log1p(e)
     if w is not None:
@@ -152,24 +153,24 @@ def reference(input, target, weight, pos_weight, reduction, wide=False):
         loss = coefficient * size + (tail if w is None else w * tail)
     else:
         loss = positive * (torch.where(left, size, 0.0) + tail) + negative * (torch.where(left, 0.0, size) + tail)
-    if reduction == 1:
+    if o.reduction == 1:
         loss = loss.mean()
-    elif reduction == 2:
+    elif o.reduction == 2:
         loss = loss.sum()
-    return loss.to(result_dtype(target, wide))
+    return loss.to(result_dtype(o.target, wide))
 
 
-def gradients(g, input, target, weight, pos_weight, of_target):
+def gradients(g, o, of_target):
     """g times the derivative of each loss by input, or by target; differentiable, as `reference` is."""
-    x, y, w, p = _computed(input, target, weight, pos_weight)
+    x, y, w, p = _computed(o)
     left, size, e = split(x)
     if w is not None:
         g = g * w
     if of_target:
         coefficient = torch.where(left, g if p is None else g * p, -g)
         by_target = coefficient * _zero_wins(coefficient, size)
-        return (by_target if p is None else by_target + g * (p - 1) * torch.log1p(e)).to(target.dtype)
-    return (g * slope(left, e, y if p is None else p * y, 1 - y)).to(input.dtype)
+        return (by_target if p is None else by_target + g * (p - 1) * torch.log1p(e)).to(o.target.dtype)
+    return (g * slope(left, e, y if p is None else p * y, 1 - y)).to(o.input.dtype)
 
 
 def slope(left, e, positive, negative):
@@ -192,9 +193,9 @@ def _zero_wins(coefficient, size):
     return torch.where((coefficient == 0) & (size == torch.inf), large, size)
 
 
-def _computed(input, target, weight, pos_weight):
-    dtype = _compute_dtype(input, target)
-    return (None if x is None else x.to(dtype) for x in (input, target, weight, pos_weight))
+def _computed(o):
+    dtype = _compute_dtype(o.input, o.target)
+    return (None if x is None else x.to(dtype) for x in (o.input, o.target, o.weight, o.pos_weight))
 
 
 def _compute_dtype(input, target):
@@ -208,34 +209,34 @@ def result_dtype(target, wide):
 # ---- fakes ----------------------------------------------------------------------------------------------------------------
 
 
-def refuse(input, target, weight, pos_weight):
+def refuse(o):
     """What the kernels refuse: under a FakeTensorMode a fake stands in their place."""
-    dispatch.same_device(input, target, weight, pos_weight)
-    if target.shape != input.shape or any(w is not None and w.dim() > 0 and w.shape != input.shape for w in (weight, pos_weight)):
+    tensors = o.input, o.target, o.weight, o.pos_weight
+    dispatch.same_device(*tensors)
+    sizes = [w.shape for w in (o.weight, o.pos_weight) if w is not None and w.dim() > 0]
+    if any(size != o.input.shape for size in (o.target.shape, *sizes)):
         raise RuntimeError("expected tensors of input's shape")
-    if any(x is not None and x.dtype not in checks.FLOATING for x in (input, target, weight, pos_weight)):
+    if any(x is not None and x.dtype not in checks.FLOATING for x in tensors):
         raise RuntimeError("expected floating dtypes")
 
 
-def _fake(input, target, weight, pos_weight, reduction, wide=False):
-    refuse(input, target, weight, pos_weight)
-    dtype = result_dtype(target, wide)
-    return dispatch.empty_like(input, dtype) if reduction == 0 else torch.empty((), dtype=dtype, device=input.device)
+@dispatch.register_fake("bce_with_logits")
+def _fake(o, wide=False):
+    refuse(o)
+    dtype = result_dtype(o.target, wide)
+    return dispatch.empty_like(o.input, dtype) if o.reduction == 0 else torch.empty((), dtype=dtype, device=o.input.device)
 
 
-def _fake_backward(gradient, input, target, weight, pos_weight, reduction):
-    dispatch.same_device(input, gradient)
-    refuse(input, target, weight, pos_weight)
-    return dispatch.empty_like(input)
+@dispatch.register_fake("bce_with_logits_wide")
+def _fake_wide(o):
+    return _fake(o, wide=True)
 
 
-def _fake_wide(*arguments):
-    return _fake(*arguments, wide=True)
-
-
-dispatch.register_fakes(OPS[:1], _fake)
-dispatch.register_fakes(OPS[1:], _fake_wide)
-dispatch.register_fakes(("bce_with_logits_backward",), _fake_backward)
+@dispatch.register_fake("bce_with_logits_backward")
+def _fake_backward(gradient, o):
+    dispatch.same_device(o.input, gradient)
+    refuse(o)
+    return dispatch.empty_like(o.input)
 
 
 # ---- autograd -------------------------------------------------------------------------------------------------------------
@@ -247,23 +248,24 @@ class _BceWithLogits(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, backend, wide, *arguments):
-        ctx.save_for_backward(*arguments[:4])
-        ctx.rest = backend, arguments[4]
+        ctx.save_for_backward(*arguments[:-1])
+        ctx.backend, ctx.reduction = backend, arguments[-1]
         return dispatch.op(OPS[wide], backend)(*arguments)
 
     @staticmethod
     def backward(ctx, gradient):
-        tensors, (backend, reduction) = ctx.saved_tensors, ctx.rest
-        to_input, to_target = ctx.needs_input_grad[2:4]
-        fused = to_input and not torch.is_grad_enabled() and not dispatch.batched(gradient)
+        o = Operands(*ctx.saved_tensors, ctx.reduction)
+        needed = Operands(*ctx.needs_input_grad[2:])
+        to_input = to_target = None
+        fused = needed.input and not torch.is_grad_enabled() and not dispatch.batched(gradient)
         if fused:
-            to_input = dispatch.op("bce_with_logits_backward", backend)(gradient, *tensors, reduction)
-            if not to_target:
-                return None, None, to_input, None, None, None, None
-        g = gradient.to(_compute_dtype(*tensors[:2]))
-        if reduction == 1:
-            g = g / tensors[0].numel()
-        if not fused:
-            to_input = gradients(g, *tensors, False) if to_input else None
-        to_target = gradients(g, *tensors, True) if to_target else None
-        return None, None, to_input, to_target, None, None, None
+            to_input = dispatch.op("bce_with_logits_backward", ctx.backend)(gradient, *o)
+        if needed.target or not fused:
+            g = gradient.to(_compute_dtype(o.input, o.target))
+            if o.reduction == 1:
+                g = g / o.input.numel()
+            if needed.input and not fused:
+                to_input = gradients(g, o, False)
+            if needed.target:
+                to_target = gradients(g, o, True)
+        return None, None, *dispatch.gradients(Operands, input=to_input, target=to_target)

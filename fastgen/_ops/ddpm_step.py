@@ -6,10 +6,13 @@ import math
 
 import torch
 
-from .._core import checks, dispatch, rng
+from .._core import checks, declared, dispatch, rng
 from .._core.tables import DDPM_STEP_COLUMNS
 from ..schedule import LEARNED_VARIANCES, PREDICTIONS, VARIANCES
 from .q_sample import scaled
+
+Operands = declared.OPERANDS["ddpm_step"]
+_SEEDS, _CLIP = map(Operands._fields.index, ("seeds", "clip"))  # where the operands are cut that need not be converted
 
 
 def ddpm_step(
@@ -202,73 +205,91 @@ def _checked_guidance(u, scale):
 
 
 def _reverse_step(plan, x_t, model_output, t, clip, threshold, noise, seed, generator, guidance, return_x0, out):
-    _, rows, end, note, noisy, dtype, call, careful, learned, _ = plan
     given_t = t
-    if type(t) is int and 0 <= t < end:
+    if type(t) is int and 0 <= t < plan.end:
         t, index = None, t
-    elif isinstance(t, torch.Tensor) and not careful:
+    elif isinstance(t, torch.Tensor) and not plan.careful:
         index = 0
     else:
         checks.batched("x_t", x_t)
-        t, index = checks.timestep(t, x_t, end, note)
-    if clip is not None and (type(clip) is not float or not 0.0 < clip < math.inf):
-        clip = checks.number("clip", clip, low=0.0, strict=True)
-    if threshold is not None:
-        checks.batched("x_t", x_t)
-        threshold = _checked_threshold(threshold, clip, x_t, rows.dtype)
+        t, index = checks.timestep(t, x_t, plan.end, plan.note)
+    if clip is not None or threshold is not None:
+        clip, threshold = _checked_bounds(plan, x_t, clip, threshold)
     if return_x0 is not False and return_x0 is not True:
         raise TypeError(f"return_x0: expected a bool, got {type(return_x0).__name__}")
     # before a seed is drawn or noise is dropped; of what else is wrong a compiled op complains before it writes
-    if careful or (noise is None and seed is None) or (noise is not None and not noisy):
+    if plan.careful or (noise is None and seed is None) or (noise is not None and not plan.noisy):
         _check_tensors(x_t, model_output, given_t, noise, plan, threshold, guidance, out)
     elif out is not None and torch.is_grad_enabled():
         checks.ungraded_output(out, x_t, model_output, noise, *guidance[:1])
     seeds = None
-    if type(seed) is int and 0 <= seed < 2**63 and noise is None and generator is None:
-        pass
-    elif generator is not None and noise is None and seed is None and not noisy:
-        rng.check_generator(generator, x_t.device)  # and leave its state as it is
-    elif noisy or noise is not None or seed is not None:
-        checks.batched("x_t", x_t)
-        noise, seeds, seed = rng.noise_source("x_t", x_t, dtype, noise, seed, generator)
-    if not noisy:
-        noise = seeds = seed = None
-    recorded = x_t.requires_grad or model_output.requires_grad or (noise is not None and noise.requires_grad)
-    recorded = recorded or (guidance and guidance[0].requires_grad)
+    if noise is not None or generator is not None or type(seed) is not int or not 0 <= seed < 2**63:
+        noise, seeds, seed = _noise_source(plan, x_t, noise, seed, generator)
+    elif not plan.noisy:
+        seed = None
     try:
-        if recorded and torch.is_grad_enabled() and out is None and call is not None:
-            if guidance:  # in torch ops, whose gradients torch knows; the result is rounded once all the same
-                m, u, g = model_output.to(rows.dtype), guidance[0].to(rows.dtype), guidance[1]
-                model_output = _guided(m, u, g, x_t.shape[1] if learned else None)
-            y, x0 = _DdpmStep.apply(
-                plan, return_x0, x_t, model_output, rows, t, index, noise, seeds, seed, clip, threshold, learned
-            )
-            if guidance:
-                y, x0 = y.to(dtype), x0.to(dtype) if return_x0 else None
-            return (y, x0) if return_x0 else y
-        whole = careful or return_x0 or out is not None or seeds is not None or learned or guidance
-        if whole or clip is not None or threshold is not None:
-            arguments = (x_t, model_output, rows, t, index, noise, seeds, seed, clip, threshold, learned, *guidance)
-            return _run(plan, arguments, return_x0, out)
-        if seed is None:  # arguments that are left out need not be converted
-            return call(x_t, model_output, rows, t, index, noise)
-        return call(x_t, model_output, rows, t, index, noise, seeds, seed)
+        # of the arguments, those that are left out need not be converted
+        operands = (x_t, model_output, plan.rows, t, index, noise, seeds, seed, clip, threshold, plan.learned, *guidance)
+        if out is None and _is_recorded(plan, x_t, model_output, noise, guidance):
+            return _recorded(plan, Operands(*operands), return_x0)
+        whole = plan.careful or plan.learned or return_x0 or guidance or seeds is not None or out is not None
+        if not (whole or clip is not None or threshold is not None):
+            return plan.call(*operands[: _SEEDS if seed is None else _CLIP])
+        return _run(plan, operands, return_x0, out)
     except (RuntimeError, TypeError):
         _check_tensors(x_t, model_output, given_t, noise, plan, threshold, guidance, out)
         raise
 
 
-def _run(plan, arguments, return_x0, out):
+def _checked_bounds(plan, x_t, clip, threshold):
+    if clip is not None and (type(clip) is not float or not 0.0 < clip < math.inf):
+        clip = checks.number("clip", clip, low=0.0, strict=True)
+    if threshold is not None:
+        checks.batched("x_t", x_t)
+        threshold = _checked_threshold(threshold, clip, x_t, plan.rows.dtype)
+    return clip, threshold
+
+
+def _noise_source(plan, x_t, noise, seed, generator):
+    """(noise, seeds, seed), of which at most one is not None; all None where no row of the plan takes noise."""
+    if not plan.noisy and noise is None and seed is None:
+        if generator is not None:
+            rng.check_generator(generator, x_t.device)  # and leave its state as it is
+        return None, None, None
+    checks.batched("x_t", x_t)
+    source = rng.noise_source("x_t", x_t, plan.dtype, noise, seed, generator)
+    return source if plan.noisy else (None, None, None)
+
+
+def _is_recorded(plan, x_t, model_output, noise, guidance):
+    """Whether autograd follows a step by the plan's op; it follows the reference by itself."""
+    if plan.call is None or not torch.is_grad_enabled():
+        return False
+    inputs = x_t.requires_grad or model_output.requires_grad or (noise is not None and noise.requires_grad)
+    return inputs or bool(guidance and guidance[0].requires_grad)
+
+
+def _recorded(plan, o, return_x0):
+    dtype = plan.dtype
+    if o.unconditional is not None:  # in torch ops, whose gradients torch knows; the result is rounded once all the same
+        m, u = o.model_output.to(o.rows.dtype), o.unconditional.to(o.rows.dtype)
+        m = _guided(m, u, o.guidance, o.x_t.shape[1] if o.learned else None)
+        o = o._replace(model_output=m, unconditional=None, guidance=1.0)
+    y, x0 = _DdpmStep.apply(plan, return_x0, *o)
+    return (y.to(dtype), x0.to(dtype)) if return_x0 else y.to(dtype)
+
+
+def _run(plan, operands, return_x0, out):
     if plan.call is None:
-        y, x0 = reference(*arguments)
+        y, x0 = reference(Operands(*operands))
         y = y if out is None else out.copy_(y)
         return (y, x0) if return_x0 else y
     if out is not None:
-        x0 = {"x0": dispatch.empty_like(arguments[0], plan.dtype)} if return_x0 else {}
-        dispatch.op(plan.op + "_out", plan.backend)(*arguments, **x0, out=out)
+        x0 = {"x0": dispatch.empty_like(operands[0], plan.dtype)} if return_x0 else {}
+        dispatch.op(plan.op + "_out", plan.backend)(*operands, **x0, out=out)
         dispatch.written(out)
         return (out, x0["x0"]) if return_x0 else out
-    return dispatch.op(plan.op + "_x0", plan.backend)(*arguments) if return_x0 else plan.call(*arguments)
+    return dispatch.op(plan.op + "_x0", plan.backend)(*operands) if return_x0 else plan.call(*operands)
 
 
 def _check_inputs(x_t, model_output, learned):
@@ -329,26 +350,22 @@ def dynamic_bound(x0, quantile, low, high=None):
 # ---- eager reference ------------------------------------------------------------------------------------------------------
 
 
-def reference(x_t, model_output, rows, t, index, noise, seeds, seed, clip, threshold, learned, u=None, g=1.0):
+def reference(o):
     """The kernel in plain PyTorch: (x_{t−1}, x0). rows: (T, 10), the columns of `DDPM_STEP_COLUMNS`."""
-    dtype, shape, dim = checks.result_dtype(x_t, model_output), x_t.shape, x_t.dim()
-    c = _columns(rows, t, index, dim)
-    x, m, v = x_t.to(rows.dtype), model_output.to(rows.dtype), None
-    if u is not None:
-        m = _guided(m, u.to(rows.dtype), g, shape[1] if learned else None)
-    if learned:
-        m, v = m[:, : shape[1]], m[:, shape[1] :]
+    dtype, shape, x, noise = checks.result_dtype(o.x_t, o.model_output), o.x_t.shape, o.x_t.to(o.rows.dtype), o.noise
+    c = _columns(o)
+    m, v = _mean_and_variance(o)
     x0 = c["P"] * x + c["Q"] * m
-    if clip is None and threshold is None:
+    if o.clip is None and o.threshold is None:
         y = c["A"] * x + c["B"] * m
     else:
-        x0 = _clipped(x0, clip, threshold)
+        x0 = _clipped(x0, o.clip, o.threshold)
         y = dispatch.with_noise(c["U"] * x0 + c["V"] * x, c["W"], m)  # W·m, and where W is 0 no look at an infinite m
-    if noise is None and (seeds is not None or seed is not None):
-        noise = rng.normals(shape, seeds, seed, index if t is None else t, x.device, rows.dtype)
+    if noise is None and (o.seeds is not None or o.seed is not None):
+        noise = rng.normals(shape, o.seeds, o.seed, o.index if o.t is None else o.t, x.device, x.dtype)
     sigma = c["S"]
-    if learned and noise is not None:
-        noise = torch.exp(torch.where(sigma == 0, 0.0, c["L"] * v + c["M"])) * noise.to(rows.dtype)
+    if o.learned and noise is not None:
+        noise = torch.exp(torch.where(sigma == 0, 0.0, c["L"] * v + c["M"])) * noise.to(x.dtype)
     return dispatch.with_noise(y, sigma, noise).to(dtype), x0.to(dtype)
 
 
@@ -360,8 +377,16 @@ def _guided(m, u, g, channels):
     return torch.cat([u + g * (m[:, :channels] - u), m[:, channels:]], dim=1)
 
 
-def _columns(rows, t, index, dim):
-    return dict(zip(DDPM_STEP_COLUMNS, dispatch.gathered(rows, t, index, dim), strict=True))
+def _mean_and_variance(o):
+    """m, and v where the variance is learned, else None; in the dtype of the arithmetic."""
+    m, channels = o.model_output.to(o.rows.dtype), o.x_t.shape[1] if o.learned else None
+    if o.unconditional is not None:
+        m = _guided(m, o.unconditional.to(o.rows.dtype), o.guidance, channels)
+    return (m[:, :channels], m[:, channels:]) if o.learned else (m, None)
+
+
+def _columns(o):
+    return dict(zip(DDPM_STEP_COLUMNS, dispatch.gathered(o.rows, o.t, o.index, o.x_t.dim()), strict=True))
 
 
 def _clipped(x0, clip, threshold):
@@ -379,31 +404,20 @@ def _per_sample(values, dim):
 # ---- fakes ----------------------------------------------------------------------------------------------------------------
 
 
-def _fake(
-    x_t,
-    model_output,
-    rows,
-    t,
-    index,
-    noise=None,
-    seeds=None,
-    seed=None,
-    clip=None,
-    threshold=None,
-    learned=False,
-    unconditional=None,
-    guidance=1.0,
-):
-    dispatch.same_device(x_t, model_output, rows, t, noise, threshold, unconditional)
-    return dispatch.empty_like(x_t, checks.result_dtype(x_t, model_output))
+@dispatch.register_fake("ddpm_step", "ddim_step")
+def _fake(o):
+    dispatch.same_device(o.x_t, o.model_output, o.rows, o.t, o.noise, o.threshold, o.unconditional)
+    return dispatch.empty_like(o.x_t, checks.result_dtype(o.x_t, o.model_output))
 
 
-def _fake_x0(*arguments):
-    return _fake(*arguments), _fake(*arguments)
+@dispatch.register_fake("ddpm_step_x0", "ddim_step_x0")
+def _fake_x0(o):
+    return _fake(o), _fake(o)
 
 
-dispatch.register_fakes(("ddpm_step", "ddim_step"), _fake)
-dispatch.register_fakes(("ddpm_step_x0", "ddim_step_x0"), _fake_x0)
+@dispatch.register_fake("ddpm_step_plain")
+def _fake_plain(x_t, model_output, rows, index, noise, seed, clip):
+    return _fake_x0(Operands(x_t, model_output, rows, None, index, noise))
 
 
 # ---- autograd -------------------------------------------------------------------------------------------------------------
@@ -415,12 +429,13 @@ class _DdpmStep(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, plan, return_x0, *arguments):
-        x_t, model_output, rows, t, index, noise, seeds, seed, clip, threshold, learned = arguments
-        affine = clip is None and threshold is None and not learned
-        ctx.save_for_backward(t, threshold, seeds, *((None,) * 3 if affine else (x_t, model_output, noise)))
-        noise_dtype = None if noise is None else noise.dtype
-        ctx.rest = (rows, index, plan.backend, seed, clip, learned, x_t.dtype, model_output.dtype, noise_dtype, x_t.shape)
-        ctx.affine = affine
+        o = Operands(*arguments)
+        ctx.affine = o.clip is None and o.threshold is None and not o.learned
+        inputs = (None, None, None) if ctx.affine else (o.x_t, o.model_output, o.noise)
+        ctx.save_for_backward(o.t, o.threshold, o.seeds, *inputs)
+        ctx.others = o._replace(t=None, threshold=None, seeds=None, x_t=None, model_output=None, noise=None)
+        ctx.dtypes = o.x_t.dtype, o.model_output.dtype, None if o.noise is None else o.noise.dtype
+        ctx.shape, ctx.backend = o.x_t.shape, plan.backend
         ctx.set_materialize_grads(False)
         if return_x0:
             return dispatch.op(plan.op + "_x0", plan.backend)(*arguments)
@@ -428,70 +443,66 @@ class _DdpmStep(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, y_gradient, x0_gradient):
-        needed = (ctx.needs_input_grad[2], ctx.needs_input_grad[3], ctx.needs_input_grad[7])
+        t, threshold, seeds, x_t, model_output, noise = ctx.saved_tensors
+        o = ctx.others._replace(t=t, threshold=threshold, seeds=seeds, x_t=x_t, model_output=model_output, noise=noise)
         backward = _affine_backward if ctx.affine else _general_backward
-        x, m, noise = backward(ctx, y_gradient, x0_gradient, *needed)
-        return None, None, x, m, None, None, None, noise, None, None, None, None, None
+        x, m, noise = backward(ctx, o, y_gradient, x0_gradient, Operands(*ctx.needs_input_grad[2:]))
+        return None, None, *dispatch.gradients(Operands, x_t=x, model_output=m, noise=noise)
 
 
-def _affine_backward(ctx, y_gradient, x0_gradient, x_needed, m_needed, noise_needed):
-    t = ctx.saved_tensors[0]
-    rows, index, backend, _, _, _, x_dtype, m_dtype, noise_dtype, _ = ctx.rest
+def _affine_backward(ctx, o, y_gradient, x0_gradient, needed):
+    x_dtype, m_dtype, noise_dtype = ctx.dtypes
 
     def gradient(y_column, x0_column, dtype):
         terms = [
-            scaled(rows, DDPM_STEP_COLUMNS.index(column), g, t, index, backend)
+            scaled(o.rows, DDPM_STEP_COLUMNS.index(column), g, o.t, o.index, ctx.backend)
             for g, column in ((y_gradient, y_column), (x0_gradient, x0_column))
             if g is not None and column is not None
         ]
         return sum(terms[1:], terms[0]).to(dtype) if terms else None
 
     return (
-        gradient("A", "P", x_dtype) if x_needed else None,
-        gradient("B", "Q", m_dtype) if m_needed else None,
-        gradient("S", None, noise_dtype) if noise_needed else None,
+        gradient("A", "P", x_dtype) if needed.x_t else None,
+        gradient("B", "Q", m_dtype) if needed.model_output else None,
+        gradient("S", None, noise_dtype) if needed.noise else None,
     )
 
 
-def _general_backward(ctx, y_gradient, x0_gradient, x_needed, m_needed, noise_needed):
-    t, threshold, seeds, x_t, model_output, noise = ctx.saved_tensors
-    rows, index, _, seed, clip, learned, x_dtype, m_dtype, noise_dtype, shape = ctx.rest
-    c = _columns(rows, t, index, len(shape))
-    x, m, v = x_t.to(rows.dtype), model_output.to(rows.dtype), None
-    if learned:
-        m, v = m[:, : shape[1]], m[:, shape[1] :]
+def _general_backward(ctx, o, y_gradient, x0_gradient, needed):
+    x_dtype, m_dtype, noise_dtype = ctx.dtypes
+    c, x = _columns(o), o.x_t.to(o.rows.dtype)
+    m, v = _mean_and_variance(o)
     g = torch.zeros_like(x) if y_gradient is None else y_gradient.to(x.dtype)
     g0 = torch.zeros_like(x) if x0_gradient is None else x0_gradient.to(x.dtype)
     # through x0 = clip(P·x + Q·m) to both inputs; without a clip y reaches them by A and B instead of by U
-    if clip is None and threshold is None:
+    if o.clip is None and o.threshold is None:
         to_x, to_m = c["A"] * g + c["P"] * g0, c["B"] * g + c["Q"] * g0
     else:
         raw = c["P"] * x + c["Q"] * m
-        bound = clip if threshold is None else _per_sample(threshold, x.dim())
+        bound = o.clip if o.threshold is None else _per_sample(o.threshold, x.dim())
         inner = torch.where(raw.abs() <= bound, c["U"] * g + g0, 0.0)
-        if threshold is not None:
+        if o.threshold is not None:
             inner = inner / bound
         to_x, to_m = c["V"] * g + c["P"] * inner, c["W"] * g + c["Q"] * inner
     to_noise = None
-    if learned:  # at S = 0 neither v nor the noise is looked at, were they infinite or NaN
+    if o.learned:  # at S = 0 neither v nor the noise is looked at, were they infinite or NaN
         to_v = torch.zeros_like(to_m)
-        if noise is not None or seeds is not None or seed is not None:
-            z = noise
+        if o.noise is not None or o.seeds is not None or o.seed is not None:
+            z = o.noise
             if z is None:
-                z = rng.normals(shape, seeds, seed, index if t is None else t, x.device, x.dtype)
+                z = rng.normals(ctx.shape, o.seeds, o.seed, o.index if o.t is None else o.t, x.device, x.dtype)
             still = c["S"] == 0
             deviation = c["S"] * torch.exp(torch.where(still, 0.0, c["L"] * v + c["M"]))
             to_v = torch.where(still, 0.0, g * deviation * c["L"] * z.to(x.dtype))
             to_noise = g * deviation
         to_m = torch.cat([to_m, to_v], dim=1)
-    elif noise_needed:
+    elif needed.noise:
         to_noise = c["S"] * g
     return (
-        to_x.to(x_dtype) if x_needed else None,
-        to_m.to(m_dtype) if m_needed else None,
-        to_noise.to(noise_dtype) if noise_needed else None,
+        to_x.to(x_dtype) if needed.x_t else None,
+        to_m.to(m_dtype) if needed.model_output else None,
+        to_noise.to(noise_dtype) if needed.noise else None,
     )
 
 
-dispatch.register_fakes(("ddpm_step_plain",), lambda x, m, rows, t, noise, seed, clip: _fake_x0(x, m, rows, None, t, noise))
 plain_step = dispatch.DIRECT.get("ddpm_step_plain")  # (x_t, model_output, rows, t, noise, seed, clip) → (x_{t−1}, x0)

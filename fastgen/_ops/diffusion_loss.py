@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from .._core import checks, dispatch, rng
+from .._core import checks, declared, dispatch, rng
 from ..schedule import PREDICTIONS
 
+Operands = declared.OPERANDS["diffusion_loss"]
 LOSSES = ("mse", "l1", "huber")
 REDUCTIONS = ("none", "mean", "sum")
 EPSILON, SAMPLE = PREDICTIONS.index("epsilon"), PREDICTIONS.index("sample")
@@ -91,7 +92,7 @@ def _loss_by(plan, model_output, x0, t, noise, seed, offset, prediction, loss, d
     if plan.careful:
         _check_tensors(model_output, x0, noise)
     try:
-        kinds = PREDICTIONS.index(prediction), LOSSES.index(loss), REDUCTIONS.index(reduction)
+        options = PREDICTIONS.index(prediction), LOSSES.index(loss), REDUCTIONS.index(reduction)
     except ValueError:
         checks.option("loss", loss, LOSSES)
         checks.option("reduction", reduction, REDUCTIONS)
@@ -104,12 +105,15 @@ def _loss_by(plan, model_output, x0, t, noise, seed, offset, prediction, loss, d
         offset = rng.check_offset(offset)
     seeds = None
     if noise is not None or type(seed) is not int or not 0 <= seed < 2**63:
-        noise, seeds, seed = _noise_source(model_output, x0, noise, seed, kinds[0])
+        noise, seeds, seed = _noise_source(model_output, x0, noise, seed, options[0])
     if weights is not None:
         weights = _checked_weights(weights, x0, plan.rows.dtype)
-    arguments = (model_output, x0, plan.rows, t, index, noise, seeds, seed, offset, weights, kinds[0], kinds[1], delta, kinds[2])
+    prediction, loss, reduction = options
+    operands = Operands(
+        *(model_output, x0, plan.rows, t, index, noise, seeds, seed, offset, weights, prediction, loss, delta, reduction)
+    )
     try:
-        return _run(plan, arguments)
+        return _run(plan, operands)
     except (RuntimeError, TypeError):
         _check_tensors(model_output, x0, noise)
         checks.timestep(given_t, x0, plan.end, plan.note)
@@ -154,39 +158,39 @@ def _checked_weights(weights, x0, dtype):
     return weights.to(dtype).contiguous()
 
 
-def _run(plan, arguments):
+def _run(plan, o):
     if plan.call is None:
-        return reference(*arguments)
+        return reference(o)
     if torch.is_grad_enabled():
-        model_output, x0, noise, weights = arguments[0], arguments[1], arguments[5], arguments[9]
-        if (noise is not None and noise.requires_grad) or (weights is not None and weights.requires_grad):
-            return reference(*arguments)
-        if model_output.requires_grad or x0.requires_grad:
-            return _DiffusionLoss.apply(plan.backend, *dispatch.distinct((model_output, x0)), arguments[2:])
-    return plan.call(*arguments)
+        if (o.noise is not None and o.noise.requires_grad) or (o.weights is not None and o.weights.requires_grad):
+            return reference(o)
+        if o.model_output.requires_grad or o.x0.requires_grad:
+            return _DiffusionLoss.apply(plan.backend, *dispatch.distinct((o.model_output, o.x0)), o[2:])
+    return plan.call(*o)
 
 
 # ---- eager reference ------------------------------------------------------------------------------------------------------
 
 
-def reference(model_output, x0, rows, t, index, noise, seeds, seed, offset, weights, prediction, loss, delta, reduction):
+def reference(o):
     """The kernel in plain PyTorch. rows: (T, 3), of x0, of ε and the weight; the options are indices."""
-    factors = dispatch.gathered(rows, t, index, x0.dim())
-    r = _residual(model_output, x0, rows.dtype, factors, noise, seeds, seed, offset, prediction)
-    losses = _weighted(factors[2], weights, r.dim()) * _loss(r, loss, delta)
-    if reduction == 0:
+    factors = dispatch.gathered(o.rows, o.t, o.index, o.x0.dim())
+    r = _residual(o, factors)
+    losses = _weighted(factors[2], o.weights, r.dim()) * _loss(r, o.loss, o.delta)
+    if o.reduction == 0:
         return losses.reshape(len(losses), -1).mean(1) if r.numel() else losses.sum(tuple(range(1, r.dim()))) / 0.0
-    return losses.mean() if reduction == 1 else losses.sum()
+    return losses.mean() if o.reduction == 1 else losses.sum()
 
 
-def _residual(model_output, x0, dtype, factors, noise, seeds, seed, offset, prediction):
-    r = model_output.to(dtype)
-    if prediction != EPSILON:
-        r = r - factors[0] * x0.to(dtype)
-    if prediction == SAMPLE:
+def _residual(o, factors):
+    dtype, noise = o.rows.dtype, o.noise
+    r = o.model_output.to(dtype)
+    if o.prediction != EPSILON:
+        r = r - factors[0] * o.x0.to(dtype)
+    if o.prediction == SAMPLE:
         return r
     if noise is None:
-        noise = rng.normals(x0.shape, seeds, seed, offset, x0.device, dtype)
+        noise = rng.normals(o.x0.shape, o.seeds, o.seed, o.offset, o.x0.device, dtype)
     return dispatch.with_noise(r, -factors[1], noise)
 
 
@@ -218,31 +222,30 @@ def _weighted(factor, weights, dim):
 # ---- fakes ----------------------------------------------------------------------------------------------------------------
 
 
-def _fake(model_output, x0, rows, t, index, noise, seeds, seed, offset, weights, prediction, loss, delta, reduction):
-    dispatch.same_device(model_output, x0, rows, t, noise, weights)
-    dtype = checks.compute_dtype(checks.result_dtype(model_output, x0))
-    return torch.empty(x0.shape[:1] if reduction == 0 else (), dtype=dtype, device=x0.device)
+@dispatch.register_fake("diffusion_loss")
+def _fake(o):
+    dispatch.same_device(o.model_output, o.x0, o.rows, o.t, o.noise, o.weights)
+    dtype = checks.compute_dtype(checks.result_dtype(o.model_output, o.x0))
+    return torch.empty(o.x0.shape[:1] if o.reduction == 0 else (), dtype=dtype, device=o.x0.device)
 
 
-def _fake_and_gradient(*arguments):
-    return _fake(*arguments), dispatch.empty_like(arguments[0])
+@dispatch.register_fake("diffusion_loss_and_gradient")
+def _fake_and_gradient(o):
+    return _fake(o), dispatch.empty_like(o.model_output)
 
 
-def _fake_backward(gradient, *arguments):
-    dispatch.same_device(_fake(*arguments), gradient)
-    return dispatch.empty_like(arguments[0])
+@dispatch.register_fake("diffusion_loss_backward")
+def _fake_backward(gradient, o):
+    dispatch.same_device(_fake(o), gradient)
+    return dispatch.empty_like(o.model_output)
 
 
-def _fake_backward_x0(gradient, *arguments):
-    return _fake_backward(gradient, *arguments), dispatch.empty_like(arguments[0], arguments[1].dtype)
+@dispatch.register_fake("diffusion_loss_backward_x0")
+def _fake_backward_x0(gradient, o):
+    return _fake_backward(gradient, o), dispatch.empty_like(o.model_output, o.x0.dtype)
 
 
-dispatch.register_fakes(("diffusion_loss",), _fake)
 _AHEAD = dispatch.has("diffusion_loss_and_gradient")  # an op of the CPU alone
-if _AHEAD:
-    dispatch.register_fakes(("diffusion_loss_and_gradient",), _fake_and_gradient)
-dispatch.register_fakes(("diffusion_loss_backward",), _fake_backward)
-dispatch.register_fakes(("diffusion_loss_backward_x0",), _fake_backward_x0)
 
 
 # ---- autograd -------------------------------------------------------------------------------------------------------------
@@ -258,16 +261,17 @@ class _DiffusionLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, backend, model_output, x0, rest):
-        rows, t, index, noise, seeds, seed, offset, weights, *options = rest
+        o = Operands(model_output, x0, *rest)
         # where it is not read, x0 may be changed by the time of the backward, and freed
-        ctx.save_for_backward(model_output, None if options[0] == EPSILON else x0, t, noise, seeds, weights)
-        ctx.rest = (backend, rows, index, seed, offset, x0.dtype, *options)
+        ctx.save_for_backward(model_output, None if o.prediction == EPSILON else x0, o.t, o.noise, o.seeds, o.weights)
+        ctx.backend, ctx.x0_dtype = backend, x0.dtype
+        ctx.others = o._replace(model_output=None, x0=None, t=None, noise=None, seeds=None, weights=None)
         ctx.made = None
         ahead = _AHEAD and backend == "cpp" and model_output.is_cpu
-        if ahead and options[-1] and not ctx.needs_input_grad[2] and not dispatch.traced():
-            loss, ctx.made = dispatch.op("diffusion_loss_and_gradient", backend)(model_output, x0, *rest)
+        if ahead and o.reduction and not ctx.needs_input_grad[2] and not dispatch.traced():
+            loss, ctx.made = dispatch.op("diffusion_loss_and_gradient", backend)(*o)
             return loss
-        return dispatch.op("diffusion_loss", backend)(model_output, x0, *rest)
+        return dispatch.op("diffusion_loss", backend)(*o)
 
     @staticmethod
     def backward(ctx, gradient):
@@ -277,25 +281,22 @@ class _DiffusionLoss(torch.autograd.Function):
         if made is not None and not decomposed and dispatch.multiplied((made,), gradient):
             return None, made, None, None
         made = None  # its memory, before another is allocated
-        backend, rows, index, seed, offset, x0_dtype, prediction, loss, delta, reduction = ctx.rest
         if x0 is None:
-            x0 = (
-                model_output
-                if model_output.dtype == x0_dtype
-                else model_output.new_empty((), dtype=x0_dtype).expand_as(model_output)
-            )
-        x0_needed, to_x0 = ctx.needs_input_grad[2] and prediction != EPSILON, None
+            x0 = model_output
+            if x0.dtype != ctx.x0_dtype:
+                x0 = model_output.new_empty((), dtype=ctx.x0_dtype).expand_as(model_output)
+        o = ctx.others._replace(model_output=model_output, x0=x0, t=t, noise=noise, seeds=seeds, weights=weights)
+        to_x0, x0_needed = None, ctx.needs_input_grad[2] and o.prediction != EPSILON
         if decomposed:
-            factors = dispatch.gathered(rows, t, index, x0.dim())
-            r = _residual(model_output, x0, rows.dtype, factors, noise, seeds, seed, offset, prediction)
-            scale = 1.0 if reduction == 2 else 1.0 / max(r.numel() if reduction == 1 else r[:1].numel(), 1)
-            g = gradient if reduction else gradient.reshape(-1, *[1] * (r.dim() - 1))
-            to_r = scale * g * _weighted(factors[2], weights, r.dim()) * _slope(r, loss, delta)
+            factors = dispatch.gathered(o.rows, t, o.index, x0.dim())
+            r = _residual(o, factors)
+            scale = 1.0 if o.reduction == 2 else 1.0 / max(r.numel() if o.reduction == 1 else r[:1].numel(), 1)
+            g = gradient if o.reduction else gradient.reshape(-1, *[1] * (r.dim() - 1))
+            to_r = scale * g * _weighted(factors[2], weights, r.dim()) * _slope(r, o.loss, o.delta)
             to_x0 = (-factors[0] * to_r).to(x0.dtype) if x0_needed else None
             return None, to_r.to(model_output.dtype), to_x0, None
-        arguments = (gradient, model_output, x0, rows, t, index, noise, seeds, seed, offset, weights, prediction, loss, delta)
         if x0_needed:
-            to_model_output, to_x0 = dispatch.op("diffusion_loss_backward_x0", backend)(*arguments, reduction)
+            to_model_output, to_x0 = dispatch.op("diffusion_loss_backward_x0", ctx.backend)(gradient, *o)
         else:
-            to_model_output = dispatch.op("diffusion_loss_backward", backend)(*arguments, reduction)
+            to_model_output = dispatch.op("diffusion_loss_backward", ctx.backend)(gradient, *o)
         return None, to_model_output, to_x0, None

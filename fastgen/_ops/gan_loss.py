@@ -6,9 +6,10 @@ from typing import NamedTuple
 
 import torch
 
-from .._core import checks, dispatch
+from .._core import checks, declared, dispatch
 from .bce_with_logits import slope, split
 
+Operands = declared.OPERANDS["gan_loss"]
 REDUCTIONS = ("none", "mean", "sum")
 KINDS = ("non_saturating", "minimax")
 DISCRIMINATOR, NON_SATURATING, MINIMAX = range(3)  # as the compiled op counts them
@@ -164,41 +165,40 @@ def _general(logits, real, kind, smoothing, reduction, monitors):
     checks.option("reduction", reduction, REDUCTIONS)
     if not isinstance(monitors, bool):
         raise TypeError(f"monitors: expected a bool, got {type(monitors).__name__}")
-    code = REDUCTIONS.index(reduction)
+    o = Operands(logits, real, kind, smoothing, REDUCTIONS.index(reduction))
     if reduction == "none":  # nothing to fuse but the monitors
         made = _general([x.detach() for x in logits], real, kind, smoothing, "mean", True)[1] if monitors else None
-        return reference(logits, real, kind, smoothing, code), made
+        return reference(o), made
     backend = dispatch.backend_for(logits[0].device)
     if backend == "eager":
-        loss = reference(logits, real, kind, smoothing, code)
-        return loss, reference_monitors(logits, real) if monitors else None
+        return reference(o), reference_monitors(o) if monitors else None
     if torch.is_grad_enabled() and any(x.requires_grad for x in logits):
-        made = _GanLoss.apply(backend, (real, kind, smoothing, code), monitors, *dispatch.distinct(logits))
+        made = _GanLoss.apply(backend, o[1:], monitors, *dispatch.distinct(logits))
         return made if monitors else (made, None)
-    made = dispatch.op("gan_loss", backend)(logits, real, kind, smoothing, code, monitors, False)
+    made = dispatch.op("gan_loss", backend)(*o, monitors, False)
     return made[0], made[1] if monitors else None
 
 
 # ---- eager reference ------------------------------------------------------------------------------------------------------
 
 
-def reference(logits, real, kind, smoothing, reduction):
+def reference(o):
     """The kernel in plain PyTorch, differentiable. real: how many of the logits, the first ones, are of real samples; reduction:
     the index in `REDUCTIONS`, 0 giving a list of losses in the dtypes of the logits."""
-    sign = -1 if kind == MINIMAX else 1
-    losses = [sign * _losses(x, target_of(k < real, kind, smoothing)) for k, x in enumerate(logits)]
-    if reduction == 0:
-        return [loss.to(x.dtype) for loss, x in zip(losses, logits, strict=True)]
-    dtype = result_dtype(logits)
-    return sum((loss.mean() if reduction == 1 else loss.sum()).to(dtype) for loss in losses)
+    sign = -1 if o.kind == MINIMAX else 1
+    losses = [sign * _losses(x, target_of(k, o)) for k, x in enumerate(o.logits)]
+    if o.reduction == 0:
+        return [loss.to(x.dtype) for loss, x in zip(losses, o.logits, strict=True)]
+    dtype = result_dtype(o.logits)
+    return sum((loss.mean() if o.reduction == 1 else loss.sum()).to(dtype) for loss in losses)
 
 
-def reference_monitors(logits, real):
+def reference_monitors(o):
     """The four monitors as one tensor, as the kernel returns them."""
-    dtype = result_dtype(logits)
+    dtype, sides = result_dtype(o.logits), ((o.logits[: o.real], 1), (o.logits[o.real :], -1))
     with torch.no_grad():
-        sides = [[_monitored(x, sign).to(dtype) for x in side] for side, sign in ((logits[:real], 1), (logits[real:], -1))]
-        p_real, p_fake = (torch.stack(side).mean(0) if side else None for side in sides)
+        means = [[_monitored(x, sign).to(dtype) for x in side] for side, sign in sides]
+        p_real, p_fake = (torch.stack(side).mean(0) if side else None for side in means)
         if p_real is None:
             return torch.stack([torch.zeros_like(p_fake[0]), *p_fake])
         return torch.stack([p_real[0], p_fake[0], (p_real[1] + p_fake[1]) / 2, p_real[2] + p_fake[2]])
@@ -220,8 +220,9 @@ def _losses(x, target):
     return torch.where(left if target == 1.0 else ~left, size, 0.0) + torch.log1p(e)
 
 
-def target_of(real, kind, smoothing):
-    return 1.0 - smoothing if real else float(kind == NON_SATURATING)
+def target_of(k, o):
+    """What the discriminator, or with the non-saturating loss the generator, wants to hear of logits k."""
+    return 1.0 - o.smoothing if k < o.real else float(o.kind == NON_SATURATING)
 
 
 def result_dtype(logits):
@@ -231,26 +232,28 @@ def result_dtype(logits):
 # ---- fakes ----------------------------------------------------------------------------------------------------------------
 
 
-def refuse(logits, smoothing):
+def refuse(o):
     """What the kernels refuse: under a FakeTensorMode a fake stands in their place."""
-    if not logits or not 0.0 <= smoothing < 1.0:
+    if not o.logits or not 0.0 <= o.smoothing < 1.0:
         raise RuntimeError("expected at least one tensor of logits, and 0 ≤ smoothing < 1")
-    dispatch.same_device(*logits)
-    if any(x.dtype not in checks.FLOATING for x in logits):
+    dispatch.same_device(*o.logits)
+    if any(x.dtype not in checks.FLOATING for x in o.logits):
         raise RuntimeError("expected floating dtypes")
 
 
-def _fake(logits, real, kind, smoothing, reduction, monitors, gradients):
-    refuse(logits, smoothing)
+@dispatch.register_fake("gan_loss")
+def _fake(o, monitors, gradients):
+    refuse(o)
     sizes = ((), (4,)) if monitors else ((),)
-    made = [torch.empty(size, dtype=result_dtype(logits), device=logits[0].device) for size in sizes]
-    return made + [empty_like(x) for x in logits] if gradients else made
+    made = [torch.empty(size, dtype=result_dtype(o.logits), device=o.logits[0].device) for size in sizes]
+    return made + [empty_like(x) for x in o.logits] if gradients else made
 
 
-def _fake_backward(gradient, logits, real, kind, smoothing, reduction):
-    refuse(logits, smoothing)
-    dispatch.same_device(logits[0], gradient)
-    return [empty_like(x) for x in logits]
+@dispatch.register_fake("gan_loss_backward")
+def _fake_backward(gradient, o):
+    refuse(o)
+    dispatch.same_device(o.logits[0], gradient)
+    return [empty_like(x) for x in o.logits]
 
 
 def empty_like(x):
@@ -268,10 +271,6 @@ def dense(x):
             return False
         step = step * size
     return True
-
-
-dispatch.register_fakes(("gan_loss",), _fake)
-dispatch.register_fakes(("gan_loss_backward",), _fake_backward)
 
 
 # ---- autograd -------------------------------------------------------------------------------------------------------------
@@ -301,21 +300,21 @@ class _GanLoss(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, gradient, *_):
-        logits = ctx.saved_tensors
+        o = Operands(list(ctx.saved_tensors), *ctx.options)
         if torch.is_grad_enabled() or dispatch.batched(gradient):
-            return None, None, None, *_gradients(gradient, logits, *ctx.options)
+            return None, None, None, *_gradients(gradient, o)
         ahead, ctx.ahead = ctx.ahead, None  # given away once: the caller may write to them
         if ahead is not None and dispatch.multiplied(ahead, gradient):
             return None, None, None, *ahead
         ahead = None  # their memory, before others are allocated
-        return None, None, None, *dispatch.op("gan_loss_backward", ctx.backend)(gradient, logits, *ctx.options)
+        return None, None, None, *dispatch.op("gan_loss_backward", ctx.backend)(gradient, *o)
 
 
-def _gradients(gradient, logits, real, kind, smoothing, reduction):
-    sign = -1 if kind == MINIMAX else 1
-    for k, x in enumerate(logits):
+def _gradients(gradient, o):
+    sign = -1 if o.kind == MINIMAX else 1
+    for k, x in enumerate(o.logits):
         wide = x.to(checks.compute_dtype(x.dtype))
-        target = target_of(k < real, kind, smoothing)
+        target = target_of(k, o)
         left, _, e = split(wide)
         scale = sign * gradient.to(wide.dtype)
-        yield ((scale / x.numel() if reduction == 1 else scale) * slope(left, e, target, 1.0 - target)).to(x.dtype)
+        yield ((scale / x.numel() if o.reduction == 1 else scale) * slope(left, e, target, 1.0 - target)).to(x.dtype)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import torch
 
-from .._core import checks, dispatch
+from .._core import checks, declared, dispatch
 from .._core.tables import Coefficients
 from ..schedule import Schedule
 from .q_sample import check_schedule, scaled
+
+Operands = declared.OPERANDS["q_posterior"]
 
 
 def q_posterior(x0, x_t, t, schedule):
@@ -47,12 +49,12 @@ def _posterior(table, x0, x_t, t, schedule):
         plan = dispatch.make_plan("q_posterior", schedule, x0, x_t, dtype, table(schedule, x0.device, dtype))
     _check_tensors(x0, x_t)
     t, index = checks.timestep(t, x0, plan.end, plan.note)
-    arguments = (x0, x_t, plan.rows, t, index)
+    operands = Operands(x0, x_t, plan.rows, t, index)
     if plan.call is None:
-        return reference(*arguments)
+        return reference(operands)
     if torch.is_grad_enabled() and (x0.requires_grad or x_t.requires_grad):
-        return _QPosterior.apply(plan, *arguments)
-    return plan.call(*arguments)
+        return _QPosterior.apply(plan, *operands)
+    return plan.call(*operands)
 
 
 def _check_tensors(x0, x_t):
@@ -63,24 +65,22 @@ def _check_tensors(x0, x_t):
 # ---- eager reference ------------------------------------------------------------------------------------------------------
 
 
-def reference(x0, x_t, rows, t, index):
+def reference(o):
     """The kernel in plain PyTorch. rows: (T, 4), the columns of `tables.Q_POSTERIOR_COLUMNS`."""
-    u, v, variance, log_variance = dispatch.gathered(rows, t, index, x0.dim())
-    mean = u * x0.to(rows.dtype) + v * x_t.to(rows.dtype)
-    shape = (x0.shape[0], *[1] * (x0.dim() - 1))
-    return mean.to(checks.result_dtype(x0, x_t)), variance.expand(shape).clone(), log_variance.expand(shape).clone()
+    u, v, variance, log_variance = dispatch.gathered(o.rows, o.t, o.index, o.x0.dim())
+    mean = u * o.x0.to(o.rows.dtype) + v * o.x_t.to(o.rows.dtype)
+    shape = (o.x0.shape[0], *[1] * (o.x0.dim() - 1))
+    return mean.to(checks.result_dtype(o.x0, o.x_t)), variance.expand(shape).clone(), log_variance.expand(shape).clone()
 
 
 # ---- fake -----------------------------------------------------------------------------------------------------------------
 
 
-def _fake(x0, x_t, rows, t, index):
-    dispatch.same_device(x0, x_t, rows, t)
-    per_sample = torch.empty((x0.shape[0], *[1] * (x0.dim() - 1)), dtype=rows.dtype, device=x0.device)
-    return dispatch.empty_like(x0, checks.result_dtype(x0, x_t)), per_sample, torch.empty_like(per_sample)
-
-
-dispatch.register_fakes(("q_posterior",), _fake)
+@dispatch.register_fake("q_posterior")
+def _fake(o):
+    dispatch.same_device(o.x0, o.x_t, o.rows, o.t)
+    per_sample = torch.empty((o.x0.shape[0], *[1] * (o.x0.dim() - 1)), dtype=o.rows.dtype, device=o.x0.device)
+    return dispatch.empty_like(o.x0, checks.result_dtype(o.x0, o.x_t)), per_sample, torch.empty_like(per_sample)
 
 
 # ---- autograd -------------------------------------------------------------------------------------------------------------
@@ -91,9 +91,9 @@ class _QPosterior(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, plan, *arguments):
-        x0, x_t, rows, t, index = arguments
-        ctx.save_for_backward(t)
-        ctx.rest = (rows, index, plan.backend, x0.dtype, x_t.dtype)
+        o = Operands(*arguments)
+        ctx.save_for_backward(o.t)
+        ctx.row, ctx.backend, ctx.dtypes = (o.rows, o.index), plan.backend, (o.x0.dtype, o.x_t.dtype)
         ctx.set_materialize_grads(False)  # no zeros for the variances
         mean, variance, log_variance = plan.call(*arguments)
         ctx.mark_non_differentiable(variance, log_variance)
@@ -102,9 +102,8 @@ class _QPosterior(torch.autograd.Function):
     @staticmethod
     def backward(ctx, gradient, *_):
         if gradient is None:
-            return (None,) * 6
-        (t,) = ctx.saved_tensors
-        rows, index, backend, x0_dtype, x_t_dtype = ctx.rest
-        x0 = scaled(rows, 0, gradient, t, index, backend).to(x0_dtype) if ctx.needs_input_grad[1] else None
-        x_t = scaled(rows, 1, gradient, t, index, backend).to(x_t_dtype) if ctx.needs_input_grad[2] else None
-        return None, x0, x_t, None, None, None
+            return None, *dispatch.gradients(Operands)
+        (t,), (rows, index), needed = ctx.saved_tensors, ctx.row, Operands(*ctx.needs_input_grad[1:])
+        x0 = scaled(rows, 0, gradient, t, index, ctx.backend).to(ctx.dtypes[0]) if needed.x0 else None
+        x_t = scaled(rows, 1, gradient, t, index, ctx.backend).to(ctx.dtypes[1]) if needed.x_t else None
+        return None, *dispatch.gradients(Operands, x0=x0, x_t=x_t)

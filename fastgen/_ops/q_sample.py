@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import torch
 
-from .._core import checks, dispatch, rng
+from .._core import checks, declared, dispatch, rng
 from .._core.tables import Coefficients, plain_tensors
 from ..schedule import Schedule
+
+Operands = declared.OPERANDS["q_sample"]
+_SEEDS = Operands._fields.index("seeds")
 
 
 def q_sample(x0, t, schedule, *, noise=None, seed=None, generator=None, offset=0, out=None):
@@ -103,17 +106,18 @@ def _check_tensors(x_name, x, t, noise, plan, out):
 
 
 def _run(plan, x, t, index, noise, seeds, seed, offset, out=None):
+    operands = (x, plan.rows, t, index, noise, seeds, seed, offset)
     if plan.call is None:
-        y = reference(x, plan.rows, t, index, noise, seeds, seed, offset)
+        y = reference(Operands(*operands))
         return y if out is None else out.copy_(y)
     if out is not None:
-        dispatch.op(plan.op + "_out", plan.backend)(x, plan.rows, t, index, noise, seeds, seed, offset, out=out)
+        dispatch.op(plan.op + "_out", plan.backend)(*operands, out=out)
         return dispatch.written(out)
     if torch.is_grad_enabled() and (x.requires_grad or (noise is not None and noise.requires_grad)):
-        return _QSample.apply(plan, x, plan.rows, t, index, noise, seeds, seed, offset)
+        return _QSample.apply(plan, *operands)
     if seed is None and seeds is None:  # what is left out need not be converted
-        return plan.call(x, plan.rows, t, index, noise)
-    return plan.call(x, plan.rows, t, index, noise, seeds, seed, offset)
+        return plan.call(*operands[:_SEEDS])
+    return plan.call(*operands)
 
 
 def scaled(rows, column, x, t, index, backend):
@@ -146,24 +150,22 @@ def _twice(rows, column):
 # ---- eager reference ------------------------------------------------------------------------------------------------------
 
 
-def reference(x, rows, t, index, noise, seeds, seed, offset):
+def reference(o):
     """The kernel in plain PyTorch: scale · x, plus sigma · ε where there is a noise source. rows: (T, 2), scale and sigma."""
-    scale, sigma = dispatch.gathered(rows, t, index, x.dim())
-    y = scale * x.to(rows.dtype)
-    if noise is None and (seeds is not None or seed is not None):
-        noise = rng.normals(x.shape, seeds, seed, offset, x.device, rows.dtype)
-    return dispatch.with_noise(y, sigma, noise).to(x.dtype)
+    scale, sigma = dispatch.gathered(o.rows, o.t, o.index, o.x.dim())
+    y, noise = scale * o.x.to(o.rows.dtype), o.noise
+    if noise is None and (o.seeds is not None or o.seed is not None):
+        noise = rng.normals(o.x.shape, o.seeds, o.seed, o.offset, o.x.device, o.rows.dtype)
+    return dispatch.with_noise(y, sigma, noise).to(o.x.dtype)
 
 
 # ---- fakes ----------------------------------------------------------------------------------------------------------------
 
 
-def _fake(x, rows, t, index, noise=None, seeds=None, seed=None, offset=0):
-    dispatch.same_device(x, rows, t, noise)
-    return dispatch.empty_like(x)
-
-
-dispatch.register_fakes(("q_sample", "q_step"), _fake)
+@dispatch.register_fake("q_sample", "q_step")
+def _fake(o):
+    dispatch.same_device(o.x, o.rows, o.t, o.noise)
+    return dispatch.empty_like(o.x)
 
 
 # ---- autograd -------------------------------------------------------------------------------------------------------------
@@ -174,13 +176,14 @@ class _QSample(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, plan, *arguments):
-        ctx.save_for_backward(arguments[2])
-        ctx.rest = plan.rows, arguments[3], plan.backend
+        o = Operands(*arguments)
+        ctx.save_for_backward(o.t)
+        ctx.row, ctx.backend = (o.rows, o.index), plan.backend
         return plan.call(*arguments)
 
     @staticmethod
     def backward(ctx, gradient):
-        (t,), (rows, index, backend) = ctx.saved_tensors, ctx.rest
-        x = scaled(rows, 0, gradient, t, index, backend) if ctx.needs_input_grad[1] else None
-        noise = scaled(rows, 1, gradient, t, index, backend) if ctx.needs_input_grad[5] else None
-        return None, x, None, None, None, noise, None, None, None
+        (t,), (rows, index), needed = ctx.saved_tensors, ctx.row, Operands(*ctx.needs_input_grad[1:])
+        x = scaled(rows, 0, gradient, t, index, ctx.backend) if needed.x else None
+        noise = scaled(rows, 1, gradient, t, index, ctx.backend) if needed.noise else None
+        return None, *dispatch.gradients(Operands, x=x, noise=noise)

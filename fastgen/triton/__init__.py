@@ -7,36 +7,64 @@ is the op is called directly, which saves some 30 µs.
 
 from __future__ import annotations
 
+import functools
+import importlib
+import inspect
+
 import torch
 
-from .._core import dispatch
-from . import bce_with_logits, ddpm_step, diffusion_loss, gan_loss, q_posterior, q_sample, randn
+from .._core import declared, dispatch
 from .common.direct import Direct
 from .common.op import INTERPRETED
 
-# name of the op: (the function, the arguments that it writes to)
-FUNCTIONS = {
-    "bce_with_logits": (bce_with_logits.bce_with_logits, ()),
-    "bce_with_logits_wide": (bce_with_logits.bce_with_logits_wide, ()),
-    "bce_with_logits_backward": (bce_with_logits.bce_with_logits_backward, ()),
-    "gan_loss": (gan_loss.gan_loss, ()),
-    "gan_loss_backward": (gan_loss.gan_loss_backward, ()),
-    "q_sample": (q_sample.q_sample, ()),
-    "q_step": (q_sample.q_sample, ()),
-    "q_sample_out": (q_sample.q_sample_out, ("out",)),
-    "q_step_out": (q_sample.q_sample_out, ("out",)),
-    "q_posterior": (q_posterior.q_posterior, ()),
-    "ddpm_step": (ddpm_step.ddpm_step, ()),
-    "ddim_step": (ddpm_step.ddpm_step, ()),
-    "ddpm_step_x0": (ddpm_step.ddpm_step_x0, ()),
-    "ddim_step_x0": (ddpm_step.ddpm_step_x0, ()),
-    "ddpm_step_out": (ddpm_step.ddpm_step_out, ("x0", "out")),
-    "ddim_step_out": (ddpm_step.ddpm_step_out, ("x0", "out")),
-    "randn": (randn.randn, ("out",)),
-    "diffusion_loss": (diffusion_loss.diffusion_loss, ()),
-    "diffusion_loss_backward": (diffusion_loss.diffusion_loss_backward, ()),
-    "diffusion_loss_backward_x0": (diffusion_loss.diffusion_loss_backward_x0, ()),
+# How torch reads a schema's types off a function. A tensor that is given by keyword only is one without a default, and torch takes
+# neither where another argument has one: it becomes one that may be None, and never is.
+_TYPES = {
+    "Tensor": torch.Tensor,
+    "Tensor?": torch.Tensor | None,
+    "Tensor[]": list[torch.Tensor],
+    "SymInt": int,
+    "SymInt?": int | None,
+    "int": int,
+    "float": float,
+    "float?": float | None,
+    "bool": bool,
 }
+_RESULTS = {
+    "()": None,
+    "Tensor": torch.Tensor,
+    "Tensor[]": list[torch.Tensor],
+    "(Tensor, Tensor)": tuple[torch.Tensor, torch.Tensor],
+    "(Tensor, Tensor, Tensor)": tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+}
+
+
+def _signature(op):
+    parameters, optional = [], False
+    for argument in op.arguments:
+        kind, default = _TYPES[argument.type], argument.default
+        if optional and default is declared.REQUIRED:
+            kind, default = kind | None, None
+        optional = optional or default is not declared.REQUIRED
+        how = inspect.Parameter.POSITIONAL_OR_KEYWORD
+        parameters.append(inspect.Parameter(argument.name, how, annotation=kind, default=default))
+    return inspect.Signature(parameters, return_annotation=_RESULTS[op.returns])
+
+
+def _function(op):
+    """The op's function as torch takes it, and `Direct`: with the arguments that are declared, one by one."""
+    grouping = getattr(importlib.import_module(f".{op.stem}", __name__), op.function)
+
+    @functools.wraps(grouping)  # so that torch, which looks for the kernels in the source, finds them
+    def function(*arguments, **keywords):
+        return grouping(*op.grouped(*arguments, **keywords))
+
+    function.__signature__ = _signature(op)
+    return function
+
+
+# name of the op: (the function, the arguments that it writes to)
+FUNCTIONS = {name: (_function(op), op.written) for name, op in declared.OPS.items() if op.triton}
 
 
 def _registered(name, function, written):

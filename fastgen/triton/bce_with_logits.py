@@ -3,7 +3,6 @@
 import torch
 import triton
 import triton.language as tl
-from torch import Tensor
 
 from .._core import checks
 from .._ops.bce_with_logits import REDUCTIONS, refuse, result_dtype
@@ -145,21 +144,22 @@ def _repeats_one(x):
     return x.numel() > 1 and all(size == 1 or stride == 0 for size, stride in zip(x.shape, x.stride(), strict=True))
 
 
-class _Operands:
+class _Inputs:
     """The tensors as the kernels take them, in the memory order of `input`. What is absent points to the logits."""
 
-    def __init__(self, input, target, weight, pos_weight, reduction):
-        refuse(input, target, weight, pos_weight)
-        if not 0 <= reduction < len(REDUCTIONS):
-            raise RuntimeError(f"reduction: expected 0 (none), 1 (mean) or 2 (sum), got {reduction}")
+    def __init__(self, o):
+        refuse(o)
+        if not 0 <= o.reduction < len(REDUCTIONS):
+            raise RuntimeError(f"reduction: expected 0 (none), 1 (mean) or 2 (sum), got {o.reduction}")
+        input, target = o.input, o.target
         self.channels_last = op.batch_of(input).channels_last if input.dim() >= 3 else False
         self.input = op.operand(input, input, self.channels_last)
         self.target = op.same(target, input, self.channels_last)
         self.count = input.numel()
         self.double = checks.compute_dtype(checks.result_dtype(input, target)) == torch.float64
         self.half = input.dtype == target.dtype and is_half(input.dtype)
-        self.weight, self.weight_how = self.read(weight)
-        self.pos_weight, self.pos_weight_how = self.read(pos_weight)
+        self.weight, self.weight_how = self.read(o.weight)
+        self.pos_weight, self.pos_weight_how = self.read(o.pos_weight)
 
     def read(self, x):
         if x is None:
@@ -193,18 +193,18 @@ def _each(a, out, gradient, gradient_how, backward, mean):
     return out
 
 
-def _forward(input, target, weight, pos_weight, reduction, wide):
-    a = _Operands(input, target, weight, pos_weight, reduction)
-    dtype = result_dtype(target, wide)
-    if reduction == 0:
-        return _each(a, op.empty_like(input, dtype), a.input, ABSENT.value, False, False)
-    out = op.empty((), dtype, input.device)
+def _forward(o, wide):
+    a = _Inputs(o)
+    dtype = result_dtype(o.target, wide)
+    if o.reduction == 0:
+        return _each(a, op.empty_like(o.input, dtype), a.input, ABSENT.value, False, False)
+    out = op.empty((), dtype, o.input.device)
     programs = programs_of(a.count)
-    alone, mean = is_one(programs), reduction == 1
-    sums = out if alone else scratch(1, [programs], input)
+    alone, mean = is_one(programs), o.reduction == 1
+    sums = out if alone else scratch(1, [programs], o.input)
     op.launch(
         wrap_triton(bce_sum_kernel),
-        *(programs, input, sums, *a.tensors, a.count, triton.cdiv(a.count, TILE)),
+        *(programs, o.input, sums, *a.tensors, a.count, triton.cdiv(a.count, TILE)),
         MEAN=mean and alone,
         APPROXIMATE=a.half,
         E=TILE,
@@ -213,24 +213,22 @@ def _forward(input, target, weight, pos_weight, reduction, wide):
     )
     if not alone:
         divisor = a.count if mean else 1
-        op.launch(wrap_triton(sum_kernel), 1, input, out, sums, 1, programs, divisor, S=1, C=MOST_SUMS)
+        op.launch(wrap_triton(sum_kernel), 1, o.input, out, sums, 1, programs, divisor, S=1, C=MOST_SUMS)
     return out
 
 
-def bce_with_logits(input: Tensor, target: Tensor, weight: Tensor | None, pos_weight: Tensor | None, reduction: int) -> Tensor:
-    return _forward(input, target, weight, pos_weight, reduction, False)
+def bce_with_logits(o):
+    return _forward(o, False)
 
 
-def bce_with_logits_wide(input: Tensor, target: Tensor, weight: Tensor | None, pos_weight: Tensor | None, reduction: int) -> Tensor:
-    return _forward(input, target, weight, pos_weight, reduction, True)
+def bce_with_logits_wide(o):
+    return _forward(o, True)
 
 
-def bce_with_logits_backward(
-    gradient: Tensor, input: Tensor, target: Tensor, weight: Tensor | None, pos_weight: Tensor | None, reduction: int
-) -> Tensor:
-    a = _Operands(input, target, weight, pos_weight, reduction)
-    refuse(input, target, gradient, None)
+def bce_with_logits_backward(gradient, o):
+    a = _Inputs(o)
+    refuse(o._replace(weight=gradient, pos_weight=None))
     gradient, how = a.read(gradient)
-    if reduction != 0 and how != SINGLE.value:
+    if o.reduction != 0 and how != SINGLE.value:
         raise RuntimeError("gradient: expected one element for a mean or a sum")
-    return _each(a, op.empty_like(input), gradient, how, True, reduction == 1)
+    return _each(a, op.empty_like(o.input), gradient, how, True, o.reduction == 1)

@@ -8,7 +8,6 @@ learned variance the deviation is S·exp(L·v + M), v being the second half of t
 
 import triton
 import triton.language as tl
-from torch import Tensor
 
 from .._core import checks
 from .common import op
@@ -150,39 +149,39 @@ def ddpm_step_kernel(
             tl.store(x0_out + first + j, stored(x0, x0_out), mask=inside)
 
 
-def _run(x, model_output, rows, t, index, noise, seeds, seed, clip, threshold, learned, unconditional, guidance, out, x0_out=None):
-    batch, factor = op.batch_of(x), 2 if learned else 1
-    x = op.operand(x, x, batch.channels_last)
-    m = op.same(model_output, x, batch.channels_last, factor)
-    u = None if unconditional is None else op.same(unconditional, x, batch.channels_last, factor)
+def _run(o, out, x0_out=None):
+    batch, factor = op.batch_of(o.x_t), 2 if o.learned else 1
+    x = op.operand(o.x_t, o.x_t, batch.channels_last)
+    m = op.same(o.model_output, x, batch.channels_last, factor)
+    u = None if o.unconditional is None else op.same(o.unconditional, x, batch.channels_last, factor)
     if u is not None and u.dtype != m.dtype:
         raise RuntimeError(f"unconditional: expected {m.dtype} like model_output, got {u.dtype}")
     dtype = checks.result_dtype(x, m)
-    rows = op.rows_of(rows, t, index, COLUMNS.value, x, checks.compute_dtype(dtype))
-    z = op.noise_of(noise, seeds, seed, x, rows.table)
-    noise = rows.table if noise is None else op.same(noise, x, batch.channels_last)
-    kind = NO_CLIP if clip is None and threshold is None else CLAMP if threshold is None else THRESHOLD
-    if threshold is not None:
-        op.each_sample("threshold", threshold, x, rows.table.dtype)
-    merge = not rows.has_t and threshold is None
-    cut = op.tiling(batch, (x, m, noise, out), z.kind == SEEDED_NOISE.value, merge, learned)
+    rows = op.rows_of(o.rows, o.t, o.index, COLUMNS.value, x, checks.compute_dtype(dtype))
+    z = op.noise_of(o.noise, o.seeds, o.seed, x, rows.table)
+    noise = rows.table if o.noise is None else op.same(o.noise, x, batch.channels_last)
+    kind = NO_CLIP if o.clip is None and o.threshold is None else CLAMP if o.threshold is None else THRESHOLD
+    if o.threshold is not None:
+        op.each_sample("threshold", o.threshold, x, rows.table.dtype)
+    merge = not rows.has_t and o.threshold is None
+    cut = op.tiling(batch, (x, m, noise, out), z.kind == SEEDED_NOISE.value, merge, o.learned)
     exact = op.passes_floats_as_float32() and rows.table.itemsize == 8
-    numbers = (0.0 if clip is None or exact else clip, 0.0 if exact else guidance)
+    numbers = (0.0 if o.clip is None or exact else o.clip, 0.0 if exact else o.guidance)
 
     def launch(out, x0_out):
         op.launch(
             wrap_triton(ddpm_step_kernel),
             *(cut.tiles * cut.blocks, x, out, rows.table if x0_out is None else x0_out, x, m, noise, rows.table, rows.t, z.seeds),
-            *(rows.table if threshold is None else threshold, rows.table if u is None else u, *numbers),
+            *(rows.table if o.threshold is None else o.threshold, rows.table if u is None else u, *numbers),
             *(rows.index, z.seed, rows.count, cut.batch, cut.event, cut.channels, cut.blocks),
             HAS_T=rows.has_t,
             NOISE=z.kind,
             SEEDS=z.seeds_kind,
             CLIP=kind.value,
-            EXACT_CLIP=clip if exact else None,
-            LEARNED=learned,
+            EXACT_CLIP=o.clip if exact else None,
+            LEARNED=o.learned,
             GUIDED=u is not None,
-            EXACT_GUIDANCE=guidance if exact and u is not None else None,
+            EXACT_GUIDANCE=o.guidance if exact and u is not None else None,
             X0=x0_out is not None,
             **cut.parameters,
         )
@@ -193,65 +192,21 @@ def _run(x, model_output, rows, t, index, noise, seeds, seed, clip, threshold, l
         op.into(out, x, dtype, batch, lambda out: op.into(x0_out, x, dtype, batch, lambda x0_out: launch(out, x0_out)))
 
 
-def _empty(x, model_output):
-    return op.empty_like(x, checks.result_dtype(x, model_output))
+def _empty(o):
+    return op.empty_like(o.x_t, checks.result_dtype(o.x_t, o.model_output))
 
 
-def ddpm_step(
-    x_t: Tensor,
-    model_output: Tensor,
-    rows: Tensor,
-    t: Tensor | None,
-    index: int,
-    noise: Tensor | None = None,
-    seeds: Tensor | None = None,
-    seed: int | None = None,
-    clip: float | None = None,
-    threshold: Tensor | None = None,
-    learned: bool = False,
-    unconditional: Tensor | None = None,
-    guidance: float = 1.0,
-) -> Tensor:
-    out = _empty(x_t, model_output)
-    _run(x_t, model_output, rows, t, index, noise, seeds, seed, clip, threshold, learned, unconditional, guidance, out)
+def ddpm_step(o):
+    out = _empty(o)
+    _run(o, out)
     return out
 
 
-def ddpm_step_x0(
-    x_t: Tensor,
-    model_output: Tensor,
-    rows: Tensor,
-    t: Tensor | None,
-    index: int,
-    noise: Tensor | None = None,
-    seeds: Tensor | None = None,
-    seed: int | None = None,
-    clip: float | None = None,
-    threshold: Tensor | None = None,
-    learned: bool = False,
-    unconditional: Tensor | None = None,
-    guidance: float = 1.0,
-) -> tuple[Tensor, Tensor]:
-    out, x0 = _empty(x_t, model_output), _empty(x_t, model_output)
-    _run(x_t, model_output, rows, t, index, noise, seeds, seed, clip, threshold, learned, unconditional, guidance, out, x0)
+def ddpm_step_x0(o):
+    out, x0 = _empty(o), _empty(o)
+    _run(o, out, x0)
     return out, x0
 
 
-def ddpm_step_out(
-    x_t: Tensor,
-    model_output: Tensor,
-    rows: Tensor,
-    t: Tensor | None,
-    index: int,
-    noise: Tensor | None = None,
-    seeds: Tensor | None = None,
-    seed: int | None = None,
-    clip: float | None = None,
-    threshold: Tensor | None = None,
-    learned: bool = False,
-    unconditional: Tensor | None = None,
-    guidance: float = 1.0,
-    x0: Tensor | None = None,
-    out: Tensor | None = None,  # never None: torch takes neither a tensor by keyword only, nor one without a default here
-) -> None:
-    _run(x_t, model_output, rows, t, index, noise, seeds, seed, clip, threshold, learned, unconditional, guidance, out, x0)
+def ddpm_step_out(o, x0, out):
+    _run(o, out, x0)

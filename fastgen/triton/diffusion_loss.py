@@ -2,7 +2,6 @@
 
 import triton
 import triton.language as tl
-from torch import Tensor
 
 from .._core import checks
 from ..schedule import PREDICTIONS
@@ -232,19 +231,18 @@ def diffusion_loss_backward_kernel(
 class _Call:
     """What both directions make of their arguments. The placeholders where a tensor is absent are never read."""
 
-    def __init__(
-        self, outputs, model_output, x0, rows, t, index, noise, seeds, seed, offset, weights, prediction, loss, delta, reduction
-    ):
-        batch = op.batch_of(model_output)
-        m = self.m = op.operand(model_output, model_output, batch.channels_last)
+    def __init__(self, outputs, o):
+        x0, weights, prediction, loss, reduction = o.x0, o.weights, o.prediction, o.loss, o.reduction
+        batch = op.batch_of(o.model_output)
+        m = self.m = op.operand(o.model_output, o.model_output, batch.channels_last)
         if x0.shape != m.shape or x0.device != m.device or not (0 <= loss <= 2 and 0 <= reduction <= 2 and 0 <= prediction <= 2):
             raise RuntimeError("expected an x0 of the shape and device of model_output, and options within 0 … 2")
-        rows = op.rows_of(rows, t, index, 3, m, checks.compute_dtype(checks.result_dtype(m, x0)))
+        rows = op.rows_of(o.rows, o.t, o.index, 3, m, checks.compute_dtype(checks.result_dtype(m, x0)))
         x0 = rows.table if prediction == EPSILON else op.same(x0, m, batch.channels_last)
-        z = op.noise_of(*((None,) * 3 if prediction == SAMPLE else (noise, seeds, seed)), m, rows.table)
+        z = op.noise_of(*((None,) * 3 if prediction == SAMPLE else (o.noise, o.seeds, o.seed)), m, rows.table)
         if prediction != SAMPLE and z.kind == NO_NOISE.value:
             raise RuntimeError("noise, seed: expected one of them")
-        noise = op.same(noise, m, batch.channels_last) if z.kind == GIVEN_NOISE.value else rows.table
+        noise = op.same(o.noise, m, batch.channels_last) if z.kind == GIVEN_NOISE.value else rows.table
         if weights is not None:
             op.each_sample("weights", weights, m, rows.table.dtype)
         exact = op.passes_floats_as_float32() and rows.table.itemsize == 8
@@ -253,9 +251,9 @@ class _Call:
         self.table, self.dtype = rows.table, rows.table.dtype
         self.divisor = (batch.event, batch.size * batch.event, 1)[reduction]
         self.pointers = (m, x0, noise, rows.table, rows.t, z.seeds, rows.table if weights is None else weights)
-        self.numbers = (0.0 if exact else delta, rows.index, z.seed, offset, rows.count)
+        self.numbers = (0.0 if exact else o.delta, rows.index, z.seed, o.offset, rows.count)
         self.flags = {
-            "EXACT_DELTA": delta if exact else None,
+            "EXACT_DELTA": o.delta if exact else None,
             "HAS_T": rows.has_t,
             "NOISE": z.kind,
             "SEEDS": z.seeds_kind,
@@ -267,26 +265,10 @@ class _Call:
         }
 
 
-def diffusion_loss(
-    model_output: Tensor,
-    x0: Tensor,
-    rows: Tensor,
-    t: Tensor | None,
-    index: int,
-    noise: Tensor | None,
-    seeds: Tensor | None,
-    seed: int | None,
-    offset: int,
-    weights: Tensor | None,
-    prediction: int,
-    loss: int,
-    delta: float,
-    reduction: int,
-) -> Tensor:
-    options = (weights, prediction, loss, delta, reduction)
-    call = _Call((), model_output, x0, rows, t, index, noise, seeds, seed, offset, *options)
-    cut, each = call.cut, reduction == 0
-    result = op.empty(x0.shape[:1] if each else (), call.dtype, x0.device)
+def diffusion_loss(o):
+    call = _Call((), o)
+    cut, each = call.cut, o.reduction == 0
+    result = op.empty(o.x0.shape[:1] if each else (), call.dtype, o.x0.device)
     sums = sums_for(result, cut.tiles if each else 1, cut.blocks if each else cut.tiles * cut.blocks)
     op.launch(
         wrap_triton(diffusion_loss_kernel),
@@ -299,34 +281,15 @@ def diffusion_loss(
     return result
 
 
-def _backward(
-    gradient,
-    to_x0,
-    model_output,
-    x0,
-    rows,
-    t,
-    index,
-    noise,
-    seeds,
-    seed,
-    offset,
-    weights,
-    prediction,
-    loss,
-    delta,
-    reduction,
-):
-    to_m = op.empty_like(model_output)
-    outputs = (to_m,) if to_x0 is None else (to_m, to_x0)
-    options = (weights, prediction, loss, delta, reduction)
-    call = _Call(outputs, model_output, x0, rows, t, index, noise, seeds, seed, offset, *options)
-    cut, each = call.cut, reduction == 0
+def _backward(gradient, o, to_x0):
+    to_m = op.empty_like(o.model_output)
+    call = _Call((to_m,) if to_x0 is None else (to_m, to_x0), o)
+    cut, each = call.cut, o.reduction == 0
     gradient = op.plain(gradient).contiguous()
     if each:
-        op.each_sample("gradient", gradient, model_output, call.dtype)
-    elif gradient.dim() != 0 or gradient.dtype != call.dtype or gradient.device != model_output.device:
-        raise RuntimeError(f"gradient: expected one number, {call.dtype} on {model_output.device}")
+        op.each_sample("gradient", gradient, o.model_output, call.dtype)
+    elif gradient.dim() != 0 or gradient.dtype != call.dtype or gradient.device != o.model_output.device:
+        raise RuntimeError(f"gradient: expected one number, {call.dtype} on {o.model_output.device}")
     op.launch(
         wrap_triton(diffusion_loss_backward_kernel),
         *(cut.tiles * cut.blocks, call.m, to_m, call.table if to_x0 is None else to_x0, gradient, *call.pointers, *call.numbers),
@@ -337,44 +300,10 @@ def _backward(
     return to_m
 
 
-def diffusion_loss_backward(
-    gradient: Tensor,
-    model_output: Tensor,
-    x0: Tensor,
-    rows: Tensor,
-    t: Tensor | None,
-    index: int,
-    noise: Tensor | None,
-    seeds: Tensor | None,
-    seed: int | None,
-    offset: int,
-    weights: Tensor | None,
-    prediction: int,
-    loss: int,
-    delta: float,
-    reduction: int,
-) -> Tensor:
-    options = (weights, prediction, loss, delta, reduction)
-    return _backward(gradient, None, model_output, x0, rows, t, index, noise, seeds, seed, offset, *options)
+def diffusion_loss_backward(gradient, o):
+    return _backward(gradient, o, None)
 
 
-def diffusion_loss_backward_x0(
-    gradient: Tensor,
-    model_output: Tensor,
-    x0: Tensor,
-    rows: Tensor,
-    t: Tensor | None,
-    index: int,
-    noise: Tensor | None,
-    seeds: Tensor | None,
-    seed: int | None,
-    offset: int,
-    weights: Tensor | None,
-    prediction: int,
-    loss: int,
-    delta: float,
-    reduction: int,
-) -> tuple[Tensor, Tensor]:
-    to_x0 = op.empty_like(model_output, x0.dtype)
-    options = (weights, prediction, loss, delta, reduction)
-    return _backward(gradient, to_x0, model_output, x0, rows, t, index, noise, seeds, seed, offset, *options), to_x0
+def diffusion_loss_backward_x0(gradient, o):
+    to_x0 = op.empty_like(o.model_output, o.x0.dtype)
+    return _backward(gradient, o, to_x0), to_x0

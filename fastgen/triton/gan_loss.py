@@ -7,7 +7,6 @@ a tensor are e = e^−|x| and what is made of it.
 import torch
 import triton
 import triton.language as tl
-from torch import Tensor
 
 from .._ops.gan_loss import KINDS, MINIMAX, dense, empty_like, refuse, result_dtype, target_of
 from .common import direct, op
@@ -178,27 +177,28 @@ def gan_gradient_kernel(
     tl.store(out + begin + element, stored(gradient, out), mask=inside)
 
 
-def _check(logits, real, kind, smoothing, reduction):
-    refuse(logits, smoothing)
-    if not (0 <= real <= len(logits) and 0 <= kind <= len(KINDS) and reduction in (1, 2)):
-        raise RuntimeError(f"expected 0 ≤ real ≤ {len(logits)}, a kind 0 … 2 and reduction 1 or 2, got {real}, {kind}, {reduction}")
+def _check(o):
+    refuse(o)
+    count, real, kind, reduction = len(o.logits), o.real, o.kind, o.reduction
+    if not (0 <= real <= count and 0 <= kind <= len(KINDS) and reduction in (1, 2)):
+        raise RuntimeError(f"expected 0 ≤ real ≤ {count}, a kind 0 … 2 and reduction 1 or 2, got {real}, {kind}, {reduction}")
 
 
-def _own(k, logits, real, kind, smoothing, reduction):
+def _own(k, o):
     """What a kernel has to know of tensor k."""
-    double = result_dtype(logits) == torch.float64
+    double = result_dtype(o.logits) == torch.float64
     return {
-        "TARGET": target_of(k < real, kind, smoothing),
-        "MEAN": reduction == 1,
-        "MINUS": kind == MINIMAX,
+        "TARGET": target_of(k, o),
+        "MEAN": o.reduction == 1,
+        "MINUS": o.kind == MINIMAX,
         "DOUBLE": double,
-        "APPROXIMATE": is_half(logits[k].dtype) and not double,
+        "APPROXIMATE": is_half(o.logits[k].dtype) and not double,
     }
 
 
-def _gradients(gradient, logits, real, kind, smoothing, reduction):
+def _gradients(gradient, o):
     made = []
-    for k, x in enumerate(logits):
+    for k, x in enumerate(o.logits):
         x = op.plain(x if dense(x) else x.contiguous())
         out = direct.made(empty_like(x))
         tile = op.flat_tile(x.numel(), (x,))
@@ -207,38 +207,36 @@ def _gradients(gradient, logits, real, kind, smoothing, reduction):
             *(triton.cdiv(x.numel(), tile), x, out, x, x if gradient is None else op.plain(gradient), x.numel()),
             HAS_UPSTREAM=gradient is not None,
             E=tile,
-            **_own(k, logits, real, kind, smoothing, reduction),
+            **_own(k, o),
         )
         made.append(out)
     return made
 
 
-def gan_loss(
-    logits: list[Tensor], real: int, kind: int, smoothing: float, reduction: int, monitors: bool, gradients: bool
-) -> list[Tensor]:
+def gan_loss(o, monitors, gradients):
     """One launch for each tensor, and one that adds their parts up where there is more than one program."""
-    _check(logits, real, kind, smoothing, reduction)
-    dtype, device, fake = result_dtype(logits), logits[0].device, len(logits) - real
+    _check(o)
+    dtype, device, fake = result_dtype(o.logits), o.logits[0].device, len(o.logits) - o.real
     loss = op.empty((), dtype, device)
     monitored = op.empty((MONITORS,), dtype, device) if monitors else None
-    programs = [programs_of(x.numel()) for x in logits]
+    programs = [programs_of(x.numel()) for x in o.logits]
     chunks = sum(programs)
     alone = is_one(chunks)
     losses = loss if alone else scratch(1, programs, loss)
     parts = monitored if alone or not monitors else scratch(MONITORS, programs, loss)
     first = 0
-    for k, x in enumerate(logits):
+    for k, x in enumerate(o.logits):
         x = op.plain(x if dense(x) else x.contiguous())
         op.launch(
             wrap_triton(gan_sums_kernel),
             *(programs[k], x, losses, parts if monitors else x, x, x.numel(), triton.cdiv(x.numel(), TILE)),
-            *(real if k < real else fake, first, chunks),
-            REAL=k < real,
-            BOTH=real > 0 and fake > 0,
+            *(o.real if k < o.real else fake, first, chunks),
+            REAL=k < o.real,
+            BOTH=o.real > 0 and fake > 0,
             WITH_MONITORS=monitors,
             E=TILE,
             V=op.vector_of((x,), 1),
-            **_own(k, logits, real, kind, smoothing, reduction),
+            **_own(k, o),
         )
         first = first + programs[k]
     if not alone and monitors:
@@ -246,14 +244,12 @@ def gan_loss(
     elif not alone:
         op.launch(wrap_triton(sum_kernel), 1, loss, loss, losses, 1, chunks, 1, S=1, C=MOST_SUMS)
     made = [loss, monitored] if monitors else [loss]
-    return made + _gradients(None, logits, real, kind, smoothing, reduction) if gradients else made
+    return made + _gradients(None, o) if gradients else made
 
 
-def gan_loss_backward(
-    gradient: Tensor, logits: list[Tensor], real: int, kind: int, smoothing: float, reduction: int
-) -> list[Tensor]:
-    _check(logits, real, kind, smoothing, reduction)
-    refuse([gradient, *logits], smoothing)
+def gan_loss_backward(gradient, o):
+    _check(o)
+    refuse(o._replace(logits=[gradient, *o.logits]))
     if gradient.numel() != 1:
         raise RuntimeError(f"gradient: expected one element, got shape {tuple(gradient.shape)}")
-    return _gradients(gradient, logits, real, kind, smoothing, reduction)
+    return _gradients(gradient, o)

@@ -2,7 +2,6 @@
 
 import triton
 import triton.language as tl
-from torch import Tensor
 
 from .._core import checks
 from .common import op
@@ -53,11 +52,11 @@ def q_posterior_kernel(
     tl.store(mean + at, stored(y, mean), mask=inside)
 
 
-def q_posterior(x0: Tensor, x_t: Tensor, rows: Tensor, t: Tensor | None, index: int) -> tuple[Tensor, Tensor, Tensor]:
-    batch = op.batch_of(x0)
-    mean = op.empty_like(x0, checks.result_dtype(x0, x_t))
-    x0, x_t = op.operand(x0, x0, batch.channels_last), op.same(x_t, x0, batch.channels_last)
-    rows = op.rows_of(rows, t, index, 4, x0, checks.compute_dtype(mean.dtype))
+def q_posterior(o):
+    batch = op.batch_of(o.x0)
+    mean = op.empty_like(o.x0, checks.result_dtype(o.x0, o.x_t))
+    x0, x_t = op.operand(o.x0, o.x0, batch.channels_last), op.same(o.x_t, o.x0, batch.channels_last)
+    rows = op.rows_of(o.rows, o.t, o.index, 4, x0, checks.compute_dtype(mean.dtype))
     variance = op.empty((batch.size, *[1] * (x0.dim() - 1)), rows.table.dtype, x0.device)
     log_variance = op.empty(variance.shape, variance.dtype, x0.device)
     cut = op.tiling(batch, (x0, x_t), seeded=False, merge=False)

@@ -2,7 +2,6 @@
 
 import triton
 import triton.language as tl
-from torch import Tensor
 
 from .._core import checks
 from .common import op
@@ -72,18 +71,18 @@ def q_sample_kernel(
         tl.store(out + first + j, stored(y, out), mask=inside)
 
 
-def _run(x, rows, t, index, noise, seeds, seed, offset, out):
-    batch = op.batch_of(x)
-    x = op.operand(x, x, batch.channels_last)
-    rows = op.rows_of(rows, t, index, 2, x, checks.compute_dtype(x.dtype))
-    z = op.noise_of(noise, seeds, seed, x, rows.table)
-    noise = rows.table if noise is None else op.same(noise, x, batch.channels_last)
+def _run(o, out):
+    batch = op.batch_of(o.x)
+    x = op.operand(o.x, o.x, batch.channels_last)
+    rows = op.rows_of(o.rows, o.t, o.index, 2, x, checks.compute_dtype(x.dtype))
+    z = op.noise_of(o.noise, o.seeds, o.seed, x, rows.table)
+    noise = rows.table if o.noise is None else op.same(o.noise, x, batch.channels_last)
     cut = op.tiling(batch, (x, noise), z.kind == SEEDED_NOISE.value, not rows.has_t)
 
     def launch(out):
         op.launch(
             wrap_triton(q_sample_kernel),
-            *(cut.tiles * cut.blocks, x, out, x, noise, rows.table, rows.t, z.seeds, rows.index, z.seed, offset),
+            *(cut.tiles * cut.blocks, x, out, x, noise, rows.table, rows.t, z.seeds, rows.index, z.seed, o.offset),
             *(rows.count, cut.batch, cut.event, cut.channels, cut.blocks),
             HAS_T=rows.has_t,
             NOISE=z.kind,
@@ -95,28 +94,9 @@ def _run(x, rows, t, index, noise, seeds, seed, offset, out):
     return out
 
 
-def q_sample(
-    x: Tensor,
-    rows: Tensor,
-    t: Tensor | None,
-    index: int,
-    noise: Tensor | None = None,
-    seeds: Tensor | None = None,
-    seed: int | None = None,
-    offset: int = 0,
-) -> Tensor:
-    return _run(x, rows, t, index, noise, seeds, seed, offset, op.empty_like(x))
+def q_sample(o):
+    return _run(o, op.empty_like(o.x))
 
 
-def q_sample_out(
-    x: Tensor,
-    rows: Tensor,
-    t: Tensor | None,
-    index: int,
-    noise: Tensor | None,
-    seeds: Tensor | None,
-    seed: int | None,
-    offset: int,
-    out: Tensor,
-) -> None:
-    _run(x, rows, t, index, noise, seeds, seed, offset, out)
+def q_sample_out(o, out):
+    _run(o, out)

@@ -2,7 +2,6 @@
 
 import triton
 import triton.language as tl
-from torch import Tensor
 
 from .common import op
 from .common.driver import elements_of, place_of, tile_normals
@@ -34,15 +33,15 @@ def randn_kernel(
     tl.store(out + b.to(tl.int64) * event + j, stored(z[0], out), mask=inside & live)
 
 
-def randn(out: Tensor, seeds: Tensor | None, seed: int | None, offset: int) -> None:
+def randn(out, o):
     batch = op.batch_of(out)
-    z = op.noise_of(None, seeds, seed, out)
+    z = op.noise_of(None, o.seeds, o.seed, out)
     if batch.channels_last or not out.is_contiguous() or z.kind == op.elementwise.NO_NOISE.value:
         raise RuntimeError("expected a contiguous out, and a seed")
     cut = op.tiling(batch, (out,), seeded=True, merge=False)
     op.launch(
         wrap_triton(randn_kernel),
-        *(cut.tiles * cut.blocks, out, out, z.seeds, z.seed, offset, cut.batch, cut.event, cut.blocks),
+        *(cut.tiles * cut.blocks, out, out, z.seeds, z.seed, o.offset, cut.batch, cut.event, cut.blocks),
         R=op.arithmetic_of(out),
         SEEDS=z.seeds_kind,
         **cut.parameters,
