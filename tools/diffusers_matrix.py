@@ -6,8 +6,8 @@
 
 The releases are installed one by one into folders of build/matrix, before this environment on the path, with what they need but
 for torch and NumPy, which are this environment's. Every method that the drop-in stands for is taken for known while the tests run;
-if all pass, its fingerprint goes into fastgen/drop_in/_diffusers_code.py, which is written anew, with the number of tests and the
-date. A release with failures is named on the screen and not in the table, and the exit status tells.
+if all pass, its fingerprint goes into fastgen/drop_in/diffusers/_known_code.py, which is written anew, with the number of tests and
+the date. A release with failures is named on the screen and not in the table, and the exit status tells.
 
 On 2026-11-24, with torch 2.13, all tests passed with 0.32.2, 0.34.0, 0.36.0, 0.37.1 and 0.42.1; the newest releases of the other
 minor versions from 0.32 on have one of these codes. 0.31.0 failed: up to that, DDPM's `previous_timestep` is t − T/n also where
@@ -25,7 +25,7 @@ import time
 
 from environments import MATRIX, ROOT, pip
 
-TABLE = ROOT / "fastgen/drop_in/_diffusers_code.py"
+TABLE = ROOT / "fastgen/drop_in/diffusers/_known_code.py"
 FIRST = (0, 30)
 HEAD = '''"""The code of diffusers that the tests of `fastgen.drop_in.diffusers` have run; written by tools/diffusers_matrix.py."""
 

@@ -31,7 +31,7 @@ code and says so at level DEBUG of the logger "fastgen.drop_in". In those cases 
 `get_velocity` are covered where only the reverse step is not.
 
 Nor is a method covered whose code, or that of the methods which it calls, the tests have not run: another release of diffusers may
-compute something else. `_diffusers_code.py` names the releases that they have run, and what each method's code was. Anything else
+compute something else. `_known_code.py` names the releases that they have run, and what each method's code was. Anything else
 keeps diffusers' own code: `patch` leaves it alone and says so (`Patch.skipped`, and a line of level INFO), and the subclasses call
 it, which they say in a line of level WARNING when the first scheduler of a class is made; so results never change in silence. The
 code is looked at by `patch()` and when this module is imported, not at a step.
@@ -65,17 +65,17 @@ from diffusers.schedulers.scheduling_ddpm_parallel import DDPMParallelSchedulerO
 from diffusers.utils.torch_utils import randn_tensor
 from torch.autograd import forward_ad
 
-from .._core import checks
-from .._core.backends import _choice
-from .._core.dispatch import dispatch_modes, functorch_is_active
-from .._core.rng import random_seed, scratch
-from .._core.tables import DDPM_STEP_COLUMNS, Coefficients, Table, constant, plain_tensors, step_columns
-from .._ops.ddpm_step import dynamic_bound, plain_rows, plain_step, step_with
-from .._ops.q_sample import noised_with
-from ..schedule import PREDICTIONS
-from . import _diffusers_code
-from ._patch import NotCovered, Patch, check_rng, fall_through, full_name, logger
-from ._source import fingerprint, mark_replacement
+from ..._core import checks
+from ..._core.backends import _choice
+from ..._core.dispatch import dispatch_modes, functorch_is_active
+from ..._core.rng import random_seed, scratch
+from ..._core.tables import DDPM_STEP_COLUMNS, Coefficients, Table, constant, plain_tensors, step_columns
+from ..._ops.ddpm_step import dynamic_bound, plain_rows, plain_step, step_with
+from ..._ops.q_sample import noised_with
+from ...schedule import PREDICTIONS
+from .._patch import NotCovered, Patch, check_rng, fall_through, full_name, logger
+from .._source import fingerprint, mark_replacement
+from . import _known_code
 
 __all__ = ["DDIMScheduler", "DDPMParallelScheduler", "DDPMScheduler", "patch"]
 
@@ -110,7 +110,7 @@ def _unknown(base, name) -> str:
     that the tests have run. "" where it may. All ten methods take 48 ms of one core the first time, with the import of diffusers,
     and 0.5 ms after."""
     names = [x for x in (name, *METHODS) if hasattr(base, x)] if "step" in name else [name]
-    strange = [x for x in names if fingerprint(getattr(base, x)) not in _diffusers_code.KNOWN.get(full_name(base, x), ())]
+    strange = [x for x in names if fingerprint(getattr(base, x)) not in _known_code.KNOWN.get(full_name(base, x), ())]
     if not strange:
         return ""
     named = f"{base.__name__}'s {' and '.join(strange)}"
