@@ -65,6 +65,10 @@ def assert_near(ours, theirs, rtol=None):
     np.testing.assert_allclose(array(ours), array(theirs), rtol=0, atol=rtol * max(1.0, np.abs(array(theirs)).max()))
 
 
+def test_nothing_private_looks_public():
+    assert [name for name in vars(fast) if name[0] != "_"] == fast.__all__
+
+
 # ---- the same numbers ---------------------------------------------------------------------------------------------------------
 
 
@@ -388,12 +392,12 @@ def test_timesteps_on_a_device_are_known_by_their_place():
     """What a GPU's timestep is, without asking the GPU: views of `scheduler.timesteps` tell by their storage offset."""
     s = fast.DDPMScheduler()
     s.set_timesteps(10)
-    seen = fast._seen(s)
+    values = fast._remembered.remembered(s).settings.timesteps
     for t, expected in zip(s.timesteps[3:], s.timesteps.tolist()[3:], strict=True):
-        assert fast.place(t, seen.timesteps) is not None
-        assert seen.state.host_timesteps[fast.place(t, seen.timesteps)] == expected
+        position = fast._remembered.position_in(s.timesteps, t)
+        assert position is not None and values[position] == expected
     for other in (s.timesteps[3].clone(), s.timesteps.clone()[3], s.timesteps[3].to(torch.int32), s.timesteps.view(torch.int32)[6]):
-        assert fast.place(other, seen.timesteps) is None
+        assert fast._remembered.position_in(s.timesteps, other) is None
 
 
 @pytest.mark.cuda
@@ -503,8 +507,8 @@ def other_diffusers(monkeypatch):
 
     def have(base, name, method):
         monkeypatch.setattr(base, name, method)
-        if name in fast.METHODS:
-            monkeypatch.setitem(fast.OWN[base], name, method)
+        if name in fast._covered.REPLACED_BY_TABLES:
+            monkeypatch.setitem(fast._covered.IMPORTED_METHODS[base], name, method)
 
     return have
 
@@ -534,9 +538,9 @@ def test_patch_leaves_code_alone_that_is_not_known(other_diffusers, caplog):
 def test_a_subclass_of_code_that_is_not_known_runs_it_and_warns(other_diffusers, caplog):
     base = diffusers.DDPMScheduler
     other_diffusers(base, "previous_timestep", strange_previous_timestep)
-    kind = fast._fast(base)
+    subclass = fast._classes.subclass_of(base)
     with caplog.at_level(logging.WARNING, "fastgen.drop_in"):
-        made = [kind(timestep_spacing="linspace", rng=rng) for rng in ("exact", "fused")]
+        made = [subclass(timestep_spacing="linspace", rng=rng) for rng in ("exact", "fused")]
     (message,) = caplog.messages  # once
     assert message.startswith("fastgen.drop_in.diffusers.DDPMScheduler.step is diffusers' own: the tests have not run the code of")
     expected = linspaced(base(timestep_spacing="linspace"))
@@ -612,23 +616,23 @@ def test_final_alpha_is_watched():
         assert_near(ours.step(m, 0, x).prev_sample, theirs.step(m, 0, x).prev_sample)
 
 
-def test_states_are_shared_and_tables_bounded():
+def test_settings_are_shared_and_tables_bounded():
     first, second, other = fast.DDIMScheduler(), fast.DDIMScheduler(), fast.DDIMScheduler(beta_end=0.03)
     for s in (first, second, other):
         s.set_timesteps(10)
-    state = fast._seen(first).state
-    assert fast._seen(second).state is state and fast._seen(other).state is not state
+    settings = fast._remembered.remembered(first).settings
+    assert fast._remembered.remembered(second).settings is settings and fast._remembered.remembered(other).settings is not settings
     first.set_timesteps(20)
-    assert fast._seen(first).state is not state
+    assert fast._remembered.remembered(first).settings is not settings
     first.set_timesteps(10)
-    assert fast._seen(first).state is state
+    assert fast._remembered.remembered(first).settings is settings
     x = normal((2, 3, 4), 0)
-    for k in range(2 * fast.MOST_TABLES):
+    for k in range(2 * fast._settings.MOST_TABLES):
         first.step(x, 500, x, eta=k / 1000)
-    assert len(state.coefficients) <= fast.MOST_TABLES
-    for k in range(2 * fast.MOST_STATES):
+    assert len(settings.kept) <= fast._settings.MOST_TABLES and len(first._fastgen.short_ways) <= fast._settings.MOST_TABLES
+    for k in range(2 * fast._settings.MOST_SETTINGS):
         fast.DDPMScheduler(beta_end=0.01 + k / 1e5)
-    assert len(fast._states) <= fast.MOST_STATES
+    assert len(fast._settings._shared) <= fast._settings.MOST_SETTINGS
 
 
 # ---- what is not covered ------------------------------------------------------------------------------------------------------
@@ -892,116 +896,6 @@ def test_layouts(layout):
     for name in NAMES:
         a, b = (s.step(m, s.timesteps[3], x, generator=torch.Generator().manual_seed(1)).prev_sample for s in both(name))
         assert b.shape == a.shape and (x.numel() == 0 or torch.allclose(a, b, atol=1e-4))
-
-
-def short_and_long(monkeypatch, scheduler, calls):
-    """What each call gives, and leaves of the generators, with `_quick_step` and without."""
-
-    def outcome(call):
-        torch.manual_seed(0)
-        generator = torch.Generator().manual_seed(1)
-        try:
-            y = call(scheduler, generator)
-        except Exception as error:
-            y = type(error), str(error)
-        return y, generator.get_state(), torch.get_rng_state()
-
-    short = [outcome(call) for call in calls]
-    with monkeypatch.context() as patched:
-        patched.setattr(fast, "_quick_step", lambda *_: None)
-        return short, [outcome(call) for call in calls]
-
-
-@pytest.mark.parametrize("rng", ("exact", "fused"))
-@pytest.mark.parametrize(("name", "options"), [*((name, {}) for name in NAMES), ("DDIMScheduler", {"eta": 0.5})])
-def test_the_short_way_is_the_long_one(monkeypatch, name, rng, options):
-    s = getattr(fast, name)(rng=rng, clip_sample=options == {})
-    s.set_timesteps(10)
-    x, m = normal((2, 3, 4), 0), normal((2, 3, 4), 1)
-    t, taken = s.timesteps[3], []
-    s.step(m, t, x, **options)
-    plain = fast.plain_step
-    if plain is None:
-        pytest.skip("needs the compiled CPU kernels")
-    monkeypatch.setattr(fast, "plain_step", lambda *arguments: taken.append(arguments) or plain(*arguments))
-    timesteps = [*s.timesteps, *s.timesteps.int(), *s.timesteps.tolist()]
-    calls = [lambda s, g, t=t: s.step(m, t, x, generator=g, **options).prev_sample for t in timesteps]
-    calls += [lambda s, g, t=t: s.step(m, t, x, return_dict=False, **options) for t in timesteps]
-    calls += [lambda s, g: s.step(m, t, x, **options).pred_original_sample]
-    short, long = short_and_long(monkeypatch, s, calls)
-    assert len(taken) == len(calls)
-    torch.testing.assert_close(short, long, rtol=0, atol=0)
-
-
-@pytest.mark.parametrize("rng", ("exact", "fused"))
-@pytest.mark.parametrize("name", NAMES)
-def test_the_short_way_leaves_what_is_not_alike_to_the_long_one(monkeypatch, name, rng):
-    s = getattr(fast, name)(rng=rng, clip_sample=False)
-    s.set_timesteps(10)
-    x, m, t = normal((2, 3, 4), 0), normal((2, 3, 4), 1), s.timesteps[3]
-    s.step(m, t, x)
-    graded = x.clone().requires_grad_()
-    pairs = [(m[:1], x), (m, x[:1]), (m.to_sparse(), x.to_sparse()), (m[0, 0, 0], x[0, 0, 0]), (m.to("meta"), x)]
-    pairs += [(m.double(), x), (m, x.half()), (m.tolist(), x), (m.to_mkldnn(), x.to_mkldnn()), (m, graded), (m.mT, x)]
-    timesteps = [torch.tensor([400]), torch.tensor([[400]]), torch.tensor(400.0), torch.tensor(True), True, 400.0, 5000, -1, None]
-    timesteps += [torch.tensor(400).to_sparse(), torch.tensor(400, device="meta"), torch.tensor(400), s.timesteps[3:4]]
-    calls = [lambda s, g, m=m, x=x: s.step(m, t, x, generator=g).prev_sample for m, x in pairs]
-    calls += [lambda s, g, m=m, x=x: s.step(m, t, x).prev_sample for m, x in pairs]
-    calls += [lambda s, g, t=t: s.step(m, t, x, generator=g).prev_sample for t in timesteps]
-    calls += [lambda s, g: s.step(m, t, x, generator=[g, g]).prev_sample, lambda s, g: s.step(m, t, x, generator=5).prev_sample]
-    if name == "DDIMScheduler":
-        for value in (np.array(True), [], [1], None):
-            calls += [lambda s, g, v=value: s.step(m, t, x, 0.5, use_clipped_model_output=v, generator=g).prev_sample]
-        calls += [
-            lambda s, g, eta=eta: s.step(m, t, x, eta, generator=g).prev_sample for eta in (0, 1, True, np.float64(0.5), None)
-        ]
-    for short, long in zip(*short_and_long(monkeypatch, s, calls), strict=True):
-        y, expected = short[0], long[0]
-        assert type(y) is type(expected)
-        if isinstance(y, torch.Tensor) and y.layout is not torch._mkldnn:
-            assert (y.dtype, y.layout, y.requires_grad) == (expected.dtype, expected.layout, expected.requires_grad)
-            assert y.is_meta or torch.equal(y.to_dense(), expected.to_dense())
-        elif isinstance(y, tuple):
-            assert y == expected
-        assert all(map(torch.equal, short[1:], long[1:]))  # nothing was drawn before the short way gave up
-
-
-def test_the_short_way_is_given_no_seed_where_nothing_is_drawn(monkeypatch):
-    """With one, the kernel makes noise and multiplies it by 0: 30 times as long for (4096, 7)."""
-    s = fast.DDIMScheduler()
-    s.set_timesteps(10)
-    x, m, taken = normal((2, 3, 4), 0), normal((2, 3, 4), 1), []
-    s.step(m, s.timesteps[3], x)
-    plain = fast.plain_step
-    if plain is None:
-        pytest.skip("needs the compiled CPU kernels")
-    monkeypatch.setattr(fast, "plain_step", lambda *arguments: taken.append(arguments) or plain(*arguments))
-    s.step(m, s.timesteps[4], x)
-    (arguments,) = taken
-    assert arguments[4:6] == (None, None)  # noise and seed
-
-
-def test_the_short_way_keeps_nothing_of_another_device(monkeypatch):
-    """Whose rows the op would refuse in a later step, on the CPU, after the noise has been drawn."""
-    monkeypatch.setattr(fast, "plain_rows", lambda *_: torch.zeros(1000, 7))
-    s = fast.DDPMScheduler()
-    s.set_timesteps(10)
-    x, m = normal((2, 3, 4), 0), normal((2, 3, 4), 1)
-    coefficients, known = s._fastgen.state.get(fast.DDPM)
-    s._fastgen.keep_quick(fast.DDPM, coefficients, known, x.to("meta"), m.to("meta"))
-    assert not s._fastgen.quick
-
-
-def test_timesteps_made_in_inference_mode_are_read(monkeypatch):
-    """They have no version, so that a change of theirs is not noticed."""
-    with torch.inference_mode():
-        s = fast.DDIMScheduler()
-        s.set_timesteps(10)
-        x, t = torch.ones(1, 3), s.timesteps[3]
-        s.step(x, t, x)
-        t.copy_(100)
-        (short,), (long,) = short_and_long(monkeypatch, s, [lambda s, g: s.step(x, t, x).prev_sample])
-        assert torch.equal(short[0], long[0])
 
 
 def test_methods_replaced_on_the_class_of_diffusers(monkeypatch):

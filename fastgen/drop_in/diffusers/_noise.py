@@ -1,0 +1,47 @@
+"""Where a step's noise comes from, as arguments of `step_with`."""
+
+from __future__ import annotations
+
+import torch
+from diffusers.utils.torch_utils import randn_tensor
+
+from ..._core.rng import random_seed
+
+# Of a step whose coefficient of the noise is 0: neither noise nor a seed is drawn.
+NO_NOISE = {"seed": 0}
+
+_compiling = torch.compiler.is_compiling
+
+
+def noise_source(rng, generator, seed, model_output):
+    """Of noise of the shape of `model_output`, which is drawn or gets its seed here. rng: "exact" or "fused"."""
+    if seed is not None:
+        return {"seed": seed}
+    if rng == "fused":
+        return {"seed": _drawn_seed(generator, model_output.shape[0])}
+    if generator is None:  # as randn_tensor does it, but without its generator=, with which dynamo takes no symbolic shape
+        return {"noise": torch.randn(model_output.shape, device=model_output.device, dtype=model_output.dtype)}
+    return {"noise": randn_tensor(model_output.shape, generator=generator, device=model_output.device, dtype=model_output.dtype)}
+
+
+def check_one_source(generator, seed):
+    if generator is not None and seed is not None:
+        raise ValueError("generator, seed: expected at most one, got both")
+
+
+def _drawn_seed(generator, batch):
+    if isinstance(generator, (list, tuple)):
+        if len(generator) == 1:
+            return _drawn_seed(generator[0], batch)
+        if len(generator) != batch:
+            raise ValueError(f"generator: expected one, or a list of {batch}, one for each sample, got a list of {len(generator)}")
+        return torch.cat([_random_bits(one) for one in generator])
+    if generator is None and _compiling():
+        return None  # the op draws it, in the graph
+    if generator is None or generator.device.type == "cpu":
+        return random_seed(generator)
+    return _random_bits(generator)
+
+
+def _random_bits(generator):
+    return torch.empty(1, dtype=torch.int64, device=generator.device).random_(generator=generator)
