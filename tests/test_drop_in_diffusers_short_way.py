@@ -1,11 +1,15 @@
 """The short way of a step of diffusers' schedulers on fastgen: it gives what the long way gives, bit for bit, or is not taken."""
 
 import contextlib
+import math
+import random
+from collections import Counter
+from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
 import torch
-from conftest import normal
+from conftest import DTYPES, LAYOUTS, normal
 
 pytest.importorskip("diffusers")
 fast = pytest.importorskip("fastgen.drop_in.diffusers")
@@ -25,6 +29,182 @@ def no_short_way(monkeypatch):
             yield
 
     return without
+
+
+@pytest.fixture
+def ways(monkeypatch):
+    """Counts which ways steps have gone to their end: "short", "long" or "diffusers", which is its own code."""
+    if fast._short_way.plain_step is None:
+        pytest.skip("needs the compiled CPU kernels")
+    counts = Counter()
+
+    def count(module, name, way):
+        function = getattr(module, name)
+
+        def counted(*arguments, **keywords):
+            result = function(*arguments, **keywords)
+            counts[way] += 1
+            return result
+
+        monkeypatch.setattr(module, name, counted)
+
+    count(fast._short_way, "plain_step", "short")
+    count(fast._methods, "reverse_step", "long")
+    count(fast._methods, "fall_through", "diffusers")
+    return counts
+
+
+# ---- random schedulers --------------------------------------------------------------------------------------------------------
+
+ANY_SCHEDULER = {  # options of the constructor, and what each is drawn from
+    "num_train_timesteps": (40, 200, 1000),
+    "beta_schedule": ("linear", "scaled_linear", "squaredcos_cap_v2"),
+    "prediction_type": ("epsilon", "epsilon", "v_prediction", "v_prediction", "sample"),
+    "timestep_spacing": ("leading", "trailing", "linspace"),
+    "steps_offset": (0, 1),
+    "clip_sample": (False, True),
+    "clip_sample_range": (0.3, 1.0, math.inf),
+    "thresholding": (False, False, False, False, False, True),
+    "dynamic_thresholding_ratio": (0.5, 0.995),
+    "sample_max_value": (1.0, 1.5),
+    "rescale_betas_zero_snr": (False, True),
+}
+DDPM = {"variance_type": ("fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log", "learned_range")}
+OPTIONS = {
+    "DDPMScheduler": ANY_SCHEDULER | DDPM,
+    "DDPMParallelScheduler": ANY_SCHEDULER | DDPM,
+    "DDIMScheduler": ANY_SCHEDULER | {"set_alpha_to_one": (False, True)},
+}
+DDIM_STEP = {"eta": (0.0, 0.4, 1.0), "use_clipped_model_output": (False, True)}
+CALLS = {  # how `step` is called
+    "steps": (1, 2, 5, 7, "custom", None),  # None: set_timesteps is not called
+    "rng": ("exact", "fused"),
+    "generator": (None, None, "one", "one", "list"),
+    "return_dict": (False, True),
+    "timestep": ("element", "copy", "int32", "int"),
+    "mode": (contextlib.nullcontext, torch.no_grad, torch.inference_mode),
+    "shape": ((2, 3, 4, 5), (1, 16, 7), (3, 4), (0, 3, 4), (2, 3, 0)),
+    "dtypes": tuple((x, m) for x in DTYPES for m in (x, x, *DTYPES)),
+    "layouts": tuple((x, m) for x in LAYOUTS for m in (x, x, *LAYOUTS)),
+}
+TIMESTEPS = {"element": lambda t: t, "copy": torch.clone, "int32": lambda t: t.to(torch.int32), "int": int}
+
+
+@dataclass
+class Chain:
+    """A scheduler and a chain of its steps, drawn at random."""
+
+    name: str
+    config: dict
+    step: dict = field(default_factory=dict)
+    call: dict = field(default_factory=dict)
+
+    @property
+    def is_made_the_short_way(self):
+        """Whether all its steps are, but those that diffusers' own code makes; of those without noise they may be all the same."""
+        c = self.config
+        served = c["prediction_type"] != "sample" and not c["thresholding"] and c.get("variance_type") != "learned_range"
+        return served and self.call["generator"] != "list"
+
+    def scheduler(self):
+        scheduler = getattr(fast, self.name)(**self.config, rng=self.call["rng"])
+        steps = self.call["steps"]
+        if steps == "custom":
+            total = self.config["num_train_timesteps"]
+            scheduler.set_timesteps(timesteps=[total - 2, total // 2, total // 5, 3, 0])
+        elif steps is not None:
+            scheduler.set_timesteps(steps)
+        return scheduler
+
+    def outcomes(self, scheduler):
+        """What each step gives, and the states of the generators after it."""
+        torch.manual_seed(1)
+        call = self.call
+        count = {None: 0, "one": 1, "list": call["shape"][0]}[call["generator"]]
+        generators = [torch.Generator().manual_seed(i) for i in range(count)]
+        generator = generators[0] if call["generator"] == "one" else generators or None
+        (x_dtype, m_dtype), (x_layout, m_layout) = call["dtypes"], call["layouts"]
+        x, found = normal(call["shape"], 0, x_dtype), []
+        with call["mode"]():
+            for t in [*scheduler.timesteps[:5], *scheduler.timesteps[-2:]]:
+                x, m = LAYOUTS[x_layout](x), LAYOUTS[m_layout](self.network(x, t).to(m_dtype))
+                timestep = TIMESTEPS[call["timestep"]](t)
+                y = scheduler.step(m, timestep, x, generator=generator, return_dict=call["return_dict"], **self.step)
+                tensors = y if type(y) is tuple else (y.prev_sample, y.pred_original_sample, *y.values(), *y.to_tuple())
+                states = [torch.get_rng_state(), *(g.get_state() for g in generators)]
+                found.append((type(y), tensors, states))
+                x = tensors[0]
+        return found
+
+    def network(self, x, t):
+        m = torch.tanh(x.double() * 1.3 + t / 1000)
+        return torch.cat([m, m.cos()], dim=1) if self.config.get("variance_type") == "learned_range" else m
+
+
+def drawn(name, seed):
+    """The chain of a seed, which is the same everywhere."""
+    pick = random.Random(f"{name} {seed}")
+    config, step, call = (
+        {option: pick.choice(values) for option, values in options.items()}
+        for options in (OPTIONS[name], DDIM_STEP if name == "DDIMScheduler" else {}, CALLS)
+    )
+    if name == "DDIMScheduler" and call["steps"] in ("custom", None):  # which DDIM has not
+        call["steps"] = 5
+    return Chain(name, config, step, call)
+
+
+def assert_bits(y, expected):
+    """Of equal bits, NaN with NaN, in the same order in memory."""
+    assert (y.dtype, y.shape, y.stride()) == (expected.dtype, expected.shape, expected.stride())
+    integers = {2: torch.int16, 4: torch.int32, 8: torch.int64}[y.itemsize]
+    differ = y.contiguous().view(integers) != expected.contiguous().view(integers)
+    assert not (differ & ~(y.isnan() & expected.isnan())).any()
+
+
+SEEDS = range(60)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("name", NAMES)
+def test_the_short_way_is_the_long_one(name, seed, ways, no_short_way):
+    chain = drawn(name, seed)
+    scheduler = chain.scheduler()
+    chain.outcomes(scheduler)  # after which every kind of step has gone well
+    ways.clear()
+    short = chain.outcomes(scheduler)
+    of_short = Counter(ways)
+    ways.clear()
+    with no_short_way():
+        long = chain.outcomes(chain.scheduler())
+    steps = len(long)
+    # both ways have really been gone, step by step, but for steps that fastgen covers neither way
+    assert ways["short"] == 0 and ways["long"] == steps - ways["diffusers"]
+    assert of_short["diffusers"] == ways["diffusers"] and of_short["short"] + of_short["long"] == ways["long"]
+    if chain.is_made_the_short_way:
+        assert of_short["short"] == ways["long"]
+    elif chain.call["generator"] != "list":
+        assert of_short["short"] == 0
+    for (kind, tensors, states), (expected_kind, expected_tensors, expected_states) in zip(short, long, strict=True):
+        assert kind is expected_kind and len(tensors) == len(expected_tensors) == (2 if kind is tuple else 6)
+        for y, expected in zip(tensors, expected_tensors, strict=True):
+            assert_bits(y, expected)
+        assert all(map(torch.equal, states, expected_states))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_random_schedulers_have_every_option(name):
+    """Among those whose steps are made the short way; else the test above would say less than it seems to."""
+    chains = [chain for seed in SEEDS if (chain := drawn(name, seed)).is_made_the_short_way]
+    left_out = {("prediction_type", "sample"), ("thresholding", True), ("variance_type", "learned_range"), ("generator", "list")}
+    if name == "DDIMScheduler":
+        left_out |= {("steps", "custom"), ("steps", None)}
+    for options in (OPTIONS[name], DDIM_STEP if name == "DDIMScheduler" else {}, CALLS):
+        for option, values in options.items():
+            wanted = {value for value in values if (option, value) not in left_out}
+            found = {(chain.config | chain.step | chain.call)[option] for chain in chains}
+            if option in ("dtypes", "layouts"):  # both of the sample and of the model's output, if not every pair
+                wanted, found = ({(i, value[i]) for value in pairs for i in (0, 1)} for pairs in (wanted, found))
+            assert found == wanted, option
 
 
 # ---- what is not alike --------------------------------------------------------------------------------------------------------
