@@ -43,6 +43,14 @@ def tool(monkeypatch):
     return importlib.import_module
 
 
+def test_the_wheel_has_every_package():
+    if not (ROOT / "pyproject.toml").exists():
+        pytest.skip("needs the source tree")
+    (listed,) = re.findall(r"^packages = \[(.*?)\]", (ROOT / "pyproject.toml").read_text(), re.MULTILINE | re.DOTALL)
+    folders = {".".join(path.parent.relative_to(PACKAGE.parent).parts) for path in PACKAGE.rglob("*.py")}
+    assert set(re.findall(r'"(.*?)"', listed)) == folders
+
+
 PYPI = "torch (2.12.0)\nAvailable versions: 2.12.0, 2.11.1, 2.11.1+cpu, 2.11.0, 2.10.0, 2.9.1, 2.9.0, 2.8.0, 2.12.0rc1\n"
 
 

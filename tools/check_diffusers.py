@@ -70,7 +70,8 @@ def tested():
     import pytest
 
     counting = Counting()
-    arguments = ["-q", "-p", "no:cacheprovider", "--rootdir", str(ROOT), str(ROOT / "tests/test_drop_in_diffusers.py")]
+    tests = map(str, sorted(ROOT.glob("tests/test_drop_in_diffusers*.py")))
+    arguments = ["-q", "-p", "no:cacheprovider", "--rootdir", str(ROOT), *tests]
     stdout, sys.stdout = sys.stdout, sys.stderr  # the lines of JSON have stdout for themselves
     try:
         ended = pytest.main(arguments, plugins=[counting])
