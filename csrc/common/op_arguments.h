@@ -1,0 +1,74 @@
+// The arguments of an element-wise op as its kernels take them (elementwise.h): coefficient rows, noise, and how the work is
+// shared.
+#pragma once
+#include "common/op_layout.h"
+
+namespace fastgen {
+
+// Rows of coefficients, one per timestep, and which of them a sample has: a tensor `t` says it, or `index` for all samples.
+struct RowsInput {
+  std::optional<Tensor> t_copy;
+  Rows rows;
+
+  RowsInput(const Tensor& table, const OptionalTensor& t, int64_t index, int64_t columns, const Batch& batch, DType arithmetic) {
+    const View view(table);
+    check_rows(view, columns, batch.like, arithmetic);
+    rows = {view.data, view.sizes[0], columns, nullptr, index};
+    if (!t) {
+      check_timestep(index, rows.count);
+      return;
+    }
+    View t_view(*t);
+    check_timesteps(t_view, batch.like);
+    if (!t_view.contiguous) {
+      t_copy = torch::stable::contiguous(*t);
+      t_view = View(*t_copy);
+    }
+    rows.t = static_cast<const int64_t*>(t_view.data);
+    for (int64_t b = 0; kTimestepsAreVisible && b < batch.geometry.batch; ++b)
+      check_timestep(rows.t[b], rows.count);
+  }
+};
+
+// A seed tensor of 1 or B elements, or the int, or neither. One element on the CPU is read here, wherever the data is.
+inline Noise noise_of(const OptionalTensor& seeds, const std::optional<int64_t>& seed, int64_t offset, bool offset_is_t,
+                      const Batch& batch) {
+  Noise noise;
+  noise.offset = offset;
+  noise.offset_is_t = offset_is_t;
+  if (seeds) {
+    const View view(*seeds);
+    check_seeds(view, batch.like);
+    noise.kind = kSeededNoise;
+    const int64_t* data = static_cast<const int64_t*>(view.data);
+    if (view.numel == 1 && view.on_cpu()) {
+      noise.seed = data[0];
+    } else {
+      noise.seeds = data;
+      noise.per_sample = view.numel == batch.geometry.batch;
+    }
+  } else if (seed) {
+    noise.kind = kSeededNoise;
+    noise.seed = *seed;
+  }
+  return noise;
+}
+
+// How many elements are worth a thread of their own: one whose noise is made from a seed costs some ten times another.
+constexpr int64_t kPlainGrain = 32768, kSeededGrain = 4096;
+inline int64_t grain(const Noise& noise) { return noise.kind == kSeededNoise ? kSeededGrain : kPlainGrain; }
+
+// Makes the layout of a batch as simple as its kernel may take it. Without a seed no element needs its logical index, so where
+// every operand is dense, channels-last is as good as contiguous. Where the samples share one row of coefficients besides, and have
+// nothing else of their own either (`per_sample`), the batch is as good as one large sample.
+inline void flatten(Elementwise& a, bool per_sample) {
+  if (a.noise.kind == kSeededNoise) return;
+  for (const Operand& in : a.in)
+    if (in.data && in.batch_stride != a.geometry.event) return;
+  a.geometry.channels = a.geometry.spatial = 0;
+  if (per_sample || a.rows.t) return;
+  a.geometry.event *= a.geometry.batch;
+  a.geometry.batch = 1;
+}
+
+}  // namespace fastgen

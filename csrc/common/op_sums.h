@@ -1,0 +1,63 @@
+// Where the kernels of an op that adds up leave their sums, and how the CPU library writes the total.
+#pragma once
+#include <atomic>
+#include <random>
+#include <vector>
+
+#include "common/index.h"  // kThreads: more work than a thread block has threads needs Scratch
+#include "common/op_layout.h"
+
+namespace fastgen {
+
+inline int64_t blocks_of(int64_t count, int64_t block) { return (count + block - 1) / block; }
+
+// ---- of the GPU's kernels ------------------------------------------------------------------------------------------------------
+
+// The memory of `values` sums side by side, and of the flags beside them.
+struct Scratch {
+  Tensor numbers;
+  SumScratch plain;
+
+  Scratch(int values, const View& like) : Scratch(values * kMostSums, kMostSums, like) {}
+
+ private:
+  Scratch(int64_t sums, int64_t flags, const View& like) : numbers(doubles(sums + flags, like)) {
+    static std::atomic<uint64_t> launches{std::random_device()() * 0x9E3779B97F4A7C15u};
+    plain.sums = static_cast<double*>(numbers.mutable_data_ptr());
+    plain.flags = reinterpret_cast<uint64_t*>(plain.sums + sums);
+    plain.launch_number = ++launches | 1ull << 63;  // never 0, which a flag is between launches
+  }
+  static Tensor doubles(int64_t count, const View& like) { return empty(&count, 1, false, kFloat64, like); }
+};
+
+// ---- of the CPU's kernels ------------------------------------------------------------------------------------------------------
+
+// The sum of each block of the work. How the work is cut into blocks does not depend on the threads. A few sums are on the stack.
+struct BlockSums {
+  static constexpr int64_t kFew = 256;
+  double few[kFew];
+  std::vector<double> many;
+  int64_t count;
+  double* data;
+
+  explicit BlockSums(int64_t blocks) : many(blocks > kFew ? blocks : 0), count(blocks), data(blocks > kFew ? many.data() : few) {}
+  BlockSums(const BlockSums&) = delete;
+  double total(int64_t begin, int64_t end) const {
+    double sum = 0;
+    for (int64_t block = begin; block < end; ++block)
+      sum += data[block];
+    return sum;
+  }
+  double total() const { return total(0, count); }
+};
+
+inline void store_scalar(void* data, DType dtype, double value) {
+  switch (dtype) {
+    case kFloat32: *static_cast<float*>(data) = static_cast<float>(value); break;
+    case kFloat64: *static_cast<double*>(data) = value; break;
+    case kFloat16: *static_cast<torch::headeronly::Half*>(data) = static_cast<float>(value); break;
+    case kBFloat16: *static_cast<torch::headeronly::BFloat16*>(data) = static_cast<float>(value); break;
+  }
+}
+
+}  // namespace fastgen
