@@ -21,8 +21,8 @@ LEARNED_VARIANCES = ("learned", "learned_range")
 VARIANCES = FIXED_VARIANCES + LEARNED_VARIANCES
 
 
-# The smallest ᾱ that a step before the last may have: beneath it, float64 has no 1/ᾱ. That of epsilon's x0 = (x_t − …)/√ᾱ in
-# float32, 8.6e-78, is asked for where such a table is made.
+# The smallest ᾱ that a step before the last may have: beneath it, float64 has no 1/ᾱ. Epsilon's x0 = (x_t − …)/√ᾱ needs more in
+# float32, 8.6e-78, which is checked when such a table is made.
 _SMALLEST = float(np.finfo(np.float64).tiny)  # 2.2e-308
 
 
@@ -224,11 +224,11 @@ class Schedule(Tables):
         return self._table(("q_step",), device, dtype)
 
     def q_posterior_table(self, device: torch.device, dtype: torch.dtype) -> Table:
-        """(T, 4): U, V, β̃, log β̃ (its first value replaced by the second, since β̃_0 = 0)."""
+        """(T, 4): the mean's coefficients of x0 and of x_t, β̃, log β̃ (its first value replaced by the second, since β̃_0 = 0)."""
         return self._table(("q_posterior",), device, dtype)
 
     def ddpm_step_table(self, prediction: str, variance: str, device: torch.device, dtype: torch.dtype) -> Table:
-        """(T, 10): the columns of `tables.step_columns`. S is σ_t, 0 at t = 0; with a learned variance, 0 or 1."""
+        """(T, 10): the columns of `tables.step_columns`. `sigma` is σ_t, 0 at t = 0; with a learned variance, 0 or 1."""
         return self._table(("ddpm_step", prediction, variance), device, dtype)
 
     def ddim_step_table(self, prediction: str, eta: float, device: torch.device, dtype: torch.dtype) -> Table:
@@ -325,7 +325,7 @@ def _q_step_columns(s: Schedule):
 
 
 def _posterior_mean(s: Schedule):
-    """U, V of q(x_{t−1} | x_t, x_0): mean = U·x0 + V·x_t (Ho et al. 2020, equation 7)."""
+    """The coefficients of x_0 and of x_t in the mean of q(x_{t−1} | x_t, x_0) (Ho et al. 2020, equation 7)."""
     total = 1.0 - s.alphas_cumprod
     return np.sqrt(s.alphas_cumprod_prev) * s.betas / total, np.sqrt(s.alphas) * (1.0 - s.alphas_cumprod_prev) / total
 
@@ -338,12 +338,11 @@ def _log_posterior_variance(s: Schedule):
 
 
 def _q_posterior_columns(s: Schedule):
-    u, v = _posterior_mean(s)
-    return u, v, s.posterior_variance, _log_posterior_variance(s)
+    return *_posterior_mean(s), s.posterior_variance, _log_posterior_variance(s)
 
 
 def _x0_columns(s: Schedule, prediction: str):
-    """P, Q of x0 = P·x_t + Q·m."""
+    """The coefficients of x_t and of the model's output in x0."""
     root, noise = np.sqrt(s.alphas_cumprod), np.sqrt(1.0 - s.alphas_cumprod)
     if prediction == "epsilon":
         with np.errstate(divide="ignore"):
@@ -354,31 +353,28 @@ def _x0_columns(s: Schedule, prediction: str):
 
 
 def _ddpm_step_columns(s: Schedule, prediction: str, variance: str):
-    p, q = _x0_columns(s, prediction)
-    u, v = _posterior_mean(s)
     ones, zeros = np.ones(len(s)), np.zeros(len(s))
     sigma, slope, intercept = ones.copy(), zeros, zeros
     if variance == "posterior":
         sigma = np.sqrt(s.posterior_variance)
     elif variance == "beta":
         sigma = np.sqrt(s.betas)
-    elif variance == "learned":  # v is log σ²
+    elif variance == "learned":  # the network says v = log σ²
         slope = 0.5 * ones
     else:  # learned_range: log σ² = f·log β + (1 − f)·log β̃ with f = (v + 1)/2
         low, high = _log_posterior_variance(s), np.log(s.betas)
         slope, intercept = 0.25 * (high - low), 0.25 * (high + low)
     sigma[0] = 0.0
-    return step_columns(p, q, u, v, sigma, slope, intercept).T
+    return step_columns(*_x0_columns(s, prediction), *_posterior_mean(s), sigma, slope, intercept).T
 
 
 def _ddim_step_columns(s: Schedule, prediction: str, eta: float):
-    p, q = _x0_columns(s, prediction)
     prev, total = s.alphas_cumprod_prev, 1.0 - s.alphas_cumprod
     sigma = eta * np.sqrt((1.0 - prev) / total) * np.sqrt(1.0 - s.alphas_cumprod / prev)
     # ε is read off the (clipped) x0, ε = (x_t − √ᾱ·x0)/√(1−ᾱ), as in Nichol & Dhariwal's code
-    v = np.sqrt(np.maximum(1.0 - prev - sigma**2, 0.0) / total)
-    u = np.sqrt(prev) - v * np.sqrt(s.alphas_cumprod)
-    return step_columns(p, q, u, v, sigma).T
+    y_from_x = np.sqrt(np.maximum(1.0 - prev - sigma**2, 0.0) / total)
+    y_from_x0 = np.sqrt(prev) - y_from_x * np.sqrt(s.alphas_cumprod)
+    return step_columns(*_x0_columns(s, prediction), y_from_x0, y_from_x, sigma).T
 
 
 def _diffusion_loss_columns(s: Schedule, prediction: str, gamma: float | None):

@@ -285,7 +285,7 @@ def test_guidance_gradcheck(device, schedule, guided, bound):
 
 
 def coefficients(learned=False):
-    """Rows of a step that weighs m beside the clipped x0; in the first one W is 0, and so is S."""
+    """Rows of a step that weighs m beside the clipped x0; in the first one its weight W is 0, and so is sigma."""
     rng = np.random.default_rng(5)
     p, q, u, v, w = rng.uniform(0.3, 1.5, (5, 4))
     w[0], sigma = 0.0, np.array([0.0, 1.0, 1.0, 1.0]) * (1.0 if learned else rng.uniform(0.2, 1.0, 4))

@@ -14,9 +14,10 @@ template <class R> struct DdpmStep : DdpmStepColumns {
 
   void load_row(int64_t b, R* row) const { ddpm_step_row(a, b, row); }
   bool own_rows() const { return a.rows.t || a.clip_kind == kThreshold; }
-  static bool noiseless(const R* row) { return row[kS] == 0; }
+  static bool noiseless(const R* row) { return row[kSigma] == 0; }
 
-  // With guidance m is made beforehand, as much at a time as the first-level cache holds: no loop is compiled once more for it.
+  // With guidance, m is computed in a loop of its own, for as many elements at a time as the first-level cache holds. So the loops
+  // below are compiled once, and not a second time with guidance in them.
   template <bool kNoise, class C> FG_HD void apply(const C& row, const Tile<R>& t, int64_t first) const {
     alignas(64) R m[kTile];
     const int64_t most = t.in[3] ? kTile : t.n;
@@ -59,7 +60,7 @@ template <class R> struct DdpmStep : DdpmStepColumns {
       if (kLearned) v = load(t.in[2] + i);
       if (kNoise) z = load(t.z + i);
       ddpm_step<kNoise, kClip, kLearned, kX0>(get, load(t.in[0] + i), load(t.in[1] + i), v, z, y, x0);
-      // x0 last: `out` may be x_t itself, and then everything has been read by now
+      // stored last, since `out` may be x_t itself: by now everything has been read
       store(t.out[0] + i, y);
       if (kX0) store(t.out[1] + i, x0);
     }

@@ -19,21 +19,21 @@ template <class R_, class X_, class M_, class Out_> struct DdpmStepPlainDevice {
   DdpmStepArguments a;
 
   struct Row {
-    R scale, slope, sigma;
+    R y_from_x, y_from_m, sigma;
   };
   static bool serves(const DdpmStepArguments& a) { return a.clip_kind == kNoClip && !a.learned && !a.in[3].data && !a.out[1].data; }
   const FG_HD DdpmStepArguments& arguments() const { return a; }
   FG_HD Row row(int64_t b) const {
     R values[C::kCount];
     table_row(a.rows, b, C::kCount, values);
-    return {values[C::kA], values[C::kB], values[C::kS]};
+    return {values[C::kYFromXUnclipped], values[C::kYFromMUnclipped], values[C::kSigma]};
   }
   static FG_HD bool noiseless(const Row& row) { return row.sigma == 0; }
   FG_HD void first_of_sample(int64_t, const Row&) const {}
   template <bool kNoise, int n> FG_HD void apply(const Row& row, const R (&in)[2][n], const R* z, R (&out)[1][n]) const {
     FG_UNROLL
     for (int i = 0; i < n; ++i) {
-      out[0][i] = ddpm_mean(row.scale, in[0][i], row.slope, in[1][i]);
+      out[0][i] = ddpm_mean(row.y_from_x, in[0][i], row.y_from_m, in[1][i]);
       if constexpr (kNoise) out[0][i] = add_noise(out[0][i], row.sigma, z[i]);
     }
   }
@@ -61,7 +61,7 @@ template <class R_, class X_, class M_, class Out_> struct DdpmStepDevice {
     ddpm_step_row(a, b, row.values);
     return row;
   }
-  static FG_HD bool noiseless(const Row& row) { return row.values[C::kS] == 0; }
+  static FG_HD bool noiseless(const Row& row) { return row.values[C::kSigma] == 0; }
   FG_HD void first_of_sample(int64_t, const Row&) const {}
   // The options are the same for all threads: one branch for each vector.
   template <bool kNoise, int n> FG_HD void apply(const Row& row, const R (&in)[3][n], const R* z, R (&out)[2][n]) const {

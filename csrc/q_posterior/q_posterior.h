@@ -1,14 +1,16 @@
-// q(x_{t−1} | x_t, x_0): mean = U·x0 + V·x_t; its variance and log-variance are read off the table. Host and device.
+// q(x_{t−1} | x_t, x_0): mean = mean_from_x0·x0 + mean_from_x·x_t; its variance and log-variance are in the table. Host and device.
 #pragma once
 #include "common/elementwise.h"
 
 namespace fastgen {
 
 struct QPosteriorColumns {
-  enum { kU, kV, kVariance, kLogVariance, kCount };
+  enum { kMeanFromX0, kMeanFromX, kVariance, kLogVariance, kCount };
 };
 
-template <class V> FG_HD V q_posterior_mean(V u, V x0, V v, V x) { return fma(u, x0, v * x); }
+template <class V> FG_HD V q_posterior_mean(V mean_from_x0, V x0, V mean_from_x, V x) {
+  return fma(mean_from_x0, x0, mean_from_x * x);
+}
 
 struct QPosteriorArguments : Elementwise {
   void *variance = nullptr, *log_variance = nullptr;  // (B,), of the type of the arithmetic

@@ -19,8 +19,8 @@ template <class R> struct QPosterior {
   template <bool kNoise, class C> FG_HD void apply(const C& row, const Tile<R>& t, int64_t first) const {
     FG_UNROLL_4
     for (int64_t i = 0; i < t.n; i += kLanes<R>)
-      store(t.out[0] + i, q_posterior_mean(row.get(Columns::kU, first + i), load(t.in[0] + i), row.get(Columns::kV, first + i),
-                                           load(t.in[1] + i)));
+      store(t.out[0] + i, q_posterior_mean(row.get(Columns::kMeanFromX0, first + i), load(t.in[0] + i),
+                                           row.get(Columns::kMeanFromX, first + i), load(t.in[1] + i)));
   }
 };
 

@@ -32,7 +32,7 @@ template <class R_, class X_, class M_, class Out_> struct QPosteriorDevice {
   template <bool, int n> FG_HD void apply(const Row& row, const R (&in)[2][n], const R*, R (&out)[1][n]) const {
     FG_UNROLL
     for (int i = 0; i < n; ++i)
-      out[0][i] = q_posterior_mean(row.values[C::kU], in[0][i], row.values[C::kV], in[1][i]);
+      out[0][i] = q_posterior_mean(row.values[C::kMeanFromX0], in[0][i], row.values[C::kMeanFromX], in[1][i]);
   }
 };
 

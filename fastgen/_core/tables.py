@@ -10,16 +10,20 @@ import numpy as np
 import torch
 from torch.utils._python_dispatch import _disable_current_modes
 
-# The columns, op by op. csrc/<op>/<op>.h names the same columns in the same order.
+# The columns, op by op. csrc/<op>/<op>.h names the same columns in the same order. `y_from_x` is the coefficient of x in y, and
+# so on; `step_columns` has the formula.
 Q_SAMPLE_COLUMNS = ("scale", "sigma")
-Q_POSTERIOR_COLUMNS = ("U", "V", "variance", "log_variance")
-DDPM_STEP_COLUMNS = ("P", "Q", "U", "V", "A", "B", "S", "L", "M", "W")
+Q_POSTERIOR_COLUMNS = ("mean_from_x0", "mean_from_x", "variance", "log_variance")
+DDPM_STEP_COLUMNS = (
+    *("x0_from_x", "x0_from_m", "y_from_x0", "y_from_x", "y_from_x_unclipped", "y_from_m_unclipped"),
+    *("sigma", "slope", "intercept", "y_from_m"),
+)
 
 _NOISE_COLUMN = {
     "q_sample": Q_SAMPLE_COLUMNS.index("sigma"),
     "q_step": Q_SAMPLE_COLUMNS.index("sigma"),
-    "ddpm_step": DDPM_STEP_COLUMNS.index("S"),
-    "ddim_step": DDPM_STEP_COLUMNS.index("S"),
+    "ddpm_step": DDPM_STEP_COLUMNS.index("sigma"),
+    "ddim_step": DDPM_STEP_COLUMNS.index("sigma"),
 }
 
 
@@ -28,16 +32,16 @@ class Table(NamedTuple):
 
     rows: torch.Tensor  # (T, columns), float32 or float64; (T-1, columns) where the last step has no finite coefficients
     noisy: bool  # False where every noise coefficient is 0, so that no noise has to be drawn
-    note: str  # why there are only T-1 rows; else ""
+    note: str  # why there are only T-1 rows, or ""
 
 
 class Tables:
-    """What has coefficient tables: computed by `_rows` when first asked for, then kept for each dtype and device."""
+    """An owner of coefficient tables. `_rows` computes one when it is first asked for, and it is kept for each dtype and device."""
 
     __slots__ = ("_plans", "_tables", "__weakref__")
 
     def __init__(self):
-        object.__setattr__(self, "_plans", {})  # what dispatch.plan keeps
+        object.__setattr__(self, "_plans", {})  # the plans that dispatch.plan looks up
         object.__setattr__(self, "_tables", {})
         _BY_ID[id(self)] = self
 
@@ -46,7 +50,7 @@ class Tables:
         raise NotImplementedError
 
     def _check_float32(self, rows: np.ndarray) -> None:
-        """Raises where finite rows are none in float32, if they have to be."""
+        """Raises an error for rows that are finite in float64 and not in float32, where a subclass cannot have them."""
 
     def _table(self, key: tuple, device: torch.device, dtype: torch.dtype) -> Table:
         """The cached table of `key` on `device`, in float64 where `dtype` is float64, else in float32."""
@@ -64,13 +68,13 @@ class Tables:
         noisy = bool(np.any(rows[:, _NOISE_COLUMN[key[0]]] != 0)) if key[0] in _NOISE_COLUMN else False
         with plain_tensors():
             tensor = torch.tensor(rows, dtype=torch.float64 if double else torch.float32, device=device)
-        # what torch._dynamo.mark_static does: else dynamic=True makes the length a symbol, and no guard can say whose
+        # torch._dynamo.mark_static does this. Without it dynamic=True makes the length a symbol, and no guard can say whose it is.
         tensor._dynamo_static_indices = {0, 1}
         return self._tables.setdefault((key, double, device), Table(tensor, noisy, note))
 
 
 class Coefficients(Tables):
-    """Another library's coefficients of one op, where a `Schedule` would be: float64 rows (T, columns), NaN where that library
+    """Another library's coefficients of one op, in the place of a `Schedule`: float64 rows (T, columns), NaN where that library
     has no step."""
 
     __slots__ = ("op", "rows")
@@ -87,15 +91,18 @@ class Coefficients(Tables):
         return self._table((self.op,), device, dtype)
 
 
-def step_columns(p, q, u, v, sigma, slope=0.0, intercept=0.0, w=0.0):
-    """The columns of a reverse step; A and B are what the others come to where x0 is not clipped:
+def step_columns(x0_from_x, x0_from_m, y_from_x0, y_from_x, sigma, slope=0.0, intercept=0.0, y_from_m=0.0):
+    """The columns of a reverse step, `DDPM_STEP_COLUMNS`, in which A and B are what the others come to where x0 is not clipped:
 
         x0 = P·x_t + Q·m        y = U·x0 + V·x_t + W·m + S·z  =  A·x_t + B·m + S·z
 
-    With a learned variance, S is 0 or 1 and the deviation is S·exp(L·v + M), L being `slope` and M `intercept`.
+    P and Q are `x0_from_x` and `x0_from_m`, U, V and W `y_from_x0`, `y_from_x` and `y_from_m`, A and B `y_from_x_unclipped` and
+    `y_from_m_unclipped`, S is `sigma`. With a learned variance S is 0 or 1 and the deviation is S·exp(L·v + M), where L is `slope`,
+    M is `intercept` and v is what the network says of the variance.
     """
     with np.errstate(invalid="ignore"):
-        columns = p, q, u, v, u * p + v, u * q + w, sigma, slope, intercept, w
+        unclipped = y_from_x0 * x0_from_x + y_from_x, y_from_x0 * x0_from_m + y_from_m
+        columns = x0_from_x, x0_from_m, y_from_x0, y_from_x, *unclipped, sigma, slope, intercept, y_from_m
     return np.stack(np.broadcast_arrays(*columns), axis=1)
 
 
@@ -105,8 +112,8 @@ def fake_mode():
 
 
 def let_in(tensor):
-    """A tensor that was made outside, for the fake mode that is on: it takes one by this op only, and in make_fx it becomes a
-    constant of the graph."""
+    """`tensor`, which was made outside the fake mode that is on, as that mode takes it: by this op alone. In make_fx the tensor
+    becomes a constant of the graph."""
     return torch.ops.aten.lift_fresh(tensor)
 
 
@@ -117,7 +124,8 @@ def making_graph() -> bool:
 
 @contextlib.contextmanager
 def plain_tensors():
-    """No fake, traced, inference or torch.func tensor may enter a cache, whatever the caller is in the middle of."""
+    """Whatever the caller is in the middle of, what is made in this context is an ordinary tensor: no fake, traced, inference or
+    torch.func tensor may enter a cache."""
     with torch.inference_mode(False), _disable_current_modes(), torch._C._DisableFuncTorch():
         yield
 
@@ -127,12 +135,12 @@ _BY_ID: weakref.WeakValueDictionary[int, Tables] = weakref.WeakValueDictionary()
 
 
 def _constant_table(identity: int, key: tuple, double: bool, device: torch.device) -> Table:
-    """What a traced program uses: a table is a constant of the graph, guarded by the identity of its owner."""
+    """The table that a traced program uses: a constant of the graph, guarded by the identity of its owner."""
     tables = _BY_ID[identity]
     return tables._tables.get((key, double, device)) or tables._make_table(key, double, device)
 
 
-# what torch.compiler.assume_constant_result does; calling it would import the whole compiler with this module
+# torch.compiler.assume_constant_result does this, but to call it would import the whole compiler with this module.
 _constant_table._dynamo_marked_constant = True
 
 

@@ -355,17 +355,18 @@ def reference(o):
     dtype, shape, x, noise = checks.result_dtype(o.x_t, o.model_output), o.x_t.shape, o.x_t.to(o.rows.dtype), o.noise
     c = _columns(o)
     m, v = _mean_and_variance(o)
-    x0 = c["P"] * x + c["Q"] * m
+    x0 = c["x0_from_x"] * x + c["x0_from_m"] * m
     if o.clip is None and o.threshold is None:
-        y = c["A"] * x + c["B"] * m
+        y = c["y_from_x_unclipped"] * x + c["y_from_m_unclipped"] * m
     else:
         x0 = _clipped(x0, o.clip, o.threshold)
-        y = dispatch.with_noise(c["U"] * x0 + c["V"] * x, c["W"], m)  # W·m, and where W is 0 no look at an infinite m
+        # where m has no weight beside x0 it is not looked at, were it infinite or NaN
+        y = dispatch.with_noise(c["y_from_x0"] * x0 + c["y_from_x"] * x, c["y_from_m"], m)
     if noise is None and (o.seeds is not None or o.seed is not None):
         noise = rng.normals(shape, o.seeds, o.seed, o.index if o.t is None else o.t, x.device, x.dtype)
-    sigma = c["S"]
+    sigma = c["sigma"]
     if o.learned and noise is not None:
-        noise = torch.exp(torch.where(sigma == 0, 0.0, c["L"] * v + c["M"])) * noise.to(x.dtype)
+        noise = torch.exp(torch.where(sigma == 0, 0.0, c["slope"] * v + c["intercept"])) * noise.to(x.dtype)
     return dispatch.with_noise(y, sigma, noise).to(dtype), x0.to(dtype)
 
 
@@ -462,9 +463,9 @@ def _affine_backward(ctx, o, y_gradient, x0_gradient, needed):
         return sum(terms[1:], terms[0]).to(dtype) if terms else None
 
     return (
-        gradient("A", "P", x_dtype) if needed.x_t else None,
-        gradient("B", "Q", m_dtype) if needed.model_output else None,
-        gradient("S", None, noise_dtype) if needed.noise else None,
+        gradient("y_from_x_unclipped", "x0_from_x", x_dtype) if needed.x_t else None,
+        gradient("y_from_m_unclipped", "x0_from_m", m_dtype) if needed.model_output else None,
+        gradient("sigma", None, noise_dtype) if needed.noise else None,
     )
 
 
@@ -474,30 +475,30 @@ def _general_backward(ctx, o, y_gradient, x0_gradient, needed):
     m, v = _mean_and_variance(o)
     g = torch.zeros_like(x) if y_gradient is None else y_gradient.to(x.dtype)
     g0 = torch.zeros_like(x) if x0_gradient is None else x0_gradient.to(x.dtype)
-    # through x0 = clip(P·x + Q·m) to both inputs; without a clip y reaches them by A and B instead of by U
+    # Through x0 to both inputs. Without a clip y's own gradient reaches them by the unclipped columns, else by y_from_x0.
     if o.clip is None and o.threshold is None:
-        to_x, to_m = c["A"] * g + c["P"] * g0, c["B"] * g + c["Q"] * g0
+        to_x, to_m = c["y_from_x_unclipped"] * g + c["x0_from_x"] * g0, c["y_from_m_unclipped"] * g + c["x0_from_m"] * g0
     else:
-        raw = c["P"] * x + c["Q"] * m
+        raw = c["x0_from_x"] * x + c["x0_from_m"] * m
         bound = o.clip if o.threshold is None else _per_sample(o.threshold, x.dim())
-        inner = torch.where(raw.abs() <= bound, c["U"] * g + g0, 0.0)
+        inner = torch.where(raw.abs() <= bound, c["y_from_x0"] * g + g0, 0.0)
         if o.threshold is not None:
             inner = inner / bound
-        to_x, to_m = c["V"] * g + c["P"] * inner, c["W"] * g + c["Q"] * inner
+        to_x, to_m = c["y_from_x"] * g + c["x0_from_x"] * inner, c["y_from_m"] * g + c["x0_from_m"] * inner
     to_noise = None
-    if o.learned:  # at S = 0 neither v nor the noise is looked at, were they infinite or NaN
+    if o.learned:  # where sigma is 0 neither v nor the noise is looked at, were they infinite or NaN
         to_v = torch.zeros_like(to_m)
         if o.noise is not None or o.seeds is not None or o.seed is not None:
             z = o.noise
             if z is None:
                 z = rng.normals(ctx.shape, o.seeds, o.seed, o.index if o.t is None else o.t, x.device, x.dtype)
-            still = c["S"] == 0
-            deviation = c["S"] * torch.exp(torch.where(still, 0.0, c["L"] * v + c["M"]))
-            to_v = torch.where(still, 0.0, g * deviation * c["L"] * z.to(x.dtype))
+            still = c["sigma"] == 0
+            deviation = c["sigma"] * torch.exp(torch.where(still, 0.0, c["slope"] * v + c["intercept"]))
+            to_v = torch.where(still, 0.0, g * deviation * c["slope"] * z.to(x.dtype))
             to_noise = g * deviation
         to_m = torch.cat([to_m, to_v], dim=1)
     elif needed.noise:
-        to_noise = c["S"] * g
+        to_noise = c["sigma"] * g
     return (
         to_x.to(x_dtype) if needed.x_t else None,
         to_m.to(m_dtype) if needed.model_output else None,

@@ -67,8 +67,8 @@ def _check_tensors(x0, x_t):
 
 def reference(o):
     """The kernel in plain PyTorch. rows: (T, 4), the columns of `tables.Q_POSTERIOR_COLUMNS`."""
-    u, v, variance, log_variance = dispatch.gathered(o.rows, o.t, o.index, o.x0.dim())
-    mean = u * o.x0.to(o.rows.dtype) + v * o.x_t.to(o.rows.dtype)
+    mean_from_x0, mean_from_x, variance, log_variance = dispatch.gathered(o.rows, o.t, o.index, o.x0.dim())
+    mean = mean_from_x0 * o.x0.to(o.rows.dtype) + mean_from_x * o.x_t.to(o.rows.dtype)
     shape = (o.x0.shape[0], *[1] * (o.x0.dim() - 1))
     return mean.to(checks.result_dtype(o.x0, o.x_t)), variance.expand(shape).clone(), log_variance.expand(shape).clone()
 

@@ -503,10 +503,11 @@ class _ThresholdedStep:
         self._quantile, self._bound = quantile, 1.0 if clip is None else clip
         self._learned = variance in LEARNED_VARIANCES
         self._guidance = {} if guidance_scale is None else {"guidance_scale": guidance_scale}
-        p, q, u = (DDPM_STEP_COLUMNS.index(column) for column in "PQU")
-        self._x0 = Coefficients("ddpm_step", step_columns(rows[:, p], rows[:, q], 1.0, 0.0, 0.0))
+        column = DDPM_STEP_COLUMNS.index
+        x0_from_x, x0_from_m = rows[:, column("x0_from_x")], rows[:, column("x0_from_m")]
+        self._x0 = Coefficients("ddpm_step", step_columns(x0_from_x, x0_from_m, 1.0, 0.0, 0.0))
         rows = rows.copy()
-        rows[:, u] *= self._bound
+        rows[:, column("y_from_x0")] *= self._bound
         self._bounded = Coefficients("ddpm_step", rows)
 
     def tables(self, device, dtype):

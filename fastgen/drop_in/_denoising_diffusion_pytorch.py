@@ -50,7 +50,7 @@ def _prediction(self):
 
 
 def _weights(p, q, objective):
-    """P and Q as numbers."""
+    """The coefficients of x and of the model's output in x0."""
     return (0 * p, 0 * q + 1) if objective == "pred_x0" else (p, -q)
 
 

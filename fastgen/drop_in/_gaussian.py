@@ -232,7 +232,7 @@ def ddim_columns(p, q, recip, recipm1, alpha, previous, eta, rederived=True):
     sigma = eta * np.sqrt((1 - previous) / (1 - alpha)) * np.sqrt(1 - alpha / previous)
     scale, share = np.sqrt(previous), np.sqrt(1 - previous - sigma**2)
     if not rederived:
-        return step_columns(p, q, scale, 0.0, sigma, w=share)
+        return step_columns(p, q, scale, 0.0, sigma, y_from_m=share)
     return step_columns(p, q, scale - share / recipm1, share / recipm1 * recip, sigma)
 
 

@@ -47,7 +47,7 @@ _VARIANCES = "posterior_log_variance_clipped", "posterior_variance", "betas"
 
 
 def _weights(recip, recipm1, mean):
-    """P and Q of x0 = P·x + Q·m."""
+    """The coefficients of x and of the model's output in x0."""
     return (recip, -recipm1) if mean == "EPSILON" else (0 * recip, 0 * recip + 1)
 
 
@@ -124,9 +124,9 @@ def _score(self, eta):
 
 
 def _score_rows(recipm1, recip, alpha, previous, eta):
-    u = _ddim_rows(recip, recipm1, alpha, previous, "EPSILON", eta)[:, DDPM_STEP_COLUMNS.index("U")]
+    y_from_x0 = _ddim_rows(recip, recipm1, alpha, previous, "EPSILON", eta)[:, DDPM_STEP_COLUMNS.index("y_from_x0")]
     move = recipm1 * np.sqrt(1 - alpha)
-    return step_columns(1.0, move, 0.0, 0.0, 1.0, w=u * move)
+    return step_columns(1.0, move, 0.0, 0.0, 1.0, y_from_m=y_from_x0 * move)
 
 
 # ---- methods --------------------------------------------------------------------------------------------------------------

@@ -3,7 +3,8 @@
 x0 = clip(P·x + Q·m),   y = U·x0 + V·x + W·m + S·z;   without clipping y = A·x + B·m + S·z
 
 Where a network was run without its condition too, and said u, m stands for u + g·(m − u): classifier-free guidance. With a
-learned variance the deviation is S·exp(L·v + M), v being the second half of the network's channels and S 0 or 1.
+learned variance the deviation is S·exp(L·v + M), v being the second half of the network's channels and S 0 or 1. The code's words
+for the coefficients are those of the header.
 """
 
 import triton
@@ -19,7 +20,16 @@ from .common.real_math import exp
 from .q_sample import with_noise
 
 # The table's columns, DdpmStepColumns in C++.
-kP, kQ, kU, kV, kA, kB, kS, kL, kM, kW = (tl.constexpr(k) for k in range(10))
+X0_FROM_X = tl.constexpr(0)
+X0_FROM_M = tl.constexpr(1)
+Y_FROM_X0 = tl.constexpr(2)
+Y_FROM_X = tl.constexpr(3)
+Y_FROM_X_UNCLIPPED = tl.constexpr(4)
+Y_FROM_M_UNCLIPPED = tl.constexpr(5)
+SIGMA = tl.constexpr(6)
+SLOPE = tl.constexpr(7)
+INTERCEPT = tl.constexpr(8)
+Y_FROM_M = tl.constexpr(9)
 COLUMNS = tl.constexpr(10)
 # CLIP in the kernel
 NO_CLIP = tl.constexpr(0)
@@ -41,9 +51,9 @@ def clamp(x, bound):
 
 
 @triton.jit
-def ddpm_mean(a, x, b, m):
-    """Where x0 is not clipped: A·x + B·m."""
-    return tl.fma(a, x, b * m)
+def ddpm_mean(y_from_x, x, y_from_m, m):
+    """The mean of y where x0 is not clipped: A·x + B·m."""
+    return tl.fma(y_from_x, x, y_from_m * m)
 
 
 @triton.jit(do_not_specialize=["index", "seed", "count", "batch"])
@@ -86,8 +96,8 @@ def ddpm_step_kernel(
     FACTOR: tl.constexpr = 2 if LEARNED else 1
     block, b, live = place_of(tl.program_id(0), blocks, batch, S, LAYOUT, WIDE)
     step = timestep_of(t, index, b, live, HAS_T)
-    row, known = table_row(rows, step, count, COLUMNS)
-    # where floats come as float32, a float64 step gets them as constants of the kernel
+    row, in_table = table_row(rows, step, count, COLUMNS)
+    # where a kernel gets floats with 24 bits, a float64 step has them as constants of the kernel
     if CLIP == THRESHOLD:
         bound = tl.load(threshold + b, mask=live, other=1.0)
         inverse = 1.0 / bound
@@ -95,22 +105,22 @@ def ddpm_step_kernel(
         bound = tl.full((1, 1), clip if EXACT_CLIP is None else EXACT_CLIP, R)
     if GUIDED:
         g = tl.full((1, 1), guidance if EXACT_GUIDANCE is None else EXACT_GUIDANCE, R)
-    # what is needed of the row, before anything is stored: the compiler would read it again after
+    # The row is read before anything is stored, since after a store the compiler would read it again.
     if CLIP != NO_CLIP or X0:
-        p = column(row, known, kP)
-        q = column(row, known, kQ)
+        x0_from_x = column(row, in_table, X0_FROM_X)
+        x0_from_m = column(row, in_table, X0_FROM_M)
     if CLIP != NO_CLIP:
-        u = column(row, known, kU)
-        v_t = column(row, known, kV)
-        w = column(row, known, kW)
+        y_from_x0 = column(row, in_table, Y_FROM_X0)
+        y_from_x = column(row, in_table, Y_FROM_X)
+        y_from_m = column(row, in_table, Y_FROM_M)
     else:
-        of_x = column(row, known, kA)
-        of_m = column(row, known, kB)
+        y_from_x = column(row, in_table, Y_FROM_X_UNCLIPPED)
+        y_from_m = column(row, in_table, Y_FROM_M_UNCLIPPED)
     if NOISE != NO_NOISE:
-        sigma = column(row, known, kS)
+        sigma = column(row, in_table, SIGMA)
         if LEARNED:
-            slope = column(row, known, kL)
-            intercept = column(row, known, kM)
+            slope = column(row, in_table, SLOPE)
+            intercept = column(row, in_table, INTERCEPT)
     if NOISE == SEEDED_NOISE:
         z0, z1, z2, z3 = tile_normals(block, b, live, step, seeds, seed, event, channels, R, SEEDS, S, E, V, LAYOUT, WIDE)
     first = b.to(tl.int64) * event
@@ -126,21 +136,22 @@ def ddpm_step_kernel(
         if GUIDED:
             m_value = guided(m_value, tl.load(unconditional + at, mask=inside).to(R), g)
         if CLIP != NO_CLIP or X0:
-            x0 = tl.fma(p, x_value, q * m_value)
+            x0 = tl.fma(x0_from_x, x_value, x0_from_m * m_value)
         if CLIP != NO_CLIP:
             x0 = clamp(x0, bound)
             if CLIP == THRESHOLD:
                 x0 = x0 * inverse
-            y = with_noise(tl.fma(u, x0, v_t * x_value), w, m_value)  # W·m, and where W is 0 no look at an infinite m
+            # m goes the way of noise: where it has no weight it is not looked at, were it infinite or NaN
+            y = with_noise(tl.fma(y_from_x0, x0, y_from_x * x_value), y_from_m, m_value)
         else:
-            y = ddpm_mean(of_x, x_value, of_m, m_value)
+            y = ddpm_mean(y_from_x, x_value, y_from_m, m_value)
         if NOISE != NO_NOISE:
             if NOISE == GIVEN_NOISE:
                 z = tl.load(noise + first + j, mask=inside).to(R)
             else:
                 z = part_of(r, z0, z1, z2, z3)
             if LEARNED:
-                # v is a whole number of channels after m: one sample's elements, or where channels lie innermost, one position's
+                # v comes as many elements after m as a sample has, or where channels lie innermost, as a position has
                 v = tl.load(m + at + (event if LAYOUT == FLAT else channels), mask=inside).to(R)
                 z = z * exp(tl.fma(slope, v, intercept))
             y = with_noise(y, sigma, z)
@@ -160,7 +171,7 @@ def _run(o, out, x0_out=None):
     rows = op.rows_of(o.rows, o.t, o.index, COLUMNS.value, x, checks.compute_dtype(dtype))
     z = op.noise_of(o.noise, o.seeds, o.seed, x, rows.table)
     noise = rows.table if o.noise is None else op.same(o.noise, x, batch.channels_last)
-    kind = NO_CLIP if o.clip is None and o.threshold is None else CLAMP if o.threshold is None else THRESHOLD
+    clip_kind = NO_CLIP if o.clip is None and o.threshold is None else CLAMP if o.threshold is None else THRESHOLD
     if o.threshold is not None:
         op.each_sample("threshold", o.threshold, x, rows.table.dtype)
     merge = not rows.has_t and o.threshold is None
@@ -177,7 +188,7 @@ def _run(o, out, x0_out=None):
             HAS_T=rows.has_t,
             NOISE=z.kind,
             SEEDS=z.seeds_kind,
-            CLIP=kind.value,
+            CLIP=clip_kind.value,
             EXACT_CLIP=o.clip if exact else None,
             LEARNED=o.learned,
             GUIDED=u is not None,

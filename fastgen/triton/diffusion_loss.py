@@ -14,6 +14,11 @@ from .common.sum import few_of_rows, finish, sums_for
 
 EPSILON, SAMPLE = PREDICTIONS.index("epsilon"), PREDICTIONS.index("sample")
 
+# The table's columns, DiffusionLossColumns in C++.
+X0_FACTOR = tl.constexpr(0)
+NOISE_FACTOR = tl.constexpr(1)
+WEIGHT = tl.constexpr(2)
+COLUMNS = tl.constexpr(3)
 # LOSS in the kernels
 MSE = tl.constexpr(0)
 L1 = tl.constexpr(1)
@@ -43,7 +48,7 @@ def residual(
     X0: tl.constexpr,
     NOISE: tl.constexpr,
 ):
-    """m less the part of the target that is there, of the elements at `at`."""
+    """m less those parts of the target a·x0 + b·ε that the kernel has, of the elements at `at`."""
     R: tl.constexpr = x0_factor.dtype
     value = tl.load(m + at, mask=inside).to(R)
     if X0:
@@ -83,9 +88,9 @@ def delta_of(delta, EXACT_DELTA: tl.constexpr, R: tl.constexpr):
 
 
 @triton.jit
-def weight_of(row, known, weights, b, live, WEIGHTED: tl.constexpr):
+def weight_of(row, in_table, weights, b, live, WEIGHTED: tl.constexpr):
     """The table's weight of each sample, times the caller's."""
-    weight = column(row, known, 2)
+    weight = column(row, in_table, WEIGHT)
     if WEIGHTED:
         weight = weight * tl.load(weights + b, mask=live, other=0.0)
     return weight
@@ -142,10 +147,10 @@ def diffusion_loss_kernel(
     sums = tl.zeros((S, E // W), tl.float64)
     for k in range(first, last, chunks):
         block, b, live = place_of(k, blocks, batch, S, LAYOUT, WIDE)
-        row, known = table_row(rows, timestep_of(t, index, b, live, HAS_T), count, 3)
-        x0_factor = column(row, known, 0)
-        noise_factor = column(row, known, 1)
-        weight = weight_of(row, known, weights, b, live, WEIGHTED)
+        row, in_table = table_row(rows, timestep_of(t, index, b, live, HAS_T), count, COLUMNS)
+        x0_factor = column(row, in_table, X0_FACTOR)
+        noise_factor = column(row, in_table, NOISE_FACTOR)
+        weight = weight_of(row, in_table, weights, b, live, WEIGHTED)
         z0, z1, z2, z3 = None, None, None, None
         if NOISE == SEEDED_NOISE:
             z0, z1, z2, z3 = tile_normals(
@@ -209,11 +214,11 @@ def diffusion_loss_backward_kernel(
 ):
     R: tl.constexpr = rows.dtype.element_ty
     block, b, live = place_of(tl.program_id(0), blocks, batch, S, LAYOUT, WIDE)
-    row, known = table_row(rows, timestep_of(t, index, b, live, HAS_T), count, 3)
-    x0_factor = column(row, known, 0)
-    noise_factor = column(row, known, 1)
+    row, in_table = table_row(rows, timestep_of(t, index, b, live, HAS_T), count, COLUMNS)
+    x0_factor = column(row, in_table, X0_FACTOR)
+    noise_factor = column(row, in_table, NOISE_FACTOR)
     upstream = tl.load(gradient + b, mask=live, other=0.0) if EACH else tl.load(gradient + tl.zeros((1, 1), tl.int32))
-    weight = weight_of(row, known, weights, b, live, WEIGHTED) * (upstream / tl.full((1, 1), divisor, tl.int64).to(R))
+    weight = weight_of(row, in_table, weights, b, live, WEIGHTED) * (upstream / tl.full((1, 1), divisor, tl.int64).to(R))
     z0, z1, z2, z3 = None, None, None, None
     if NOISE == SEEDED_NOISE:
         z0, z1, z2, z3 = tile_normals(block, b, live, wide(offset), seeds, seed, event, channels, R, SEEDS, S, E, V, LAYOUT, WIDE)
@@ -237,7 +242,7 @@ class _Call:
         m = self.m = op.operand(o.model_output, o.model_output, batch.channels_last)
         if x0.shape != m.shape or x0.device != m.device or not (0 <= loss <= 2 and 0 <= reduction <= 2 and 0 <= prediction <= 2):
             raise RuntimeError("expected an x0 of the shape and device of model_output, and options within 0 … 2")
-        rows = op.rows_of(o.rows, o.t, o.index, 3, m, checks.compute_dtype(checks.result_dtype(m, x0)))
+        rows = op.rows_of(o.rows, o.t, o.index, COLUMNS.value, m, checks.compute_dtype(checks.result_dtype(m, x0)))
         x0 = rows.table if prediction == EPSILON else op.same(x0, m, batch.channels_last)
         z = op.noise_of(*((None,) * 3 if prediction == SAMPLE else (o.noise, o.seeds, o.seed)), m, rows.table)
         if prediction != SAMPLE and z.kind == NO_NOISE.value:

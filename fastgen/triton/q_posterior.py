@@ -10,10 +10,17 @@ from .common.elementwise import column, table_row, timestep_of
 from .common.host_device import stored
 from .common.op import wrap_triton
 
+# The table's columns, QPosteriorColumns in C++.
+MEAN_FROM_X0 = tl.constexpr(0)
+MEAN_FROM_X = tl.constexpr(1)
+VARIANCE = tl.constexpr(2)
+LOG_VARIANCE = tl.constexpr(3)
+COLUMNS = tl.constexpr(4)
+
 
 @triton.jit
-def q_posterior_mean(u, x0, v, x):
-    return tl.fma(u, x0, v * x)
+def q_posterior_mean(mean_from_x0, x0, mean_from_x, x):
+    return tl.fma(mean_from_x0, x0, mean_from_x * x)
 
 
 @triton.jit(do_not_specialize=["index", "count", "batch"])
@@ -39,16 +46,17 @@ def q_posterior_kernel(
 ):
     R: tl.constexpr = rows.dtype.element_ty
     block, b, live = place_of(tl.program_id(0), blocks, batch, S, LAYOUT, WIDE)
-    row, known = table_row(rows, timestep_of(t, index, b, live, HAS_T), count, 4)
+    row, in_table = table_row(rows, timestep_of(t, index, b, live, HAS_T), count, COLUMNS)
     of_sample = live & (block == 0)
     # where all samples share a row, it is one number
-    tl.store(variance + b, tl.broadcast_to(column(row, known, 2), (S, 1)), mask=of_sample)
-    tl.store(log_variance + b, tl.broadcast_to(column(row, known, 3), (S, 1)), mask=of_sample)
+    tl.store(variance + b, tl.broadcast_to(column(row, in_table, VARIANCE), (S, 1)), mask=of_sample)
+    tl.store(log_variance + b, tl.broadcast_to(column(row, in_table, LOG_VARIANCE), (S, 1)), mask=of_sample)
     j, inside = elements_of(block, 0, event, 1, 1, S, E, LAYOUT, WIDE)
     inside = inside & live
     at = b.to(tl.int64) * event + j
     x0 = tl.load(x0 + at, mask=inside).to(R)
-    y = q_posterior_mean(column(row, known, 0), x0, column(row, known, 1), tl.load(x + at, mask=inside).to(R))
+    mean_from_x0, mean_from_x = column(row, in_table, MEAN_FROM_X0), column(row, in_table, MEAN_FROM_X)
+    y = q_posterior_mean(mean_from_x0, x0, mean_from_x, tl.load(x + at, mask=inside).to(R))
     tl.store(mean + at, stored(y, mean), mask=inside)
 
 
@@ -56,7 +64,7 @@ def q_posterior(o):
     batch = op.batch_of(o.x0)
     mean = op.empty_like(o.x0, checks.result_dtype(o.x0, o.x_t))
     x0, x_t = op.operand(o.x0, o.x0, batch.channels_last), op.same(o.x_t, o.x0, batch.channels_last)
-    rows = op.rows_of(o.rows, o.t, o.index, 4, x0, checks.compute_dtype(mean.dtype))
+    rows = op.rows_of(o.rows, o.t, o.index, COLUMNS.value, x0, checks.compute_dtype(mean.dtype))
     variance = op.empty((batch.size, *[1] * (x0.dim() - 1)), rows.table.dtype, x0.device)
     log_variance = op.empty(variance.shape, variance.dtype, x0.device)
     cut = op.tiling(batch, (x0, x_t), seeded=False, merge=False)

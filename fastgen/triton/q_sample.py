@@ -10,6 +10,11 @@ from .common.elementwise import GIVEN_NOISE, SEEDED_NOISE, column, table_row, ti
 from .common.host_device import stored
 from .common.op import wrap_triton
 
+# The table's columns, QSampleColumns in C++.
+SCALE = tl.constexpr(0)
+SIGMA = tl.constexpr(1)
+COLUMNS = tl.constexpr(2)
+
 
 @triton.jit
 def q_sample_formula(scale, x):
@@ -54,9 +59,9 @@ def q_sample_kernel(
 ):
     R: tl.constexpr = rows.dtype.element_ty
     block, b, live = place_of(tl.program_id(0), blocks, batch, S, LAYOUT, WIDE)
-    row, known = table_row(rows, timestep_of(t, index, b, live, HAS_T), count, 2)
-    scale = column(row, known, 0)
-    sigma = column(row, known, 1)
+    row, in_table = table_row(rows, timestep_of(t, index, b, live, HAS_T), count, COLUMNS)
+    scale = column(row, in_table, SCALE)
+    sigma = column(row, in_table, SIGMA)
     if NOISE == SEEDED_NOISE:
         z0, z1, z2, z3 = tile_normals(block, b, live, wide(offset), seeds, seed, event, channels, R, SEEDS, S, E, V, LAYOUT, WIDE)
     first = b.to(tl.int64) * event
@@ -74,7 +79,7 @@ def q_sample_kernel(
 def _run(o, out):
     batch = op.batch_of(o.x)
     x = op.operand(o.x, o.x, batch.channels_last)
-    rows = op.rows_of(o.rows, o.t, o.index, 2, x, checks.compute_dtype(x.dtype))
+    rows = op.rows_of(o.rows, o.t, o.index, COLUMNS.value, x, checks.compute_dtype(x.dtype))
     z = op.noise_of(o.noise, o.seeds, o.seed, x, rows.table)
     noise = rows.table if o.noise is None else op.same(o.noise, x, batch.channels_last)
     cut = op.tiling(batch, (x, noise), z.kind == SEEDED_NOISE.value, not rows.has_t)

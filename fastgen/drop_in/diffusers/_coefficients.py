@@ -31,7 +31,7 @@ def _ddpm_rows(settings, batch_no_noise=False):
     deviation = _deviation(None if batch_no_noise else settings.variance_type, small, current_beta)
     rows = _float64_columns(*_x0_columns(settings), u, v, *deviation)
     rows[~visited] = np.nan
-    rows[0, DDPM_STEP_COLUMNS.index("S")] = 0.0
+    rows[0, DDPM_STEP_COLUMNS.index("sigma")] = 0.0
     return rows
 
 
@@ -90,7 +90,7 @@ def _ddim_rows(settings, eta, from_clipped):
     sigma = eta * variance**0.5
     direction = ((1 - alpha_previous - sigma**2) ** 0.5).double()
     u, sqrt_alpha, sqrt_beta = (alpha_previous**0.5).double(), (alpha**0.5).double(), (beta**0.5).double()
-    # direction·epsilon as V·x_t + W·m: epsilon comes from x0, from the network, or from both
+    # direction·epsilon as v·x_t + w·m: epsilon comes from x0, from the network, or from both
     v = w = zero = torch.zeros((), device="cpu")
     if from_clipped:
         u, v = u - direction * sqrt_alpha / sqrt_beta, direction / sqrt_beta
@@ -122,8 +122,8 @@ def _x0_rows(settings, *key):
     """The rows of a step that gives the x0 of the step `key`, before anything is clipped, and adds no noise."""
     rows = settings.computed(key)[0].rows.copy()
     column = DDPM_STEP_COLUMNS.index
-    rows[:, [column("A"), column("B")]] = rows[:, [column("P"), column("Q")]]
-    rows[:, column("S")] = 0.0
+    rows[:, [column("y_from_x_unclipped"), column("y_from_m_unclipped")]] = rows[:, [column("x0_from_x"), column("x0_from_m")]]
+    rows[:, column("sigma")] = 0.0
     return rows
 
 

@@ -69,7 +69,7 @@ class Settings:
         with plain_tensors(), torch.no_grad():
             rows = ROWS[key[0]](self, *key[1:])
         coefficients = Coefficients("q_sample" if rows.shape[1] == 2 else "ddpm_step", rows)
-        has_step = np.isfinite(rows[:, : DDPM_STEP_COLUMNS.index("S")]).all(axis=1).tolist()
+        has_step = np.isfinite(rows[:, : DDPM_STEP_COLUMNS.index("sigma")]).all(axis=1).tolist()
         if len(self.kept) >= MOST_TABLES:
             self.kept.clear()
         return self.kept.setdefault(key, (coefficients, has_step))

@@ -10,7 +10,8 @@ two bytes: 128-bit accesses either way. Three layouts:
 
 csrc/common/device_driver.h has Vectors, Tiles and Groups for these.
 
-What one of them returns stands in an `else` wherever another does: the compiler, unlike the interpreter, reads on after a return.
+A function here that returns in one branch returns in its `else` too: the compiler, unlike the interpreter, reads the code after a
+return as well.
 """
 
 import triton
