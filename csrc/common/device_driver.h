@@ -7,7 +7,7 @@
 //             Philox call are the thread's own;
 //   Groups    anything else: the four logical elements that share a Philox call, one access each.
 //
-// An op supplies, for the types that it is compiled for,
+// An op supplies, for the types that it is compiled for, what DeviceOp does not give it or gives it otherwise:
 //
 //   R; X, M, Out, Noise                            type of the arithmetic; Float32 … or Any: of input 0, of the other inputs,
 //                                                  of the outputs, of given noise
@@ -26,6 +26,26 @@
 #include "normal.h"
 
 namespace fastgen {
+
+// What all ops name alike, and what most of them have in common.
+template <class R_, class X_, class M_, class Out_, class Arguments> struct DeviceOp {
+  using R = R_;
+  using X = X_;
+  using M = M_;
+  using Out = Out_;
+  using Noise = Out_;
+  static constexpr int kNoises = 1 << kNoNoise | 1 << kGivenNoise | 1 << kSeededNoise;
+  Arguments a;
+
+  const FG_HD Arguments& arguments() const { return a; }
+  template <class Row> FG_HD void first_of_sample(int64_t, const Row&) const {}
+};
+
+// A sample's coefficients, column by column.
+template <class R, int kCount> struct ColumnRow {
+  R values[kCount];
+  FG_HD R operator()(int column) const { return values[column]; }
+};
 
 // Elements of a vector: 16 bytes of the narrowest type, and no fewer than share a Philox call.
 template <class Op> constexpr int kVector = Op::X::kBytes == 2 || Op::M::kBytes == 2 ? 8 : 4;

@@ -1,35 +1,27 @@
-// The kernels of a CUDA thread, for the host too: the step without any option, with all of them but guidance, with all.
+// The kernels of a CUDA thread, for the host too: the step without any option, with all options but guidance, and with all of them.
 #pragma once
 #include "common/device_driver.h"
 #include "ddpm_step/ddpm_step.h"
 
 namespace fastgen {
 
-// y = A·x + B·m + S·z: of the row's twelve numbers it keeps three.
-template <class R_, class X_, class M_, class Out_> struct DdpmStepPlainDevice {
-  using R = R_;
-  using X = X_;
-  using M = M_;
-  using Out = Out_;
-  using Noise = Out_;
+// y = A·x + B·m + S·z. Of the row's twelve numbers a thread keeps three.
+template <class R, class X, class M, class Out> struct DdpmStepPlainDevice : DeviceOp<R, X, M, Out, DdpmStepArguments> {
+  using DeviceOp<R, X, M, Out, DdpmStepArguments>::a;
   using C = DdpmStepColumns;
   static constexpr int kInputs = 2, kAlways = 2, kOutputs = 1, kNoiseInput = 4;
-  static constexpr int kNoises = 1 << kNoNoise | 1 << kGivenNoise | 1 << kSeededNoise;
   static constexpr int kTiled = 1 << kSeededNoise;
-  DdpmStepArguments a;
 
   struct Row {
     R y_from_x, y_from_m, sigma;
   };
   static bool serves(const DdpmStepArguments& a) { return a.clip_kind == kNoClip && !a.learned && !a.in[3].data && !a.out[1].data; }
-  const FG_HD DdpmStepArguments& arguments() const { return a; }
   FG_HD Row row(int64_t b) const {
     R values[C::kCount];
     table_row(a.rows, b, C::kCount, values);
     return {values[C::kYFromXUnclipped], values[C::kYFromMUnclipped], values[C::kSigma]};
   }
   static FG_HD bool noiseless(const Row& row) { return row.sigma == 0; }
-  FG_HD void first_of_sample(int64_t, const Row&) const {}
   template <bool kNoise, int n> FG_HD void apply(const Row& row, const R (&in)[2][n], const R* z, R (&out)[1][n]) const {
     FG_UNROLL
     for (int i = 0; i < n; ++i) {
@@ -39,30 +31,19 @@ template <class R_, class X_, class M_, class Out_> struct DdpmStepPlainDevice {
   }
 };
 
-template <class R_, class X_, class M_, class Out_> struct DdpmStepDevice {
-  using R = R_;
-  using X = X_;
-  using M = M_;
-  using Out = Out_;
-  using Noise = Out_;
+template <class R, class X, class M, class Out> struct DdpmStepDevice : DeviceOp<R, X, M, Out, DdpmStepArguments> {
+  using DeviceOp<R, X, M, Out, DdpmStepArguments>::a;
   using C = DdpmStepColumns;
   static constexpr int kInputs = 3, kAlways = 2, kOutputs = 2, kNoiseInput = 4;
-  static constexpr int kNoises = 1 << kNoNoise | 1 << kGivenNoise | 1 << kSeededNoise;
   static constexpr int kTiled = 1 << kSeededNoise | 1 << kGivenNoise;
-  DdpmStepArguments a;
+  using Row = ColumnRow<R, C::kCountWithBound>;
 
-  struct Row {
-    R values[C::kCountWithBound];
-    FG_HD R operator()(int column) const { return values[column]; }
-  };
-  const FG_HD DdpmStepArguments& arguments() const { return a; }
   FG_HD Row row(int64_t b) const {
     Row row;
     ddpm_step_row(a, b, row.values);
     return row;
   }
-  static FG_HD bool noiseless(const Row& row) { return row.values[C::kSigma] == 0; }
-  FG_HD void first_of_sample(int64_t, const Row&) const {}
+  static FG_HD bool noiseless(const Row& row) { return row(C::kSigma) == 0; }
   // The options are the same for all threads: one branch for each vector.
   template <bool kNoise, int n> FG_HD void apply(const Row& row, const R (&in)[3][n], const R* z, R (&out)[2][n]) const {
     switch (a.clip_kind) {
@@ -89,9 +70,8 @@ template <class R_, class X_, class M_, class Out_> struct DdpmStepDevice {
 
 // A kernel of its own: room for u would cost the one above 12 to 28 registers on sm_90 (Vectors), and bfloat16 with noise, at 140
 // instead of 127, one of four blocks on a multiprocessor.
-template <class R_, class X, class M, class Out> struct DdpmStepGuidedDevice : DdpmStepDevice<R_, X, M, Out> {
-  using Base = DdpmStepDevice<R_, X, M, Out>;
-  using R = R_;
+template <class R, class X, class M, class Out> struct DdpmStepGuidedDevice : DdpmStepDevice<R, X, M, Out> {
+  using Base = DdpmStepDevice<R, X, M, Out>;
   static constexpr int kInputs = 4;
   static constexpr int kTiled = 1 << kSeededNoise;
 
@@ -108,7 +88,7 @@ template <class R_, class X, class M, class Out> struct DdpmStepGuidedDevice : D
   }
 };
 
-// What no fast way serves is left to the last, which serves everything.
+// The first kernel that has a fast way for the arguments is launched. The last one serves all arguments, where need be without one.
 template <class Launch> void run_ddpm_step(const DdpmStepArguments& a, Launch launch) {
   if (a.geometry.batch > 0 && DdpmStepPlainDevice<float, Any, Any, Any>::serves(a) &&
       launch_fast_ways<DdpmStepPlainDevice, true>(a, launch))

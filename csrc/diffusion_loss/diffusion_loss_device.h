@@ -7,42 +7,33 @@ namespace fastgen {
 
 // kBackward: the derivatives instead of the losses. Input 0 is x0, input 1 the model's output, whose type both derivatives have:
 // with another type of x0 and its derivative wanted, which is rare, they are made one element at a time.
-template <class R_, class X_, class M_, bool kBackward> struct DiffusionLossItems {
-  using R = R_;
-  using X = X_;
-  using M = M_;
-  using Out = M_;
-  using Noise = X_;
+template <class R, class X, class M, bool kBackward> struct DiffusionLossItems : DeviceOp<R, X, M, M, DiffusionLossArguments> {
+  using DeviceOp<R, X, M, M, DiffusionLossArguments>::a;
+  using Noise = X;
   using C = DiffusionLossColumns;
   static constexpr int kInputs = 2, kAlways = 0, kOutputs = kBackward ? 2 : 1, kNoiseInput = 2;
-  static constexpr int kNoises = 1 << kNoNoise | 1 << kGivenNoise | 1 << kSeededNoise;
   static constexpr int kTiled = 1 << kSeededNoise;
-  DiffusionLossArguments a;
+  using Row = ColumnRow<R, C::kCount>;
 
-  struct Row {
-    R values[C::kCount];
-  };
-  const FG_HD DiffusionLossArguments& arguments() const { return a; }
   FG_HD Row row(int64_t b) const {
     Row row;
     diffusion_loss_row(a, b, row.values);
     return row;
   }
-  static FG_HD bool noiseless(const Row& row) { return row.values[C::kNoise] == 0; }
-  FG_HD void first_of_sample(int64_t, const Row&) const {}
+  static FG_HD bool noiseless(const Row& row) { return row(C::kNoise) == 0; }
 
   // The options are the same for all threads: a branch or two for each vector.
   template <bool kNoise, int n> FG_HD void apply(const Row& row, const R (&in)[2][n], const R* z, R (&out)[kOutputs][n]) const {
     R r[n];
     FG_UNROLL
     for (int i = 0; i < n; ++i)
-      r[i] = a.in[0].data ? residual<true, false>(in[1][i], row.values[C::kX0], in[0][i], R(0), R(0)) : in[1][i];
+      r[i] = a.in[0].data ? residual<true, false>(in[1][i], row(C::kX0), in[0][i], R(0), R(0)) : in[1][i];
     if constexpr (kNoise) {
       FG_UNROLL
       for (int i = 0; i < n; ++i)
-        r[i] = residual<false, true>(r[i], R(0), R(0), row.values[C::kNoise], z[i]);
+        r[i] = residual<false, true>(r[i], R(0), R(0), row(C::kNoise), z[i]);
     }
-    const R delta = static_cast<R>(a.delta), weight = row.values[C::kWeight];
+    const R delta = static_cast<R>(a.delta), weight = row(C::kWeight);
     switch (a.loss) {
       case kMse: results<kMse>(r, delta, weight, out[0]); break;
       case kL1: results<kL1>(r, delta, weight, out[0]); break;
@@ -51,7 +42,7 @@ template <class R_, class X_, class M_, bool kBackward> struct DiffusionLossItem
     if constexpr (kBackward) {
       FG_UNROLL
       for (int i = 0; i < n; ++i)
-        out[1][i] = -row.values[C::kX0] * out[0][i];
+        out[1][i] = -row(C::kX0) * out[0][i];
     }
   }
 

@@ -5,34 +5,24 @@
 
 namespace fastgen {
 
-template <class R_, class X_, class M_, class Out_> struct QSampleDevice {
-  using R = R_;
-  using X = X_;
-  using M = M_;
-  using Out = Out_;
-  using Noise = Out_;
+template <class R, class X, class M, class Out> struct QSampleDevice : DeviceOp<R, X, M, Out, QSampleArguments> {
+  using DeviceOp<R, X, M, Out, QSampleArguments>::a;
   using C = QSampleColumns;
   static constexpr int kInputs = 1, kAlways = 1, kOutputs = 1, kNoiseInput = 1;
-  static constexpr int kNoises = 1 << kNoNoise | 1 << kGivenNoise | 1 << kSeededNoise;
   static constexpr int kTiled = 1 << kSeededNoise;
-  QSampleArguments a;
+  using Row = ColumnRow<R, C::kCount>;
 
-  struct Row {
-    R values[C::kCount];
-  };
-  const FG_HD QSampleArguments& arguments() const { return a; }
   FG_HD Row row(int64_t b) const {
     Row row;
     table_row(a.rows, b, C::kCount, row.values);
     return row;
   }
-  static FG_HD bool noiseless(const Row& row) { return row.values[C::kSigma] == 0; }
-  FG_HD void first_of_sample(int64_t, const Row&) const {}
+  static FG_HD bool noiseless(const Row& row) { return row(C::kSigma) == 0; }
   template <bool kNoise, int n> FG_HD void apply(const Row& row, const R (&in)[1][n], const R* z, R (&out)[1][n]) const {
     FG_UNROLL
     for (int i = 0; i < n; ++i) {
-      out[0][i] = q_sample(row.values[C::kScale], in[0][i]);
-      if constexpr (kNoise) out[0][i] = add_noise(out[0][i], row.values[C::kSigma], z[i]);
+      out[0][i] = q_sample(row(C::kScale), in[0][i]);
+      if constexpr (kNoise) out[0][i] = add_noise(out[0][i], row(C::kSigma), z[i]);
     }
   }
 };
