@@ -120,18 +120,18 @@ template <class Types, bool kBackward> struct BceVectors {
     }
     BceVector<Types> vectors[kUnroll];
     FG_UNROLL
-    for (int u = 0; u < kUnroll; ++u)
-      if (u < plan.unroll) vectors[u].load(a, plan.vector(item, u) * n);
+    for (int k = 0; k < kUnroll; ++k)
+      if (k < plan.unroll) vectors[k].load(a, plan.vector(item, k) * n);
     FG_UNROLL
-    for (int u = 0; u < kUnroll; ++u) {
-      if (u >= plan.unroll) return;
+    for (int k = 0; k < kUnroll; ++k) {
+      if (k >= plan.unroll) return;
       float values[n];
-      bce_values<Types, kBackward>(a, one, vectors[u], values);
+      bce_values<Types, kBackward>(a, one, vectors[k], values);
       Words words[2];
       FG_UNROLL
       for (int i = 0; i < n; i += 2)
         Out::put_pair(words, i, values[i], values[i + 1]);
-      store_vector<Out, n>(a.out, plan.vector(item, u) * n, words);
+      store_vector<Out, n>(a.out, plan.vector(item, k) * n, words);
     }
   }
 };
@@ -180,13 +180,13 @@ template <class Types> struct BceVectorSum {
   template <int kVectors> FG_HD float few(const BceSingles<float>& one, int64_t first, int64_t step) const {
     BceVector<Types> loaded[kVectors];
     FG_UNROLL
-    for (int u = 0; u < kVectors; ++u)
-      loaded[u].load(a, (first + u * step) * n);
+    for (int k = 0; k < kVectors; ++k)
+      loaded[k].load(a, (first + k * step) * n);
     float total = 0;
     FG_UNROLL
-    for (int u = 0; u < kVectors; ++u) {
+    for (int k = 0; k < kVectors; ++k) {
       float values[n];
-      bce_values<Types, false>(a, one, loaded[u], values);
+      bce_values<Types, false>(a, one, loaded[k], values);
       FG_UNROLL
       for (int i = 0; i < n; ++i)
         total += values[i];

@@ -265,20 +265,20 @@ template <class R, class Op> struct Driver {
     }
   };
 
-  // n elements from element m (in memory order) of sample b on, `rows` runs of `width` elements: a run is what lies together in
-  // every operand. `samples` of them are spanned.
-  template <class C> FG_HD void tile(const C& coefficients, bool noise, int64_t b, int64_t m, int64_t n, const R* z,
+  // n elements from element `first` (in memory order) of sample b on, `rows` runs of `width` elements: a run is what lies together
+  // in every operand. `samples` of them are spanned.
+  template <class C> FG_HD void tile(const C& coefficients, bool noise, int64_t b, int64_t first, int64_t n, const R* z,
                                      int64_t rows = 1, int64_t width = 0, int64_t samples = 1) {
     Tile<R> t;
     t.n = n;
     for (int i = 0; i < inputs; ++i)
-      if (a.in[i].data) t.in[i] = gathered(a.in[i], b, m, n, rows, width, samples, buffers.in[i]);
+      if (a.in[i].data) t.in[i] = gathered(a.in[i], b, first, n, rows, width, samples, buffers.in[i]);
     t.z = a.noise.kind == kGivenNoise ? t.in[Op::kInputs] : z;
     bool direct[kMaxOutputs];
     for (int i = 0; i < kWritten; ++i) {
       const Operand& out = a.out[i];
       direct[i] = out.dtype == kNative<R>;
-      t.out[i] = !out.data ? nullptr : direct[i] ? static_cast<R*>(out.data) + b * out.batch_stride + m : buffers.out[i];
+      t.out[i] = !out.data ? nullptr : direct[i] ? static_cast<R*>(out.data) + b * out.batch_stride + first : buffers.out[i];
     }
     if (Op::kSums) t.out[kWritten] = buffers.out[kWritten];
     if (noise) {
@@ -288,17 +288,17 @@ template <class R, class Op> struct Driver {
     }
     if constexpr (Op::kSums) op.add(b, samples, t.out[kWritten], n);
     for (int i = 0; i < kWritten; ++i)
-      if (t.out[i] && !direct[i]) write(t.out[i], n, a.out[i], b * a.out[i].batch_stride + m);
+      if (t.out[i] && !direct[i]) write(t.out[i], n, a.out[i], b * a.out[i].batch_stride + first);
   }
 
-  // Where the tile's elements of an operand lie as R: in place if they are R and in one run, else copied.
-  FG_HD const R* gathered(const Operand& in, int64_t b, int64_t m, int64_t n, int64_t rows, int64_t width, int64_t samples,
+  // Returns where the tile's elements of an operand lie as R: in place if they are of type R and in one run, else in `buffer`.
+  FG_HD const R* gathered(const Operand& in, int64_t b, int64_t first, int64_t n, int64_t rows, int64_t width, int64_t samples,
                           R* buffer) {
     const Geometry& g = a.geometry;
     const bool one_run =
         (samples == 1 || in.batch_stride == g.event) && (rows == samples || !g.channels_last() || in.position_stride == g.channels);
     if (!g.channels_last() || in.position_stride == g.channels) {
-      const int64_t offset = b * in.batch_stride + m;
+      const int64_t offset = b * in.batch_stride + first;
       if (one_run) {
         if (in.dtype == kNative<R>) return static_cast<const R*>(in.data) + offset;
         read(in, offset, n, buffer);
@@ -310,7 +310,7 @@ template <class R, class Op> struct Driver {
       return buffer;
     }
     // positions further apart than their channels: the halves of a learned variance's output
-    const int64_t per_sample = rows / samples, p = m / g.channels, c = m % g.channels;
+    const int64_t per_sample = rows / samples, p = first / g.channels, c = first % g.channels;
     for (int64_t s = 0; s < samples; ++s)
       for (int64_t q = 0; q < per_sample; ++q)
         read(in, (b + s) * in.batch_stride + (p + q) * in.position_stride + c, width, buffer + (s * per_sample + q) * width);

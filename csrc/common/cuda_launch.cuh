@@ -34,9 +34,10 @@ inline Ways& ways() {
   static Ways all;
   return all;
 }
-template <class Way> struct Known {
-  static inline const bool known = (ways().run[typeid(Way).name()], true);
-  static void mark() { ways().run[typeid(Way).name()] = known; }
+// Enters a compiled way when the library is loaded: the initializer of `compiled` does, which exists because `mark_run` reads it.
+template <class Way> struct WayEntry {
+  static inline const bool compiled = (ways().run[typeid(Way).name()], true);
+  static void mark_run() { ways().run[typeid(Way).name()] = compiled; }
 };
 #endif
 
@@ -69,7 +70,7 @@ inline int last_error() { return static_cast<int>(cudaGetLastError()); }
 struct Launch {
   explicit Launch(void*) {}
   template <class Way> void operator()(const Way& way) const {
-    Known<Way>::mark();
+    WayEntry<Way>::mark_run();
     for (int64_t block = 0; block < way.blocks(); ++block)
       for (int thread = 0; thread < kThreads; ++thread)
         way(block, thread);

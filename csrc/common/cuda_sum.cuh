@@ -10,24 +10,24 @@ namespace {
 // The sums over a warp, valid in its first thread.
 template <int kValues> __device__ void warp_sum(double (&values)[kValues]) {
   FG_UNROLL
-  for (int v = 0; v < kValues; ++v)
+  for (int i = 0; i < kValues; ++i)
     for (int distance = 16; distance > 0; distance /= 2)
-      values[v] += __shfl_down_sync(0xFFFFFFFF, values[v], distance);
+      values[i] += __shfl_down_sync(0xFFFFFFFF, values[i], distance);
 }
 
 // The sums over a thread block of what the first threads of its warps have, valid in thread 0.
 template <int kValues> __device__ void sum_of_warps(double (&values)[kValues]) {
   __shared__ double warps[kThreads / 32][kValues];
   FG_UNROLL
-  for (int v = 0; v < kValues; ++v) {
-    if (threadIdx.x % 32 == 0) warps[threadIdx.x / 32][v] = values[v];
+  for (int i = 0; i < kValues; ++i) {
+    if (threadIdx.x % 32 == 0) warps[threadIdx.x / 32][i] = values[i];
   }
   __syncthreads();
   if (threadIdx.x == 0) {
     FG_UNROLL
-    for (int v = 0; v < kValues; ++v)
+    for (int i = 0; i < kValues; ++i)
       for (int w = 1; w < kThreads / 32; ++w)
-        values[v] += warps[w][v];
+        values[i] += warps[w][i];
   }
   __syncthreads();
 }
@@ -79,16 +79,16 @@ template <class Part> __global__ void __launch_bounds__(kThreads, kBlocks<Part>)
     if (chunk < last) {
       if (threadIdx.x == 0) {
         FG_UNROLL
-        for (int v = 0; v < n; ++v)
-          sums[blockIdx.x * n + v] = values[v];
+        for (int i = 0; i < n; ++i)
+          sums[blockIdx.x * n + i] = values[i];
         store_flag(flags + blockIdx.x, part.scratch.launch_number);
       }
       return;
     }
     if (threadIdx.x != 0) {
       FG_UNROLL
-      for (int v = 0; v < n; ++v)
-        values[v] = 0;
+      for (int i = 0; i < n; ++i)
+        values[i] = 0;
     }
     // A thread's blocks lie kThreads apart. It reads all their flags until all are there, then their sums: a wait for memory or
     // two each, where one block after the other made two for each block. Past its last block it reads the output's last but one,
@@ -110,14 +110,14 @@ template <class Part> __global__ void __launch_bounds__(kThreads, kBlocks<Part>)
     } while (missing);
     acquire_flags();
     FG_UNROLL
-    for (int v = 0; v < n; ++v) {
+    for (int i = 0; i < n; ++i) {
       double theirs[most];
       FG_UNROLL
       for (int k = 0; k < most; ++k)
-        theirs[k] = sums[block(k) * n + v];
+        theirs[k] = sums[block(k) * n + i];
       FG_UNROLL
       for (int k = 0; k < most; ++k)
-        values[v] += first + k * kThreads < end ? theirs[k] : 0.0;
+        values[i] += first + k * kThreads < end ? theirs[k] : 0.0;
     }
     warp_sum(values);
     sum_of_warps(values);
@@ -132,7 +132,7 @@ template <class Part> void launch_sum(const Part& part, const Launch& launch) {
 }
 #else
 template <class Part> void launch_sum(const Part& part, const Launch&) {
-  Known<Part>::mark();
+  WayEntry<Part>::mark_run();
   if (part.plan.chunks > 1 && !part.scratch.sums) abort();
   const int64_t threads = static_cast<int64_t>(part.plan.chunks) * part.plan.threads;
   for (int64_t output = 0; output < part.plan.outputs; ++output) {

@@ -290,24 +290,24 @@ template <class Op, NoiseKind kNoise> struct Vectors : EachThread<Vectors<Op, kN
     const Place place = plan.items.at(item);
     Raw<Op> raw[kUnroll];
     FG_UNROLL
-    for (int u = 0; u < kUnroll; ++u)
-      if (u < plan.unroll) load(place, u).into(raw[u]);
+    for (int k = 0; k < kUnroll; ++k)
+      if (k < plan.unroll) load(place, k).into(raw[k]);
     sample.enter(op, place.sample);
     if (place.index == 0) op.first_of_sample(sample.b, sample.row);
     FG_UNROLL
-    for (int u = 0; u < kUnroll; ++u) {
-      if (u >= plan.unroll) return;
-      const Load<Op, kNoise, false> from = load(place, u);
-      const Apply<Op, kNoise, false> apply{from, sample.row, raw[u]};
+    for (int k = 0; k < kUnroll; ++k) {
+      if (k >= plan.unroll) return;
+      const Load<Op, kNoise, false> from = load(place, k);
+      const Apply<Op, kNoise, false> apply{from, sample.row, raw[k]};
       typename Op::R z[n];
       if constexpr (kNoise == kSeededNoise) {
         FG_UNROLL
         for (int q = 0; q < n / 4; ++q)
-          contract_normals(sample.stream, plan.vector(place.index, u) * (n / 4) + q, z + 4 * q);
+          contract_normals(sample.stream, plan.vector(place.index, k) * (n / 4) + q, z + 4 * q);
         hold(z);
       }
       if (kNoise != kNoNoise && sample.noise) {
-        if constexpr (kNoise == kSeededNoise) hold(raw[u]);
+        if constexpr (kNoise == kSeededNoise) hold(raw[k]);
         apply.template run<kNoise != kNoNoise>(z, sink);
       } else {
         apply.template run<false>(z, sink);
@@ -316,8 +316,8 @@ template <class Op, NoiseKind kNoise> struct Vectors : EachThread<Vectors<Op, kN
   }
 
  private:
-  FG_HD Load<Op, kNoise, false> load(const Place& place, int u) const {
-    return {op, place.sample, 0, plan.vector(place.index, u) * n};
+  FG_HD Load<Op, kNoise, false> load(const Place& place, int k) const {
+    return {op, place.sample, 0, plan.vector(place.index, k) * n};
   }
 };
 
@@ -493,13 +493,13 @@ bool launch_fast_ways(const Arguments& a, Launch& launch) {
 }
 
 template <class Op, class Launch> void launch_groups(const Op& op, Launch& launch) {
-  const NoiseKind kind = op.arguments().noise.kind;
+  const NoiseKind noise = op.arguments().noise.kind;
   if constexpr (Op::kNoises & 1 << kNoNoise)
-    if (kind == kNoNoise) launch(Groups<Op, kNoNoise>(op));
+    if (noise == kNoNoise) launch(Groups<Op, kNoNoise>(op));
   if constexpr (Op::kNoises & 1 << kGivenNoise)
-    if (kind == kGivenNoise) launch(Groups<Op, kGivenNoise>(op));
+    if (noise == kGivenNoise) launch(Groups<Op, kGivenNoise>(op));
   if constexpr (Op::kNoises & 1 << kSeededNoise)
-    if (kind == kSeededNoise) launch(Groups<Op, kSeededNoise>(op));
+    if (noise == kSeededNoise) launch(Groups<Op, kSeededNoise>(op));
 }
 
 // The one launch of an op: launch(way), way(block, thread) being for each of way.blocks() thread blocks of kThreads threads.

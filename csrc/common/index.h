@@ -79,8 +79,8 @@ struct VectorPlan {
     items = ItemPlan(vectors_per_sample / unroll, samples);
     left_over = vectors_per_sample % unroll;
   }
-  // The item's vector u.
-  FG_HD int64_t vector(int64_t index, int u) const { return index + u * items.per_sample.divisor; }
+  // The item's vector k.
+  FG_HD int64_t vector(int64_t index, int k) const { return index + k * items.per_sample.divisor; }
   FG_HD int64_t first_left_over() const { return unroll * items.per_sample.divisor; }
 };
 

@@ -61,8 +61,8 @@ FG_HD void add_gan_terms(R x, const GanTarget<R>& target, bool soft, bool real, 
 
 template <class R> FG_HD void widen_gan_terms(const R (&few)[kGanTerms], double (&sums)[kGanTerms]) {
   FG_UNROLL
-  for (int v = 0; v < kGanTerms; ++v)
-    sums[v] += static_cast<double>(few[v]);
+  for (int k = 0; k < kGanTerms; ++k)
+    sums[k] += static_cast<double>(few[k]);
 }
 
 template <bool kMonitors> struct GanSums {
@@ -83,8 +83,8 @@ template <bool kMonitors> struct GanSums {
         running(a.running),
         first(segment == 0),
         last(segment + kMostSegments >= a.count) {
-    for (int v = 0; v < kValues; ++v)
-      starts[v] = a.starts[v];
+    for (int k = 0; k < kValues; ++k)
+      starts[k] = a.starts[k];
   }
 
   static FG_HD void add_segment(const GanSegment& s, const double (&terms)[kGanTerms], double (&values)[kValues]) {
@@ -99,14 +99,14 @@ template <bool kMonitors> struct GanSums {
   }
   FG_HD void finish(int64_t, const double (&sums)[kValues]) const {
     FG_UNROLL
-    for (int v = 0; v < kValues; ++v) {
-      const double sum = (first ? starts[v] : running[v]) + sums[v];
+    for (int k = 0; k < kValues; ++k) {
+      const double sum = (first ? starts[k] : running[k]) + sums[k];
       if (!last) {
-        running[v] = sum;
-      } else if (v == kGanLoss) {
+        running[k] = sum;
+      } else if (k == kGanLoss) {
         store_one<double, Any>(loss, 0, sum);
       } else {
-        store_one<double, Any>(monitored, v - 1, sum);
+        store_one<double, Any>(monitored, k - 1, sum);
       }
     }
   }
@@ -151,14 +151,14 @@ template <class X, bool kMonitors> struct GanVectorSums : GanSums<kMonitors> {
                                                          int64_t step, double (&sums)[kGanTerms]) const {
     Words loaded[kVectors];
     FG_UNROLL
-    for (int u = 0; u < kVectors; ++u)
-      load_vector<X, n>({const_cast<void*>(s.logits), s.dtype}, (first + u * step) * n, loaded + u);
+    for (int k = 0; k < kVectors; ++k)
+      load_vector<X, n>({const_cast<void*>(s.logits), s.dtype}, (first + k * step) * n, loaded + k);
     float few[kGanTerms] = {};
     FG_UNROLL
-    for (int u = 0; u < kVectors; ++u) {
+    for (int k = 0; k < kVectors; ++k) {
       FG_UNROLL
       for (int i = 0; i < n; ++i)
-        add_gan_terms<kMonitors, kAccuracyFor<X>>(X::get(loaded + u, i), target, kSoft, s.real, few);
+        add_gan_terms<kMonitors, kAccuracyFor<X>>(X::get(loaded + k, i), target, kSoft, s.real, few);
     }
     widen_gan_terms(few, sums);
   }
@@ -227,18 +227,18 @@ template <class X> struct GanVectors : GanGradients {
     const int64_t vectors = s.count / n, first = (block - s.first_block) * kThreads * unroll;
     Words loaded[kUnroll];
     FG_UNROLL
-    for (int u = 0; u < kUnroll; ++u) {
-      const int64_t vector = first + u * kThreads + thread;
-      if (u < unroll && vector < vectors) load_vector<X, n>(from, vector * n, loaded + u);
+    for (int k = 0; k < kUnroll; ++k) {
+      const int64_t vector = first + k * kThreads + thread;
+      if (k < unroll && vector < vectors) load_vector<X, n>(from, vector * n, loaded + k);
     }
     FG_UNROLL
-    for (int u = 0; u < kUnroll; ++u) {
-      const int64_t vector = first + u * kThreads + thread;
-      if (u >= unroll || vector >= vectors) break;
+    for (int k = 0; k < kUnroll; ++k) {
+      const int64_t vector = first + k * kThreads + thread;
+      if (k >= unroll || vector >= vectors) break;
       Words words[1];
       FG_UNROLL
       for (int i = 0; i < n; i += 2)
-        X::put_pair(words, i, gradient(X::get(loaded + u, i)), gradient(X::get(loaded + u, i + 1)));
+        X::put_pair(words, i, gradient(X::get(loaded + k, i)), gradient(X::get(loaded + k, i + 1)));
       store_vector<X, n>(to, vector * n, words);
     }
     // the last block has what makes no whole vector too
