@@ -9,7 +9,7 @@
 
 namespace fastgen {
 
-// The weight where there is none: no load, no multiplication.
+// Stands for a weight where there is none, and costs no load and no multiplication.
 struct One {};
 constexpr bool is_one(One) { return true; }
 template <class V> constexpr bool is_one(const V&) { return false; }
@@ -48,7 +48,7 @@ struct BceOperand {
   bool single = false;
 };
 
-// As the drivers address it: element i at i.
+// The operand as the drivers address it, with element i at i.
 FG_HD Operand flat(const BceOperand& o) { return {const_cast<void*>(o.data), o.dtype, 0, 0}; }
 
 struct BceWithLogitsArguments {

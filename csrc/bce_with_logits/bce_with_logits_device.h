@@ -23,14 +23,14 @@ template <class X_, class Y_> struct BceTypes {
 template <class X_> struct BceWideTypes : BceTypes<X_, Float32> {
   using Wide = Float32;
 };
-// The same where there is a weight, a pos_weight, or a gradient for each logit. Kernels of their own, since the others need not
-// hold those operands, nor ask for each logit which of them there are: a sum of float32 takes 71 registers beside 102.
+// The same where there is a weight, a pos_weight, or a gradient for each logit. Its kernels are separate so that the others need
+// not hold those operands, nor ask for each logit which of them there are: a sum of float32 takes 71 registers there, and 102 here.
 template <class Types> struct Weighted : Types {
   static constexpr bool kWeighted = true;
 };
 
-// As BceTypes::kAccuracy, where the types are known at run time only, so that a value does not depend on the alignment: half
-// precision to half precision, or to a sum.
+// Whether a kernel for any dtypes approximates. It does where BceTypes::kAccuracy says so for the same dtypes, half precision to
+// half precision or to a sum, so that a value does not depend on the alignment.
 FG_HD bool approximate(const BceWithLogitsArguments& a) {
   const DType x = a.input.dtype;
   return half_precision(x) && a.target.dtype == x && (a.reduced || a.out.dtype == x);

@@ -29,7 +29,7 @@ template <class R> struct Tile {
   const R* z = nullptr;
   R* out[kMaxOutputs] = {};
 
-  // Its elements from `begin` on, `most` at most.
+  // The part of the tile from element `begin` on, of `most` elements at most.
   FG_HD Tile part(int64_t begin, int64_t most) const {
     Tile part = *this;
     part.n = n - begin < most ? n - begin : most;
@@ -172,7 +172,7 @@ template <class R, class Op> struct Driver {
         z[q * w + i] = normals[q];
     }
   }
-  // Too short for a block of their own, they share blocks; a tag is (channel, position of the group's first element + 3).
+  // Runs that are too short for a block of their own share blocks. A tag is (channel, position of the group's first element + 3).
   void short_runs(const Stream& stream, int64_t c, int64_t w, int64_t p, int64_t rows) {
     R* const z = buffers.z;
     auto place = [&](int64_t tag, const R* normals) {
@@ -224,7 +224,7 @@ template <class R, class Op> struct Driver {
         for (int64_t j = tag % kSmallEvent, k = 0; k < 4 && j + k < g.event; ++k)
           sample[place_of[j + k]] = normals[k];
       });
-    } else {  // what a sample's last group has too much, the next sample's first goes over
+    } else {  // the normals that a sample's last group has too many of are overwritten by the next sample's first group
       queued_normals(b, samples, g.event,
                      [z](int64_t tag, const R* normals) { __builtin_memcpy(z + tag, normals, 4 * sizeof(R)); });
     }
@@ -239,14 +239,14 @@ template <class R, class Op> struct Driver {
     queue.flush();
   }
 
-  // The row of each sample beside each of its elements.
+  // Writes the row of each sample beside each of its elements.
   void spread_rows(int64_t b, int64_t samples) {
     const int64_t event = a.geometry.event;
     R row[kMaxColumns];
     for (int64_t s = 0; s < samples; ++s) {
       op.load_row(b + s, row);
       for (int k = 0; k < Op::kColumns; ++k)
-        for (int64_t j = 0; j < event; j += kLanes<R>)  // over the beginning of the next sample, which comes later
+        for (int64_t j = 0; j < event; j += kLanes<R>)  // the last vector reaches into the next sample, whose own come later
           store(buffers.columns[k] + s * event + j, splat<Vec<R>>(row[k]));
     }
   }
@@ -317,7 +317,8 @@ template <class R, class Op> struct Driver {
     return buffer;
   }
 
-  // Whole vectors in place; the tail in a padded copy, through the same vector code, so that its bits are the same.
+  // Applies the op to whole vectors where they lie, and to the tail in a padded copy. Both go through the same vector code, so that
+  // an element's bits do not depend on which it is in.
   template <bool kNoise, class C> FG_HD void vectors(const C& coefficients, const Tile<R>& t) {
     constexpr int64_t lanes = kLanes<R>;
     const int64_t whole = t.n / lanes * lanes, rest = t.n - whole;

@@ -18,8 +18,8 @@ inline constexpr int lane_of_group(int g) {
   return g < half ? 2 * g : 2 * (g - half) + 1;
 }
 
-// A block on its way, each stage in the place of the one before: Philox's words (lane l holding the group of `lane_of_group`),
-// words and radii, the normals in memory order.
+// A block goes through three stages, each in the place of the one before: Philox's words (lane l holding the group of
+// `lane_of_group`), words and radii, the normals in memory order.
 FG_HD void store_words(const Philox4<WordV>& r, float* to) {
   store(to, (FloatV)pack_words(r.r0, r.r2));
   store(to + kNormalsPerBlock / 2, (FloatV)pack_words(r.r1, r.r3));
@@ -62,7 +62,7 @@ struct KeySchedule {
   FG_HD KeySchedule(uint32_t k, uint32_t bump) {
     for (uint32_t round = 0; round < 10; ++round)
       words[round] = k + round * bump;
-    // to be read from here: GCC would else make each anew for every turn of the loop, in three instructions
+    // Makes GCC read the words from here. It would else compute each anew for every turn of the loop, in three instructions.
     asm("" : "+m"(words));
   }
 };
@@ -76,7 +76,7 @@ template <int kBlocks> FG_HD Words<kBlocks> xor3(const Words<kBlocks>& a, const 
     result.of[i] = fastgen::xor3(a.of[i], b.of[i], Lanes<DoubleV>::splat_bits(*k.word));
   return result;
 }
-// Or each lane has a key of its own.
+// The same where each lane has a key of its own.
 template <int kBlocks> FG_HD Words<kBlocks> operator+(Words<kBlocks> k, uint32_t bump) {
   for (WordV& x : k.of)
     x += bump;
@@ -93,8 +93,9 @@ template <int kBlocks> FG_HD void multiply_wide(Words<kBlocks> a, uint32_t b, Wo
     fastgen::multiply_wide(a.of[k], b, high.of[k], low.of[k]);
 }
 
-// Memory that is wanted once the noise is there, fetched while it is being made. Without it the two take turns: ddpm_step(seed=) at
-// 16 M elements took 0.95 ns per element, and 0.60 with it; q_sample(seed=) 0.81 and 0.50 (AMD EPYC, Zen 4, 2 threads).
+// The memory that a tile reads and writes once it has its noise, fetched while the noise is made. Else the two take turns:
+// ddpm_step(seed=) at 16 M elements took 0.95 ns per element, and 0.60 with it; q_sample(seed=) 0.81 and 0.50 (AMD EPYC, Zen 4, 2
+// threads).
 struct Ahead {
   const char* from[kMaxInputs + kMaxOutputs];
   int64_t bytes[kMaxInputs + kMaxOutputs];  // of an element

@@ -35,14 +35,15 @@ template <int kValues> __device__ void sum_of_warps(double (&values)[kValues]) {
 __device__ __forceinline__ void store_flag(uint64_t* flag, uint64_t value) {
   asm volatile("st.release.gpu.global.u64 [%0], %1;" ::"l"(flag), "l"(value) : "memory");
 }
-// Of two loads that acquire, the second waits for the first. These order nothing, so that a thread has many on the way at a time …
+// This load orders nothing, so that a thread has many of them on the way at a time: of two loads that acquire, the second waits for
+// the first.
 __device__ __forceinline__ uint64_t load_flag(const uint64_t* flag) {
   uint64_t value;
   asm volatile("ld.relaxed.gpu.global.u64 %0, [%1];" : "=l"(value) : "l"(flag));
   return value;
 }
-// … if it looks at none before it has asked for all, whereas ptxas compares each before it asks for the next. This, a ≠ b or
-// others, cannot be worked out before `others` is there …
+// a ≠ b, or `others` is not 0. A plain comparison would undo what load_flag is for: ptxas compares each flag before it asks for the
+// next. This one cannot be worked out before `others` is there.
 __device__ __forceinline__ uint32_t differs_or(uint64_t a, uint64_t b, uint32_t others) {
   asm("{ .reg .b32 a0, a1, b0, b1; mov.b64 {a0, a1}, %1; mov.b64 {b0, b1}, %2;\n"
       "lop3.b32 %0, a0, b0, %0, 0xBE; lop3.b32 %0, a1, b1, %0, 0xBE; }"  // (a ^ b) | c
@@ -50,8 +51,8 @@ __device__ __forceinline__ uint32_t differs_or(uint64_t a, uint64_t b, uint32_t 
       : "l"(a), "l"(b));
   return others;
 }
-// … and a fence after the last makes the same of them all: a flag that was stored with release and read before the fence, and what
-// was stored before that flag is seen by the loads after the fence.
+// A fence after the last of these loads makes all of them acquire: where a flag was stored with release and read before the fence,
+// the loads after the fence see what was stored before that flag.
 __device__ __forceinline__ void acquire_flags() { asm volatile("fence.acq_rel.gpu;" ::: "memory"); }
 
 // A thread block leaves its sums and the launch's own number beside them, and the last block of an output adds them once it has

@@ -71,7 +71,7 @@ template <class Op, NoiseKind kNoise, int k = 0> constexpr int raw_registers() {
     return kNoise == kGivenNoise ? kRegisters<typename Op::Noise, Op> : 0;
   }
 }
-// The same in the type of the arithmetic.
+// A vector of each operand in the type of the arithmetic.
 template <class Op, int n> using Inputs = typename Op::R[at_least_one(Op::kInputs)][n];
 template <class Op, int n> using Outputs = typename Op::R[Op::kOutputs][n];
 
@@ -93,7 +93,7 @@ template <class Op, NoiseKind kNoise, bool kPositions> struct Load {
   }
 };
 
-// What becomes of an op's results: they are written …
+// A sink takes an op's results. This one writes them to memory.
 struct Writer {
   template <class Op, NoiseKind kNoise, bool kPositions>
   FG_HD void vector(const Load<Op, kNoise, kPositions>& place, const typename Op::R (&out)[Op::kOutputs][kVector<Op>]) const {
@@ -117,7 +117,7 @@ struct Writer {
     }
   }
 };
-// … or added: those of a vector in the type of the arithmetic, the vectors in float64.
+// This sink adds them up: the results of a vector in the type of the arithmetic, the sums of vectors in float64.
 struct Adder {
   double sum = 0;
   template <class Place, class R, int n> FG_HD void vector(const Place&, const R (&out)[1][n]) {
@@ -130,7 +130,7 @@ struct Adder {
   template <class Place, class R> FG_HD void element(const Place&, const R (&out)[1][1]) { sum += static_cast<double>(out[0][0]); }
 };
 
-// From a vector's raw words (and its normals, where they are made) to the op's results.
+// Computes the op's results from a vector's raw words, and hands them to a sink. Seeded noise is given to it as normals.
 template <class Op, NoiseKind kNoise, bool kPositions> struct Apply {
   static constexpr int n = kVector<Op>;
   const Load<Op, kNoise, kPositions>& place;
@@ -161,7 +161,7 @@ template <class Op, NoiseKind kNoise, bool kPositions> struct Apply {
   }
 };
 
-// What a thread keeps of the sample that it is in.
+// What a thread keeps of the sample whose elements it has.
 template <class Op, NoiseKind kNoise> struct Sample {
   int64_t b;
   typename Op::Row row;
@@ -255,7 +255,7 @@ template <class Op, NoiseKind kNoise> struct Group {
   }
 };
 
-// As a kernel: one item of the way for each thread, its results written.
+// Makes a kernel of a way: each thread does one item and writes its results.
 template <class Way> struct EachThread {
   const FG_HD Way& way() const { return static_cast<const Way&>(*this); }
   int64_t blocks() const { return (way().items() + kThreads - 1) / kThreads; }
@@ -409,10 +409,10 @@ template <class Op, NoiseKind kNoise> struct Groups : EachThread<Groups<Op, kNoi
   }
 };
 
-// The results added, of all samples together or of each: a part for device_sum.h. The op supplies outputs(), scratch() and
-// finish(output, sum).
+// Makes a Part for device_sum.h of a way: its results are added up, those of all samples together or those of each. The op supplies
+// outputs(), scratch() and finish(output, sum).
 template <class Way> struct Added {
-  static constexpr int kValues = 1, kHeld = Way::kHeld + 16;  // what the loop goes by besides
+  static constexpr int kValues = 1, kHeld = Way::kHeld + 16;  // 16 for the counters of the loop in `add`
   Way way;
   int64_t items;  // of an output
   SumPlan plan;

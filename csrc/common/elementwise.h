@@ -25,7 +25,8 @@ struct Operand {
   int64_t batch_stride = 0, position_stride = 0;
 };
 
-// One row of `columns` float or double coefficients per timestep; which row, by a tensor or by one index for the batch.
+// A table of `columns` coefficients, float or double, for each of `count` timesteps. A sample's row is that of its own timestep
+// t[b], or where t is null that of `index`.
 struct Rows {
   const void* table = nullptr;
   int64_t count = 0, columns = 0;
@@ -46,7 +47,8 @@ struct Noise {
 // How many thread blocks of a CUDA launch share a sum at most: about as many as a large GPU runs at a time.
 constexpr int64_t kMostSums = 1024;
 
-// Where they leave theirs, and beside each block's a flag, which is set to the number of the launch. See device_sum.h.
+// Where these blocks leave their sums. Beside the sums of each block is its flag, which it sets to the launch's number: see
+// device_sum.h.
 struct SumScratch {
   double* sums = nullptr;
   uint64_t* flags = nullptr;

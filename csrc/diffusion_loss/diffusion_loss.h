@@ -62,7 +62,7 @@ template <class R> FG_HD void diffusion_loss_row(const DiffusionLossArguments& a
   if (a.gradient) weight *= static_cast<const R*>(a.gradient)[a.gradient_each ? b : 0] * static_cast<R>(a.scale);
 }
 
-// m less the part of the target that is there.
+// m less those parts of the target a·x0 + b·ε that the kernel has: the first where kX0, the second where kNoise.
 template <bool kX0, bool kNoise, class V> FG_HD V residual(V m, V x0_factor, V x0, V noise_factor, V z) {
   if (kX0) m = fma(-x0_factor, x0, m);
   if (kNoise) m = fma(-noise_factor, z, m);

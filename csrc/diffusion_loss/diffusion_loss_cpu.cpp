@@ -6,7 +6,7 @@
 namespace fastgen {
 namespace {
 
-// loop<kLoss, kX0>() of an op, by its arguments.
+// Calls loop.run<kLoss, kX0>() for the loss that the arguments name.
 template <class Op> FG_HD void choose_loss(const DiffusionLossArguments& a, bool x0, const Op& loop) {
   switch (a.loss) {
     case kMse: return x0 ? loop.template run<kMse, true>() : loop.template run<kMse, false>();

@@ -10,7 +10,7 @@ namespace fastgen {
 
 constexpr int kMostSegments = 32;  // of a launch, whose arguments have at most 4 KB
 
-// Those of one launch, from segment `first` of the arguments on.
+// The segments of one launch, from segment `first` of the arguments on.
 struct GanSegments {
   GanSegment list[kMostSegments];
   int count;
@@ -136,7 +136,7 @@ template <class X, bool kMonitors> struct GanVectorSums : GanSums<kMonitors> {
   }
 
  private:
-  // Of one kind of target: asking for each logit is a tenth of the instructions.
+  // kSoft says once for the segment whether its target is soft: to ask at each logit would be a tenth of the instructions.
   template <bool kSoft> FG_HD void add_vectors(const GanSegment& s, const GanTarget<float>& target, int64_t thread, int64_t threads,
                                                double (&sums)[kGanTerms]) const {
     const int64_t vectors = s.count / n;
@@ -241,7 +241,7 @@ template <class X> struct GanVectors : GanGradients {
         X::put_pair(words, i, gradient(X::get(loaded + k, i)), gradient(X::get(loaded + k, i + 1)));
       store_vector<X, n>(to, vector * n, words);
     }
-    // the last block has what makes no whole vector too
+    // the segment's last block also takes the logits that make no whole vector
     const int64_t rest = vectors * n + thread;
     if (rest < s.count && vectors < first + kThreads * unroll) X::store(s.gradient, rest, gradient(X::load(s.logits, rest)));
   }

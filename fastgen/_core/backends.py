@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 
 BACKENDS = ("cpp", "triton", "eager")
-# Triton's interpreter runs on the CPU, but nobody wants it unasked
+# Triton's interpreter runs on the CPU too, but only an explicit choice takes it
 _ORDER = {"cpu": ("cpp", "eager"), "cuda": BACKENDS, "xpu": ("triton", "eager")}
 _OLDEST_TORCH = (2, 10)  # TORCH_TARGET_VERSION of setup.py: older ones lack symbols of the stable ABI
 _HERE = Path(__file__).resolve().parents[1]  # of the compiled libraries
@@ -127,8 +127,8 @@ def _triton_problem(device_type: str) -> str:
     if "triton" not in sys.modules and importlib.util.find_spec("triton") is None:
         return "Triton is not installed"
     if device_type == "cpu":
-        if known := sys.modules.get("fastgen.triton.common.op"):  # Triton asked when the kernels were defined
-            return "" if known.INTERPRETED else "Triton's interpreter was not on when the kernels were imported"
+        if kernels := sys.modules.get("fastgen.triton.common.op"):  # Triton looked when the kernels were defined
+            return "" if kernels.INTERPRETED else "Triton's interpreter was not on when the kernels were imported"
         interpreted = os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "yes", "on", "y", "t")
         return "" if interpreted else "on the CPU Triton has an interpreter only, which TRITON_INTERPRET=1 turns on"
     count = torch.cuda.device_count() if device_type == "cuda" else torch.xpu.device_count()

@@ -22,7 +22,7 @@ class NotATensor(TypeError, AttributeError):
     pass
 
 
-class Unsupported(TypeError, NotImplementedError):  # of which torch raises NotImplementedError or its base, RuntimeError
+class Unsupported(TypeError, NotImplementedError):  # torch raises NotImplementedError or its base, RuntimeError
     pass
 
 
@@ -98,7 +98,7 @@ def result_dtype(x, y) -> torch.dtype:
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
-    """What arithmetic on `dtype` is done in."""
+    """The dtype that arithmetic on `dtype` is done in."""
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 

@@ -1,8 +1,8 @@
 """What every op's Python side shares: the plan of a call, calling the backend's op, gathering rows, registering fakes.
 
-On 16 elements a compiled op takes some 3 µs and every check in Python 0.1 to 0.5. So what cannot change between calls of one
-kind (dtypes, device, options, backend) is checked once and kept as a plan, and the shapes are left to the compiled op, which
-has to look at them anyway for memory safety; only when it refuses are the checks of `checks` run, for their words.
+On 16 elements a compiled op takes some 3 µs and every check in Python 0.1 to 0.5. So what calls with the same dtypes, device,
+options and backend have in common is checked once and kept as a plan, and the shapes are left to the compiled op, which has to
+look at them anyway for memory safety; only when it refuses are the checks of `checks` run, for their words.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from torch.autograd import forward_ad
 from . import backends, checks, declared
 
 OPS: dict[str, Any] = {}  # torch.ops.fastgen.<op>.default
-DIRECT: dict[str, Any] = {}  # the same without OpOverload's Python frame (0.3 µs), which only a tracer needs
-FAKES: dict[str, Any] = {}  # of every declared op, taking the arguments that the op takes
+DIRECT: dict[str, Any] = {}  # the same ops without OpOverload's Python frame (0.3 µs), which only a tracer needs
+FAKES: dict[str, Any] = {}  # the fakes of all declared ops, taking the arguments that the op takes
 
 
 class Plan(NamedTuple):
@@ -47,7 +47,7 @@ def transformed():
 
 def plan(name, schedule, x, y, option=None, other=None):
     """The plan kept for these arguments, or None where there is none yet, or none may be used: while tracing or transforming."""
-    # `transformed`, less its call
+    # the last two are `transformed()`, without the time that a call takes
     if _is_dynamo_compiling() or dispatch_modes() or forward_ad._current_level >= 0 or functorch_is_active():
         return None
     try:
@@ -58,14 +58,14 @@ def plan(name, schedule, x, y, option=None, other=None):
 
 
 def make_plan(name, schedule, x, y, dtype, table, option=None, other=None, learned=False):
-    """The plan of arguments whose types, dtypes, device and options have been checked; under a transform, of the reference."""
+    """The plan for arguments whose types, dtypes, device and options have been checked; under a transform, of the reference."""
     tracing, backend = traced(), backend_for(x.device)
     call = None if backend == "eager" else op(name, backend)
     careful = tracing or backend != "cpp"
-    made = Plan(name, table.rows, table.rows.size(0), table.note, table.noisy, dtype, call, careful, learned, backend)
+    new_plan = Plan(name, table.rows, table.rows.size(0), table.note, table.noisy, dtype, call, careful, learned, backend)
     if not tracing and not transformed():
-        schedule._plans[name, x.dtype, y.dtype, x.is_cpu or x.device, backends._choice.get(), option, other] = made
-    return made
+        schedule._plans[name, x.dtype, y.dtype, x.is_cpu or x.device, backends._choice.get(), option, other] = new_plan
+    return new_plan
 
 
 def backend_for(device):
@@ -74,7 +74,7 @@ def backend_for(device):
 
 
 def timestep(plan, t, x):
-    """`checks.timestep`, but that of a compiled op's tensor nothing is looked at: the op does that."""
+    """`checks.timestep`, except that a tensor for a compiled op is passed on unchecked, since the op checks it."""
     if type(t) is int and 0 <= t < plan.end:
         return None, t
     if isinstance(t, torch.Tensor) and not plan.careful:
@@ -91,26 +91,27 @@ _is_batched = getattr(torch._C._functorch, "is_legacy_batchedtensor", lambda gra
 
 
 def traced():
-    """Whether a tracer or another dispatch mode looks on (torch.compile, make_fx, a fake mode; a counter of operations): it gets no
-    value to see, and ops, not the functions that they are made of."""
+    """Whether a tracer or another dispatch mode looks on: torch.compile, make_fx, a fake mode, a counter of operations. Then no
+    value may be read, and ops have to be called as ops, which the mode sees, and not as the functions that they are made of."""
     return torch.compiler.is_compiling() or dispatch_modes() > 0
 
 
-def multiplied(made, gradient):
-    """Makes gradients for an upstream of 1, from a forward's pass on the CPU, those for `gradient`; False where they have to be
-    made anew: half-precision ones would round twice, and a loss is scaled because they underflow."""
-    if traced() or type(gradient) is not torch.Tensor:
+def multiplied(gradients, upstream):
+    """Multiplies `gradients` in place by `upstream`; the CPU's forward made them for an upstream of 1. False where that may not be
+    done and the backward has to compute them: in half precision they would be rounded twice, and a loss is scaled because they
+    underflow."""
+    if traced() or type(upstream) is not torch.Tensor:
         return False
-    if gradient.item() != 1.0:
-        if any(x.itemsize < 4 for x in made):
+    if upstream.item() != 1.0:
+        if any(x.itemsize < 4 for x in gradients):
             return False
-        for x in made:
-            x.mul_(gradient)
+        for x in gradients:
+            x.mul_(upstream)
     return True
 
 
 def distinct(tensors):
-    """The tensors for an autograd.Function: dynamo refuses one that comes twice."""
+    """The tensors as an autograd.Function takes them: dynamo refuses one that comes twice, so the second time it is a view."""
     if not torch.compiler.is_compiling():
         return tensors
     found = []
@@ -120,8 +121,8 @@ def distinct(tensors):
 
 
 def compiled(name, x):
-    """The op to call on `x` where that is the compiled one, else None: another backend, tracing, transforms. It checks all that
-    memory safety needs, so it may be called before anything else has been."""
+    """The compiled op `name`, where that is what to call on `x`; None for another backend, a tracer or a transform. The op checks
+    all that memory safety needs, so it may be called before anything has been checked here."""
     if torch.compiler.is_compiling() or transformed():
         return None
     try:
@@ -132,7 +133,7 @@ def compiled(name, x):
         pass
     try:
         op = DIRECT[name] if backends.select_for(x.device) == "cpp" else None
-    except RuntimeError:  # a backend that is not available here: to be said after what is wrong with the arguments
+    except RuntimeError:  # a backend that is not available here, which is said only after what is wrong with the arguments
         return None
     _compiled[name, x.is_cpu or x.device, backends._choice.get()] = op
     return op
@@ -141,8 +142,8 @@ def compiled(name, x):
 _compiled: dict[Any, Any] = {}
 
 
-# {name of a backend: what gives its op by name}. A backend whose import is dear enters itself here when it is imported, which is
-# not before it is needed; "cpp" is this module's own.
+# {name of a backend: function that returns its op of a name}. A backend whose import takes long is imported only when it is needed,
+# and enters itself here when it is. "cpp" is this module's own.
 BACKENDS: dict[str, Any] = {}
 
 
@@ -159,11 +160,11 @@ def _import_backend(backend):
         importlib.import_module(f"fastgen.{backend}")
 
 
-_import_backend._dynamo_marked_constant = True  # so that a traced program imports while it is traced, and finds the entry
+_import_backend._dynamo_marked_constant = True  # so that dynamo imports the backend while it traces, and finds the entry
 
 
 def written(out):
-    """`out`, once a compiled op has written to it: what autograd has to know of, so that a stale value is not used in silence."""
+    """`out`, to which a compiled op has written. Autograd is told so, or a backward would use a value that is no longer there."""
     if not torch.compiler.is_compiling():
         torch.autograd.graph.increment_version(out)
     return out
@@ -186,7 +187,7 @@ def with_noise(y, sigma, noise):
 
 
 def empty_like(x, dtype=None):
-    """What a compiled op allocates: channels-last where `x` is that and not contiguous too, else contiguous."""
+    """A tensor as a compiled op allocates it: channels-last where `x` is that and not contiguous too, else contiguous."""
     dtype = dtype or x.dtype
     if x.dim() >= 3 and not x.is_contiguous():
         order = (0, *range(2, x.dim()), 1)
@@ -202,7 +203,8 @@ def gradients(operands, **found):
 
 
 def same_device(x, *others):
-    """For the fakes: a meta tensor among real ones reaches the fake, which has to refuse it as the kernels do."""
+    """Raises a RuntimeError for tensors on several devices. The fakes call this, since torch calls a fake where one tensor among
+    real ones is a meta tensor, and it has to refuse that as the kernels do."""
     for y in others:
         if y is not None and y.device != x.device:
             raise RuntimeError(f"expected tensors on {x.device}, got one on {y.device}")
