@@ -21,7 +21,7 @@ struct RowsInput {
     View t_view(*t);
     check_timesteps(t_view, batch.like);
     if (!t_view.contiguous) {
-      t_copy.emplace(torch::stable::contiguous(*t));  // not by =, of which GCC 12 warns without a reason
+      t_copy.emplace(torch::stable::contiguous(*t));
       t_view = View(*t_copy);
     }
     rows.t = static_cast<const int64_t*>(t_view.data);
