@@ -32,6 +32,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import fastgen
+from fastgen import _sampling
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 SHAPE = (3, 2, 4, 5)
@@ -1397,7 +1398,7 @@ def test_the_first_weight_is_the_first_of_the_models_parameters():
     models[0][1].whole = models[0]  # a module inside itself
     for model in models:
         first = next((p for p in model.parameters() if p.is_floating_point()), None)
-        found = module._first_weight(model)
+        found = _sampling.network.first_weight(model)
         assert (found is None) == (first is None)
         assert first is None or found.data_ptr() == first.data_ptr()
 

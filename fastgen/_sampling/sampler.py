@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import logging
 import threading
-import weakref
 from collections.abc import Mapping, Set
 from functools import partial
 
 import numpy as np
 import torch
-from torch import nn
 from torch.utils import _pytree as pytree
 
 from .._core import backends, checks, rng
@@ -19,6 +17,7 @@ from .._ops.ddpm_step import ddim_step, ddpm_step, dynamic_bound, step_with, ste
 from .._ops.randn import randn
 from ..schedule import LEARNED_VARIANCES, PREDICTIONS, VARIANCES
 from . import cuda_graph as graphs
+from .network import COMPARED_BY_VALUE, can_be_seen_into, fingerprint, first_weight, location
 
 logger = logging.getLogger("fastgen")
 
@@ -235,7 +234,7 @@ class Sampler:
         """Makes what a chain reads on its device, unless it is there: since the last call the model may have been moved."""
         device, dtype = self._given
         if device is None or dtype is None:
-            weight = _first_weight(self._model)
+            weight = first_weight(self._model)
             if device is None:
                 device = torch.device("cpu") if weight is None else weight.device
             if dtype is None:
@@ -407,7 +406,7 @@ class Sampler:
         """x_0 by the graph; None where this call is to run step by step."""
         if self._cuda_graph is False or not graphs.usable(self._device):
             return None
-        if self._cuda_graph == "auto" and not _can_be_seen(self._model):
+        if self._cuda_graph == "auto" and not can_be_seen_into(self._model):
             return None
         leaves, spec = pytree.tree_flatten(kwargs)
         tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
@@ -417,7 +416,8 @@ class Sampler:
                     f"model_kwargs: expected tensors on {self._device} with cuda_graph=True, got {elsewhere[0].device}"
                 )
             return None
-        if opaque := [x for x in leaves if not isinstance(x, (torch.Tensor, *_PLAIN))]:  # which may change inside, unseen
+        recordable = (torch.Tensor, *COMPARED_BY_VALUE)
+        if opaque := [x for x in leaves if not isinstance(x, recordable)]:  # an object of another type may change inside, unseen
             if self._cuda_graph is True:
                 raise ValueError(
                     f"model_kwargs: expected tensors, numbers and strings with cuda_graph=True, got {type(opaque[0]).__name__}"
@@ -566,7 +566,7 @@ class _Kind:
             backends._choice.get(),
             torch.is_autocast_enabled("cuda") and torch.get_autocast_dtype("cuda"),
             tuple((leaf.shape, leaf.dtype) for leaf in leaves if isinstance(leaf, torch.Tensor)),
-            _parts(model),
+            fingerprint(model),
         )
         self.values = [None if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves]
 
@@ -576,111 +576,7 @@ class _Kind:
         return all(_equal(a, b) for a, b in zip(self.values, other.values, strict=True))
 
 
-def _modules(model):
-    """`model.modules()`, also while another thread adds some, which iterators over dicts do not survive."""
-    found = {id(model): model} if isinstance(model, nn.Module) else {}
-    todo = list(found.values())
-    for m in todo:
-        for child in list(m._modules.values()):
-            if child is not None and id(child) not in found:
-                found[id(child)] = child
-                todo.append(child)
-    return todo
-
-
-def _can_be_seen(model):
-    """Whether a change of the network is noticed; else a replay would go on with what was there first."""
-    modules = _modules(model)
-    return bool(modules) and not any(isinstance(m, torch.jit.ScriptModule) for m in modules)
-
-
-def _parts(model):
-    """What a graph of this network takes for given: which modules it has, where their weights lie, their hooks and what else is an
-    attribute of one. 6 µs for each module."""
-    facts = [_fact(hooks) for hooks in _HOOKS_OF_ALL]
-    for m in _modules(model):
-        facts.append(type(m))
-        if isinstance(m, torch.jit.ScriptModule):  # keeps what it has in C++
-            facts += m.training, [_place(x) for x in (*m.parameters(recurse=False), *m.buffers(recurse=False))]
-        for name, value in list(vars(m).items()):
-            if name in _ALIEN:
-                continue
-            kind = type(value)
-            if kind in _PLAIN:
-                facts += name, kind, value
-            elif kind is not dict or value:  # most of a module's dicts are empty
-                facts += name, _fact(value)
-    return facts
-
-
-# Of every module, what takes no part in a call: hooks of gradients and of state dicts
-_CALLED = ("_parameters", "_buffers", "_modules", "_forward_hooks", "_forward_pre_hooks", "training")
-_ALIEN = frozenset(vars(nn.Module())).difference(_CALLED)
-_HOOKS_OF_ALL = nn.modules.module._global_forward_pre_hooks, nn.modules.module._global_forward_hooks
-_PLAIN = frozenset((bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device))
-_LONGEST = 1000  # entries up to which a list or a dict is looked through
-
-
-def _fact(value, depth=0):
-    """What is equal only while a graph need not be recorded anew for this attribute: the value of what is plain, the place of a
-    tensor, what lists and dicts hold; else the identity."""
-    kind = type(value)
-    if kind in _PLAIN:
-        return kind, value
-    if isinstance(value, torch.Tensor):
-        return _place(value)
-    if isinstance(value, nn.Module):
-        return weakref.ref(value)  # equal as long as they live and are one
-    if isinstance(value, (dict, list, tuple, set, frozenset)) and len(value) <= _LONGEST and depth < 5:
-        if not value:
-            return kind
-        if isinstance(value, dict):
-            return kind, [(key, _fact(x, depth + 1)) for key, x in list(value.items())]
-        return kind, [_fact(x, depth + 1) for x in list(value)]
-    return _Itself(value)
-
-
-def _place(x):
-    """What two tensors have in common only where a graph that reads the one reads the other."""
-    if type(x) in (torch.Tensor, nn.Parameter) and x.layout is torch.strided:
-        return x.data_ptr(), x.dtype, x.shape, x.stride()
-    return None if x is None else _Itself(x)  # others may have no address
-
-
-class _Itself:
-    """Equal to no other object, not even to one that is put where it was: as its id would be."""
-
-    def __init__(self, x):
-        try:
-            self._x = weakref.ref(x)
-        except TypeError:  # some cannot be referred to weakly
-            self._x = lambda: x
-
-    def __eq__(self, other):
-        x = self._x()
-        return x is not None and isinstance(other, _Itself) and x is other._x()
-
-
 # ---- arguments and results ------------------------------------------------------------------------------------------------
-
-
-def _first_weight(model):
-    """The first of `model.parameters()` that is floating, looked for at each call: torch's own iterator takes 2.5 times as long."""
-    if not isinstance(model, nn.Module):
-        return None
-    if type(model).parameters is not nn.Module.parameters:
-        return next((p for p in model.parameters() if p.dtype in checks.FLOATING), None)
-    todo, seen = [model], set()
-    while todo:
-        m = todo.pop()
-        if m is None or id(m) in seen:
-            continue
-        seen.add(id(m))
-        for p in list(m._parameters.values()):
-            if p is not None and p.dtype in checks.FLOATING:
-                return p
-        todo += list(m._modules.values())[::-1]
-    return None
 
 
 def _progress_bar():
@@ -742,7 +638,7 @@ def _joined(name, unconditional, conditional, batch):
         )
     if c.dim() and c.shape[0] == batch:
         return torch.cat([u, c])
-    if u is c or _place(u) == _place(c):
+    if u is c or location(u) == location(c):
         return c
     if c.device.type != "cpu":
         raise ValueError(
