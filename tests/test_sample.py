@@ -4,7 +4,7 @@ nor exceptions nor CUDA graphs (a stand-in of which runs here) change anything."
 import contextlib
 import copy
 import gc
-import importlib
+import inspect
 import io
 import itertools
 import logging
@@ -17,6 +17,7 @@ from collections import Counter, namedtuple
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
+from typing import get_args, get_type_hints
 
 import distributed_sampling
 import numpy as np
@@ -33,11 +34,11 @@ from torch.utils._pytree import tree_leaves
 
 import fastgen
 from fastgen import _sampling
+from fastgen.schedule import PREDICTIONS, VARIANCES
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 SHAPE = (3, 2, 4, 5)
 SEEDS = [11, -5, 2**63 - 1]
-module = importlib.import_module("fastgen._sampling.sampler")  # the package's attribute is the function
 
 
 def tame(x, t, shift=0.0):
@@ -229,8 +230,8 @@ def test_dynamic_thresholding(backend, device, schedule, name, p, clip, guided):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_the_quantile_is_that_of_an_unrounded_x0(schedule, dtype, monkeypatch):
     """The network's rounding is in it, the step's is not."""
-    seen, made_here = [], module.dynamic_bound
-    monkeypatch.setattr(module, "dynamic_bound", lambda x0, *a: seen.append((x0, made_here(x0, *a))) or seen[-1][1])
+    seen, made_here = [], _sampling.chain.dynamic_bound
+    monkeypatch.setattr(_sampling.chain, "dynamic_bound", lambda x0, *a: seen.append((x0, made_here(x0, *a))) or seen[-1][1])
     short = schedule.respace(4)
     made, trajectory = fastgen.sample(bold, SHAPE, short, dtype=dtype, seed=5, threshold=0.7, return_trajectory=True)
     assert made.dtype == dtype
@@ -289,22 +290,22 @@ def test_bounds_against_the_quantile_of_float64(p, low, high):
     x0 = torch.randn(5, 3, 7, 11, generator=torch.Generator().manual_seed(0))
     expected = np.clip(np.quantile(np.abs(array(x0)).reshape(5, -1), p, axis=1), low, high)
     for x in (x0, channels_last(x0), x0.double()):
-        assert_close(module.dynamic_bound(x, p, low, high), expected)
-    assert_same(module.dynamic_bound(x0[2:3], p, low, high), module.dynamic_bound(x0, p, low, high)[2:3])
+        assert_close(_sampling.chain.dynamic_bound(x, p, low, high), expected)
+    assert_same(_sampling.chain.dynamic_bound(x0[2:3], p, low, high), _sampling.chain.dynamic_bound(x0, p, low, high)[2:3])
     x0[1, 0, 0, 0], x0[2, 1, 1, 1] = torch.nan, torch.inf
-    made = module.dynamic_bound(x0, p, low, high)
+    made = _sampling.chain.dynamic_bound(x0, p, low, high)
     assert made.isnan().tolist() == [False, True, False, False, False]
     assert_close(made[[0, 3, 4]], expected[[0, 3, 4]])
 
 
 def test_bounds_of_a_sample_larger_than_torchs_quantile_takes():
     x0 = torch.arange(2**24 + 2, dtype=torch.float64).flip(0)[None]
-    assert_close(module.dynamic_bound(x0, 0.9999, 1.0), [0.9999 * (2**24 + 1)])
+    assert_close(_sampling.chain.dynamic_bound(x0, 0.9999, 1.0), [0.9999 * (2**24 + 1)])
 
 
 def test_bounds_do_not_wait_for_the_device():
     """Of a tensor that has no values there is none to see."""
-    made = module.dynamic_bound(torch.empty(3, 2, 4, 5, device="meta", dtype=torch.bfloat16), 0.9, 1.0)
+    made = _sampling.chain.dynamic_bound(torch.empty(3, 2, 4, 5, device="meta", dtype=torch.bfloat16), 0.9, 1.0)
     assert (made.shape, made.dtype, made.device.type) == ((3,), torch.float32, "meta")
 
 
@@ -406,13 +407,13 @@ def test_seeds_of_the_host_are_refused_in_a_capture(monkeypatch, seeds):
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
     got = "one on the CPU" if isinstance(seeds, torch.Tensor) else type(seeds).__name__
     with pytest.raises(ValueError, match=f"^sample_seeds: expected a tensor on cuda:0 during CUDA-graph capture, .*, got {got}$"):
-        module._sample_seeds(seeds, 3, torch.device("cuda", 0))
+        _sampling.arguments._checked_sample_seeds(seeds, 3, torch.device("cuda", 0))
     with pytest.raises(TypeError, match="^sample_seeds: expected a sequence"):
-        module._sample_seeds("abc", 3, torch.device("cuda", 0))
-    assert module._sample_seeds(seeds, 3, torch.device("cpu")).tolist() == list(seeds)
+        _sampling.arguments._checked_sample_seeds("abc", 3, torch.device("cuda", 0))
+    assert _sampling.arguments._checked_sample_seeds(seeds, 3, torch.device("cpu")).tolist() == list(seeds)
     with FakeTensorMode():
         there = torch.zeros(3, dtype=torch.int64, device="cuda:0")
-        assert module._sample_seeds(there, 3, torch.device("cuda", 0)) is there
+        assert _sampling.arguments._checked_sample_seeds(there, 3, torch.device("cuda", 0)) is there
 
 
 NO_GLOO = not (torch.distributed.is_available() and torch.distributed.is_gloo_available())
@@ -577,12 +578,12 @@ def test_steps_alike_are_the_steps(backend, device, schedule, name, monkeypatch)
         pytest.skip("no compiled op")
     model, options, how = ALIKE[name]
     calls, step = [], "ddim_step" if options.get("method") == "ddim" else "ddpm_step"
-    public = getattr(module, step)
-    monkeypatch.setattr(module, step, lambda *a, **k: calls.append(1) or public(*a, **k))
+    public = getattr(_sampling.chain, step)
+    monkeypatch.setattr(_sampling.chain, step, lambda *a, **k: calls.append(1) or public(*a, **k))
     made = fastgen.sample(model, SHAPE, schedule, steps=5, device=device, **options, **how)
     assert len(calls) == (1 if fastgen.backend(device) == "cpp" else 5)
     calls.clear()
-    monkeypatch.setattr(module, "steps_alike", lambda *a: None)
+    monkeypatch.setattr(_sampling.chain, "steps_alike", lambda *a: None)
     assert_same(made, fastgen.sample(model, SHAPE, schedule, steps=5, device=device, **options, **how))
     assert len(calls) == 5
 
@@ -675,14 +676,14 @@ def test_the_stream_is_told_what_a_chain_reads(schedule, options, backend, monke
     if backend not in fastgen.available_backends("cpu"):
         pytest.skip("the CPU library was not built")
     sampler = fastgen.Sampler(tame, SHAPE, schedule, steps=4, **options)
-    told, stream, here = set(), object(), module.randn
+    told, stream, here = set(), object(), _sampling.chain.randn
     monkeypatch.setattr(torch.Tensor, "record_stream", lambda x, on: told.add((Reads.place(x), on)))
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: stream)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
-    monkeypatch.setattr(module, "randn", lambda *a, **how: here(*a, **{**how, "device": "cpu"}))
-    sampler._device = torch.device("cuda", 0)
+    monkeypatch.setattr(_sampling.chain, "randn", lambda *a, **how: here(*a, **{**how, "device": "cpu"}))
+    sampler._chain.device = torch.device("cuda", 0)
     with fastgen.use_backend(backend), Reads() as ops:
-        sampler._chain(1, {})
+        sampler._chain.run(1, {})
     assert len(ops.read) == 2 + ("threshold" in options)  # timesteps and coefficients
     assert told == {(place, stream) for place in ops.read}
 
@@ -692,13 +693,13 @@ def test_a_graph_keeps_what_it_reads(schedule, options, log):
     """For it may be dropped, with the sampler and the schedule, while a replay is under way: each tells its stream of it."""
     sampler = recording(tame, SHAPE, schedule, steps=4, **options)
     sampler(seed=1, **({"unconditional_kwargs": {}} if "guidance_scale" in options else {}))
-    graph = sampler._kinds[0].graph
+    graph = sampler._graphs._forms[0].graph
     with Reads() as ops:
         graph._graph.function()
     assert len(ops.read) == 3 + ("threshold" in options)  # the seed too
     told = []
     graph._graph.turn = lambda inputs: told.extend(map(Reads.place, inputs)) or contextlib.nullcontext()
-    graph(1, [])
+    graph.replay(1, [])
     assert set(told) == ops.read
 
 
@@ -793,15 +794,15 @@ def log(monkeypatch):
     monkeypatch.setattr(Recorded, "log", [])
     monkeypatch.setattr(Recorded, "fails", None)
     monkeypatch.setattr(Recorded, "times", -1)
-    monkeypatch.setattr(module.graphs, "Graph", Recorded)
-    monkeypatch.setattr(module.graphs, "usable", lambda device: True)
+    monkeypatch.setattr(_sampling.cuda_graph, "Graph", Recorded)
+    monkeypatch.setattr(_sampling.cuda_graph, "usable", lambda device: True)
     return Recorded.log
 
 
 def recording(*arguments, **options):
     """A sampler with cuda_graph=True, which the CPU is refused."""
     sampler = fastgen.Sampler(*arguments, **options)
-    sampler._cuda_graph = True
+    sampler._graphs.mode = True
     return sampler
 
 
@@ -1206,11 +1207,11 @@ def test_a_kind_that_cannot_be_recorded_ends_the_graphs_of_the_others(schedule, 
 def test_a_thread_that_waited_for_a_failed_recording_runs_step_by_step(schedule, log):
     sampler, made = fastgen.Sampler(Tame(), SHAPE, schedule, steps=4), []
     first = sampler(seed=1)
-    with sampler._lock:
+    with sampler._graphs._lock:
         thread = threading.Thread(target=lambda: made.append(sampler(seed=1)))
         thread.start()
         thread.join(0.05)
-        sampler._cuda_graph = False
+        sampler._graphs.mode = False
     thread.join()
     assert_same(made[0], first)
     assert log == []
@@ -1230,7 +1231,7 @@ def test_tensors_elsewhere_are_not_recorded(schedule, log):
     for _ in range(3):
         sampler(seed=1, model_kwargs={"where": torch.empty(1, device="meta")})
     assert log == []
-    sampler._cuda_graph = True
+    sampler._graphs.mode = True
     with pytest.raises(ValueError, match="^model_kwargs: expected tensors on cpu"):
         sampler(seed=1, model_kwargs={"where": torch.empty(1, device="meta")})
 
@@ -1309,7 +1310,7 @@ def test_the_copy_of_a_policy_samples_from_the_copys_network(schedule, log, make
     log.clear()
     other = make(policy)
     assert other.sampler._model is other.network and other.network is not policy.network
-    with policy.sampler._lock:  # else it would wait for ever
+    with policy.sampler._graphs._lock:  # else it would wait for ever
         made = other(seed=3)
     assert log == []
     assert_same(made, policy(seed=3))
@@ -1332,7 +1333,7 @@ def test_a_copy_has_the_options(schedule, make):
         other = make(sampler)
         assert (other.device, other.dtype) == (sampler.device, sampler.dtype)
         assert_same(other(**how), sampler(**how))
-        assert other._lock is not sampler._lock and other._cuda_graph is False
+        assert other._graphs._lock is not sampler._graphs._lock and other._graphs.mode is False
 
 
 class Wide(nn.Module):
@@ -1475,7 +1476,7 @@ def test_a_sampler_is_copied_inside_its_own_recording(schedule, log):
     thread = threading.Thread(target=sampler, kwargs={"seed": 1}, daemon=True)
     thread.start()
     thread.join(30)
-    assert not thread.is_alive() and copies and not copies[0]._lock.locked()
+    assert not thread.is_alive() and copies and not copies[0]._graphs._lock.locked()
 
 
 def test_a_model_that_cannot_be_pickled(schedule):
@@ -1570,8 +1571,8 @@ class Cuda:
 def put_in_the_place_of_torch(fake, monkeypatch, functions=("_cuda_endAllocateToPool", "_cuda_releasePool")):
     allocator = SimpleNamespace(**dict(zip(functions, (fake._end, fake._release), strict=False)))
     around = SimpleNamespace(cuda=fake, _C=allocator, is_autocast_enabled=lambda device: False, empty=torch.empty)
-    monkeypatch.setattr(module.graphs, "torch", around)
-    monkeypatch.setattr(module.graphs, "_broken", [])
+    monkeypatch.setattr(_sampling.cuda_graph, "torch", around)
+    monkeypatch.setattr(_sampling.cuda_graph, "_broken", [])
     return fake
 
 
@@ -1585,7 +1586,7 @@ def cuda(request, monkeypatch):
 
 def test_order_of_a_recording_and_a_replay(cuda):
     log = cuda.log
-    graph = module.graphs.Graph(lambda: log.append("chain") or "x", lambda: log.append("warm up"), "cuda")
+    graph = _sampling.cuda_graph.Graph(lambda: log.append("chain") or "x", lambda: log.append("warm up"), "cuda")
     assert graph.output == "x"
     recorded = ["begin", "chain", "end"]
     assert log == [
@@ -1617,25 +1618,25 @@ def broken():
 def test_a_failed_recording_is_cleared_away(cuda):
     """The chain's own error comes out, the stream is the caller's again, and a capture that ends well has followed."""
     with pytest.raises(ValueError, match="synchronised"):
-        module.graphs.Graph(broken, lambda: None, "cuda")
+        _sampling.cuda_graph.Graph(broken, lambda: None, "cuda")
     assert cuda.log[3:] == ["begin", "broken", "begin", "end", "< stream side", "caller waits for side", "< device"]
-    module.graphs.Graph(lambda: None, lambda: None, "cuda")  # the lock is free
+    _sampling.cuda_graph.Graph(lambda: None, lambda: None, "cuda")  # the lock is free
 
 
 def test_a_failed_recording_gives_its_memory_back(cuda):
     """Once, by torch or by us; where torch ends the allocation and does not release, nothing tells whether it has."""
     with pytest.raises(ValueError, match="synchronised"):
-        module.graphs.Graph(broken, lambda: None, "cuda")
+        _sampling.cuda_graph.Graph(broken, lambda: None, "cuda")
     assert not cuda.underway
     assert cuda.uses[0, 0] == (cuda.version == (2, 13))
     # that allocation was ended by us: the graph stays, which torch's allocator of pinned memory goes on asking
-    assert len(module.graphs._broken) == (cuda.version == (2, 10) and cuda.invalid)
+    assert len(_sampling.cuda_graph._broken) == (cuda.version == (2, 10) and cuda.invalid)
 
 
 def test_a_failed_recording_of_a_torch_without_the_allocators_functions(monkeypatch):
     cuda = put_in_the_place_of_torch(Cuda((2, 10), invalid=True), monkeypatch, ())
     with pytest.raises(ValueError, match="synchronised"):
-        module.graphs.Graph(broken, lambda: None, "cuda")
+        _sampling.cuda_graph.Graph(broken, lambda: None, "cuda")
     assert cuda.underway == {(0, 0)} and cuda.uses[0, 0] == 1
 
 
@@ -1654,7 +1655,7 @@ def test_an_error_keeps_no_recording_alive(cuda):
     gc.disable()
     try:
         with contextlib.suppress(ValueError):
-            module.graphs.Graph(chain, lambda: None, "cuda")
+            _sampling.cuda_graph.Graph(chain, lambda: None, "cuda")
         assert seen[0]() is None
     finally:
         gc.enable()
@@ -1663,13 +1664,13 @@ def test_an_error_keeps_no_recording_alive(cuda):
 def test_a_failed_warm_up_is_waited_for(cuda):
     """Its launches may still read what the caller's stream is about to use again."""
     with pytest.raises(ValueError, match="synchronised"):
-        module.graphs.Graph(lambda: None, broken, "cuda")
+        _sampling.cuda_graph.Graph(lambda: None, broken, "cuda")
     assert cuda.log[2:] == ["> stream side", "< stream side", "caller waits for side", "< device"]
 
 
 def test_a_network_may_record_in_its_warm_up(cuda):
     graphs = []
-    record = lambda *a: graphs.append(module.graphs.Graph(lambda: None, *a, "cuda"))  # noqa: E731
+    record = lambda *a: graphs.append(_sampling.cuda_graph.Graph(lambda: None, *a, "cuda"))  # noqa: E731
     thread = threading.Thread(target=record, args=(lambda: record(lambda: None),), daemon=True)
     thread.start()
     thread.join(30)
@@ -1679,12 +1680,12 @@ def test_a_network_may_record_in_its_warm_up(cuda):
 def test_a_sampler_inside_a_warm_up_runs_step_by_step(cuda):
     """To wait for its lock, which a thread may hold that waits for this recording, would be to wait for ever."""
     cuda.is_current_stream_capturing = lambda: False
-    seen, usable = [], lambda: seen.append(module.graphs.usable(torch.device("cuda")))
+    seen, usable = [], lambda: seen.append(_sampling.cuda_graph.usable(torch.device("cuda")))
     usable()
-    module.graphs.Graph(usable, usable, "cuda")
+    _sampling.cuda_graph.Graph(usable, usable, "cuda")
     usable()
     with pytest.raises(ZeroDivisionError):
-        module.graphs.Graph(usable, lambda: 1 / 0, "cuda")
+        _sampling.cuda_graph.Graph(usable, lambda: 1 / 0, "cuda")
     usable()
     assert seen == [True, False, False, True, True]
 
@@ -1692,8 +1693,8 @@ def test_a_sampler_inside_a_warm_up_runs_step_by_step(cuda):
 @pytest.mark.parametrize("waits", [True, False])
 def test_a_replay_in_the_middle_of_another_threads_recording(cuda, monkeypatch, waits):
     """Where torch would refuse it, it comes after."""
-    monkeypatch.setattr(module.graphs, "_replays_wait", waits)
-    graph = module.graphs.Graph(lambda: None, lambda: None, "cuda")
+    monkeypatch.setattr(_sampling.cuda_graph, "_replays_wait", waits)
+    graph = _sampling.cuda_graph.Graph(lambda: None, lambda: None, "cuda")
     cuda.log.clear()
     thread = threading.Thread(target=graph.replay, daemon=True)
 
@@ -1701,10 +1702,60 @@ def test_a_replay_in_the_middle_of_another_threads_recording(cuda, monkeypatch, 
         thread.start()
         thread.join(0.1 if waits else 30)
 
-    module.graphs.Graph(chain, lambda: None, "cuda")
+    _sampling.cuda_graph.Graph(chain, lambda: None, "cuda")
     thread.join(30)
     seen = [what for what in cuda.log if what in ("begin", "replay", "end")]
     assert seen == (["begin", "end", "replay"] if waits else ["begin", "replay", "end"])
+
+
+# ---- the list of options ----------------------------------------------------------------------------------------------
+
+
+def parameters(function):
+    """{name: (kind, default, type)} of all but self."""
+    hints = get_type_hints(function)
+    found = {name: (p.kind, p.default, hints.get(name)) for name, p in inspect.signature(function).parameters.items()}
+    return {name: each for name, each in found.items() if name != "self"}
+
+
+def test_the_signatures_are_the_list_of_options():
+    """With its order, defaults and types; what else `sample` takes is what a sampler's call takes."""
+    Options = _sampling.arguments.Options
+    hints, keyword = get_type_hints(Options), inspect.Parameter.KEYWORD_ONLY
+    options = {name: (keyword, default, hints[name]) for name, default in Options._field_defaults.items()}
+    sampler, call, whole = map(parameters, (fastgen.Sampler.__init__, fastgen.Sampler.__call__, fastgen.sample))
+    first = {name: sampler[name] for name in ("model", "shape", "schedule")}
+    assert list(sampler.items()) == [*first.items(), *options.items()]
+    assert whole == first | options | call
+    assert [name for name in whole if name not in call] == list(sampler)
+    returned = [get_type_hints(function)["return"] for function in (fastgen.sample, fastgen.Sampler.__call__)]
+    assert returned[0] == returned[1]
+
+
+def test_the_words_of_options_are_the_ones_that_are_accepted(schedule):
+    assert get_args(_sampling.arguments.Prediction) == PREDICTIONS
+    assert get_args(_sampling.arguments.Variance) == VARIANCES
+    for spacing in get_args(_sampling.arguments.Spacing):
+        schedule.respace(4, spacing)
+
+
+def test_sample_passes_every_argument_on(schedule, monkeypatch):
+    """Each to the call that takes it, as it is."""
+    seen = {}
+
+    class Noting:
+        def __init__(self, **given):
+            seen.update(given)
+
+        def __call__(self, **given):
+            assert given.keys().isdisjoint(seen)
+            seen.update(given)
+            return "x_0"
+
+    given = {name: object() for name in parameters(fastgen.sample)}
+    monkeypatch.setitem(fastgen.sample.__globals__, "Sampler", Noting)
+    assert fastgen.sample(given.pop("model"), **given) == "x_0"
+    assert {name: x for name, x in seen.items() if name != "model"} == given
 
 
 # ---- errors -----------------------------------------------------------------------------------------------------------
