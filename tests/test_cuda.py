@@ -463,7 +463,7 @@ def test_a_recording_and_another_threads_work(kernels):
     thread.start()
     try:
         for k in range(3):
-            recorded(seed=1, model_kwargs={"shift": float(k)})  # three kinds
+            recorded(seed=1, model_kwargs={"shift": float(k)})  # three forms
     finally:
         over.set()
         thread.join()
@@ -473,13 +473,13 @@ def test_a_recording_and_another_threads_work(kernels):
 
 
 @pytest.mark.parametrize("count", [2, 6])
-def test_kinds_of_calls_in_turn(count):
+def test_forms_of_calls_in_turn(count):
     """Up to four keep their graphs; of more, each gives its memory to the next while the last replay may still run."""
     eager, graph = samplers(False, True)
-    kinds = [{"model_kwargs": {"shift": 0.1 * k}} for k in range(count)]
-    made = [graph(seed=1, **kind) for _ in range(3) for kind in kinds]
-    for x, kind in zip(made, kinds * 3, strict=True):
-        assert_same(x, eager(seed=1, **kind))
+    forms = [{"model_kwargs": {"shift": 0.1 * k}} for k in range(count)]
+    made = [graph(seed=1, **form) for _ in range(3) for form in forms]
+    for x, form in zip(made, forms * 3, strict=True):
+        assert_same(x, eager(seed=1, **form))
     assert recorded_forms(graph) == min(count, 4)
 
 

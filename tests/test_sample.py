@@ -828,7 +828,7 @@ def test_auto_does_not_record_what_it_cannot_see_into(schedule, log):
     assert log == []
 
 
-def test_an_attribute_of_the_network_is_part_of_the_kind(schedule, log):
+def test_an_attribute_of_the_network_is_part_of_the_form(schedule, log):
     network = Tame()
     network.observation, network.scale = torch.zeros(3), 1.0
     sampler = fastgen.Sampler(network, SHAPE, schedule, steps=4, cuda_graph="auto")
@@ -836,7 +836,7 @@ def test_an_attribute_of_the_network_is_part_of_the_kind(schedule, log):
         change()
         before = log.count("record")
         sampler(seed=1)
-        assert log.count("record") == before  # of another kind: step by step
+        assert log.count("record") == before  # of another form: step by step
         sampler(seed=1)
         assert log.count("record") == before + 1
 
@@ -881,7 +881,7 @@ def test_static_inputs_are_written_before_a_replay(schedule, log):
         assert_same(x, before)
 
 
-def test_another_kind_of_call_is_recorded_anew(schedule, log):
+def test_another_form_of_call_is_recorded_anew(schedule, log):
     model = Network()
     sampler = recording(lambda x, t, **kwargs: model(x, t, kwargs["shift"]), SHAPE, schedule, steps=2)
     count = 0
@@ -913,49 +913,49 @@ def shifts(count):
     return [{"model_kwargs": {"shift": 0.1 * k}} for k in range(count)]
 
 
-def test_kinds_in_turn_have_a_graph_each(schedule, log):
-    """Of each kind the first call runs step by step and the second is recorded, whatever comes between."""
+def test_forms_in_turn_have_a_graph_each(schedule, log):
+    """Of each form the first call runs step by step and the second is recorded, whatever comes between."""
     sampler = fastgen.Sampler(Shifted(), SHAPE, schedule, steps=4)
-    expected = [sampler(seed=1, **kind, callback=lambda *a: None) for kind in shifts(4)]
+    expected = [sampler(seed=1, **form, callback=lambda *a: None) for form in shifts(4)]
     for call in range(4):
-        for kind, x in zip(shifts(4), expected, strict=True):
-            assert_same(sampler(seed=1, **kind), x)
+        for form, x in zip(shifts(4), expected, strict=True):
+            assert_same(sampler(seed=1, **form), x)
         assert log.count("record") == (4 if call else 0) and log.count("replay") == 4 * call
     assert "finish" not in log
 
 
-def test_the_kind_that_was_not_called_for_longest_gives_way(schedule, log):
+def test_the_form_that_was_not_called_for_longest_gives_way(schedule, log):
     """Its memory before that of the next is asked for, and its replays over; called again it is recorded again."""
     sampler = recording(tame, SHAPE, schedule, steps=2)
     a, b, c, d, e = shifts(5)
-    for kind in (a, b, c, d, a):
-        sampler(seed=1, **kind)
+    for form in (a, b, c, d, a):
+        sampler(seed=1, **form)
     log.clear()
     sampler(seed=1, **e)
     assert log == ["finish", "record", *REPLAY]
     log.clear()
-    for kind in (a, c, d, e):
-        sampler(seed=1, **kind)
+    for form in (a, c, d, e):
+        sampler(seed=1, **form)
     assert log == REPLAY * 4
     expected = fastgen.sample(tame, SHAPE, schedule, steps=2, seed=1, **b)
     assert_same(sampler(seed=1, **b), expected)
     assert log == [*REPLAY * 4, "finish", "record", *REPLAY]
 
 
-def test_more_kinds_in_turn_than_graphs(schedule, log):
+def test_more_forms_in_turn_than_graphs(schedule, log):
     """With "auto" none is recorded to be dropped before its replay: those that have a graph keep it, the rest run step by step."""
     sampler = fastgen.Sampler(Shifted(), SHAPE, schedule, steps=2)
     for _ in range(3):
-        for kind in shifts(5):
-            sampler(seed=1, **kind)
+        for form in shifts(5):
+            sampler(seed=1, **form)
     assert log == []
-    for kind in shifts(4):
+    for form in shifts(4):
         for _ in range(2):
-            sampler(seed=1, **kind)
+            sampler(seed=1, **form)
     log.clear()
     for _ in range(3):
-        for kind in shifts(5):
-            sampler(seed=1, **kind)
+        for form in shifts(5):
+            sampler(seed=1, **form)
     assert log == REPLAY * 12
     sampler(seed=1, **shifts(5)[4])  # twice running, but
     assert log == [*REPLAY * 12, "finish", "record", *REPLAY]
@@ -965,15 +965,15 @@ def test_graphs_make_room_for_another(schedule, log):
     """And from then on there are no more of them than fitted."""
     sampler = recording(tame, SHAPE, schedule, steps=2)
     a, b, c = shifts(3)
-    for kind in (a, b):
-        sampler(seed=1, **kind)
+    for form in (a, b):
+        sampler(seed=1, **form)
     log.clear()
     Recorded.fails, Recorded.times = torch.OutOfMemoryError("CUDA out of memory"), 1
     assert_same(sampler(seed=1, **c), fastgen.sample(tame, SHAPE, schedule, steps=2, seed=1, **c))
     assert log == ["record", "finish", "finish", "record", *REPLAY]
     log.clear()
-    for kind in (c, b, a, b):
-        sampler(seed=1, **kind)
+    for form in (c, b, a, b):
+        sampler(seed=1, **form)
     assert log == [*REPLAY, "record", *REPLAY, "finish", "record", *REPLAY, *REPLAY]
     log.clear()
     Recorded.times = 2
@@ -985,21 +985,21 @@ def test_graphs_make_room_for_another(schedule, log):
         Recorded.times = 1
 
 
-def test_two_kinds_in_turn_with_room_for_one(schedule, log):
+def test_two_forms_in_turn_with_room_for_one(schedule, log):
     sampler = fastgen.Sampler(Shifted(), SHAPE, schedule, steps=2)
     a, b = shifts(2)
-    for kind in (a, a, b):
-        sampler(seed=1, **kind)
+    for form in (a, a, b):
+        sampler(seed=1, **form)
     Recorded.fails, Recorded.times = torch.OutOfMemoryError("CUDA out of memory"), 1
     sampler(seed=1, **b)
     log.clear()
-    for kind in (a, b, a, b):
-        sampler(seed=1, **kind)
+    for form in (a, b, a, b):
+        sampler(seed=1, **form)
     assert log == REPLAY * 2
 
 
 def test_autocast_on_and_off(schedule, log):
-    """Two kinds: of the CPU's ops autocast of CUDA says nothing, so only the records show it."""
+    """Two forms: of the CPU's ops autocast of CUDA says nothing, so only the records show it."""
     sampler = recording(tame, SHAPE, schedule, steps=2)
     for on in (False, True) * 3:
         torch.set_autocast_enabled("cuda", on)
@@ -1192,15 +1192,15 @@ def test_what_cannot_be_recorded_runs_step_by_step(schedule, log, caplog):
         sampler(seed=1)
 
 
-def test_a_kind_that_cannot_be_recorded_ends_the_graphs_of_the_others(schedule, log):
+def test_a_form_that_cannot_be_recorded_ends_the_graphs_of_the_others(schedule, log):
     sampler = fastgen.Sampler(Shifted(), SHAPE, schedule, steps=2)
     a, b = shifts(2)
-    for kind in (a, a, b):
-        sampler(seed=1, **kind)
+    for form in (a, a, b):
+        sampler(seed=1, **form)
     Recorded.fails = RuntimeError("operation not permitted when stream is capturing")
     log.clear()
-    for kind in (b, a, a, b, b):
-        sampler(seed=1, **kind)
+    for form in (b, a, a, b, b):
+        sampler(seed=1, **form)
     assert log == ["record", "finish"]
 
 
