@@ -1,7 +1,7 @@
 """What was measured: pytest-benchmark's JSON of `benchmarks`, read, joined, slimmed and told apart into cases.
 
 A case is a group of entries, one for each peer, that were timed in turns. The slim form is what is committed: the environment
-once, no samples, one entry a line, sorted. Neither torch nor fastgen is needed to read it.
+once, what the reports tell and no samples, one case a line, sorted. Neither torch nor fastgen is needed to read it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ PEERS = ("limit", OURS, "fastgen triton", "fastgen eager", "eager", "torch.compi
 OPS = ("q_sample", "ddpm_step", "ddim_step", "q_posterior", "randn", "diffusion_loss", "bce_with_logits", "gan_loss")
 VERSIONS = ("torch", "triton", "diffusers", "numpy", "fastgen")
 SAME = ("device", "cpu", "cores", "cache_bytes", *VERSIONS, "backend", "capability", "commit", "dirty")  # in one environment
-STATS = ("min", "q1", "median", "q3", "max", "mean", "stddev", "iqr", "rounds", "iterations")
+STATS = ("min", "q1", "median", "q3")  # those that the reports tell
+UNTOLD = ("ratios",)  # what they leave out of `extra_info`
+UNREPORTED = ("triton host",)  # kinds of entries that have no peers to be told beside, and are for whoever runs the benchmarks
 NOISY = 1.5  # times the best sample: a median above that is the machine's more than the code's
 
 
@@ -171,16 +173,18 @@ class Measured:
     def text(self) -> str:
         """The slim JSON."""
         indices = {_environment_key(environment): i for i, environment in enumerate(self.environments)}
-        entries = [
-            {
-                "group": entry["group"],
-                "environment": indices[_environment_key(entry["environment"])],
-                "extra_info": entry["extra_info"],
-                "stats": entry["stats"],
-            }
-            for entry in sorted(self.entries, key=_order)
-        ]
-        parts = (("environments", self.environments), ("benchmarks", entries))
+        cases = {}
+        for entry in sorted(self.entries, key=_order):
+            cases.setdefault((entry["group"], indices[_environment_key(entry["environment"])]), []).append(entry)
+        lines = []
+        for (group, environment), found in cases.items():
+            infos = [entry["extra_info"] for entry in found]
+            alike = {key: value for key, value in infos[0].items() if all(key in info and info[key] == value for info in infos)}
+            alike.pop("peer", None)  # of a case with only one
+            own = [{key: value for key, value in info.items() if key not in alike} for info in infos]
+            peers = [{"extra_info": info, "stats": entry["stats"]} for info, entry in zip(own, found, strict=True)]
+            lines.append({"group": group, "environment": environment, "extra_info": alike, "peers": peers})
+        parts = (("environments", self.environments), ("benchmarks", lines))
         lists = [f' "{name}": [\n' + ",\n".join(f"  {_line(item)}" for item in items) + "\n ]" for name, items in parts]
         left_out = json.dumps(self.left_out, ensure_ascii=False, sort_keys=True, indent=2)
         return "{\n" + ",\n".join([*lists, f' "left_out": {left_out}']) + "\n}\n"
@@ -236,8 +240,15 @@ def read(path: Path) -> Measured:
         raise Bad(f'{expected}, an object with a list "benchmarks", got {came}')
     if not found["benchmarks"]:
         raise Bad(f'{expected}, got an empty list "benchmarks"')
-    shared = found.get("environments")
-    entries = [_entry(raw, shared, found.get("datetime"), expected) for raw in found["benchmarks"]]
+    shared, raws = found.get("environments"), found["benchmarks"]
+    if shared is not None:
+        raws = [
+            case | {"extra_info": case["extra_info"] | e["extra_info"], "stats": e["stats"]} for case in raws for e in case["peers"]
+        ]
+    reported = [raw for raw in raws if raw.get("extra_info", {}).get("kind") not in UNREPORTED]
+    entries = [_entry(raw, shared, found.get("datetime"), expected) for raw in reported]
+    if not entries:
+        raise Bad(f"{expected}; expected a kind that is reported, got {', '.join(UNREPORTED)} alone")
     (name, count), *_ = Counter((entry["group"], entry["extra_info"]["peer"]) for entry in entries).most_common(1)
     if count > 1:
         raise Bad(f"{expected}; {name[0]}: expected one entry for each peer, got {count} of {name[1]}")
@@ -259,11 +270,12 @@ def _entry(raw, shared, datetime, expected):
         environment = shared[raw["environment"]]
     if not environment["device"]:
         raise Bad(f'{expected}; {group}: extra_info["device"]: expected "cpu" or a GPU\'s name, got {environment["device"]!r}')
+    told = {key: value for key, value in info.items() if key not in UNTOLD and value is not None}
     return _rounded(
         {
             "group": group,
             "environment": environment,
-            "extra_info": info,
+            "extra_info": told,
             "stats": {key: stats[key] for key in STATS if key in stats},
         }
     )

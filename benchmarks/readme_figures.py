@@ -240,13 +240,13 @@ def cuda(code: dict | None, results: str, timed: bool) -> str:
         return f"{first}Their machine code: {ABSENT} (`make machine-code`)."
     kernels = [kernel for kernel in code["kernels"] if not kernel["label"].startswith("Triton")]
     archs = ", ".join(dict.fromkeys(f"sm_{kernel['arch']}" for kernel in kernels))
-    spilt = sum(any(kernel["resources"][f"spill_{what}"] for what in ("stores", "loads")) for kernel in kernels)
+    spilt = sum(kernel["spilled"] > 0 for kernel in kernels)
     spills = f"{spilt} of {len(kernels)} CUDA kernels spill" if spilt else f"none of {len(kernels)} CUDA kernels spills"
-    main = next((kernel["main"] for kernel in kernels if (kernel["label"], kernel["arch"]) == SEEDED_STEP), None)
+    seeded = next((kernel for kernel in kernels if (kernel["label"], kernel["arch"]) == SEEDED_STEP), None)
     step = ABSENT
-    if main and main["elements"]:
-        instructions, special = (main["per_element"].get(key, 0) for key in ("instructions", "special"))
-        step = f"{instructions:.0f} instructions per element on sm_{SEEDED_STEP[1]}, {special:g} of them special functions"
+    if seeded and seeded["instructions"] is not None:
+        step = f"{seeded['instructions']:.0f} instructions per element on sm_{SEEDED_STEP[1]}, "
+        step += f"{seeded['special']:g} of them special functions"
     return (
         f"{first}What can be counted without a GPU (`make machine-code`, [machine_code.txt]({results}/machine_code.txt)): for "
         f"{archs} {spills}; a seeded bfloat16 `ddpm_step`: {step}. The very code of their threads passes the tests of the values "

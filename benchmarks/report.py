@@ -192,14 +192,11 @@ def machine_code(found: dict | None) -> list[str]:
     archs, cells, labels = [], {}, {}
     for kernel in found["kernels"]:
         labels.setdefault((kernel["op"], kernel["label"]), None)
-        main = kernel["main"]
-        if main and main["elements"]:
+        if kernel["instructions"] is not None:
             archs.append(kernel["arch"])
-            instructions, special = (main["per_element"].get(key, 0) for key in ("instructions", "special"))
-            about = "~" if main["other_loops"] or main["impossible"] else ""
-            used = kernel["resources"]
-            spilt = f", spills {used['spill_stores'] + used['spill_loads']}" if used["spill_stores"] or used["spill_loads"] else ""
-            said = f"{used['registers']} / {about}{short(instructions)} / {about}{special:.1f}{spilt}"
+            about = "" if kernel["exact"] else "~"
+            spilt = f", spills {kernel['spilled']}" if kernel["spilled"] else ""
+            said = f"{kernel['registers']} / {about}{short(kernel['instructions'])} / {about}{kernel['special']:.1f}{spilt}"
             cells[kernel["op"], kernel["label"], kernel["arch"]] = said
     archs = sorted(set(archs), key=lambda arch: (not arch.isdigit(), len(arch), arch))
     known = [name for name in labels if any((*name, arch) in cells for arch in archs)]
@@ -253,7 +250,16 @@ def markdown(measured: Measured, pictures, code: dict | None) -> str:
 
 
 def load(path: Path) -> dict | None:
-    return json.loads(path.read_text()) if path.exists() else None
+    """What `tools.machine_code --json` has written, with a dictionary for each kernel on each GPU; None where there is no file."""
+    if not path.exists():
+        return None
+    found = json.loads(path.read_text())
+    kernels = [
+        {"op": op, "label": label, "arch": arch, **dict(zip(found["columns"], row, strict=True))}
+        for op, label, of_each in found["kernels"]
+        for arch, row in of_each.items()
+    ]
+    return found | {"kernels": kernels}
 
 
 def folder(measured: Measured, code: dict | None) -> dict[str, str | None]:

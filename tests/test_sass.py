@@ -1,5 +1,6 @@
 """The reader of machine code, on listings and kernels whose main path is known."""
 
+import json
 import sys
 from pathlib import Path
 
@@ -421,6 +422,30 @@ def test_cache(code, monkeypatch):
     monkeypatch.setattr(machine_code, "nvcc_flags", lambda: ("-O1",))
     with pytest.raises(pytest.fail.Exception, match="ran "):
         machine_code.compiled(*arguments)
+
+
+def test_what_is_committed_has_a_line_for_each_kernel():
+    used = machine_code.Resources(80, 0, 8, 4, 0)
+    main = machine_code.MainPath(32.0, 1200, 0, 0, [], {}, {"instructions": 36.15625, "special": 2.0})
+    found = [machine_code.Kernel("op", arch, "void f<Float32>(int)", used, 1500, {}, main) for arch in ("90", "100")]
+    found.append(machine_code.Kernel("op", "90", "void g(int)", used, 20, {}, None))
+    text = machine_code.slim(found, {"commit": "0123456789ab"})
+    said = {"90": [80, 12, 36.1562, 2.0, True], "100": [80, 12, 36.1562, 2.0, True]}
+    kernels = [["op", "f<f32>", said], ["op", "g", {"90": [80, 12, None, None, None]}]]
+    assert json.loads(text) == {
+        "environment": {"commit": "0123456789ab"},
+        "columns": [*machine_code.COLUMNS],
+        "kernels": kernels,
+    }
+    assert [line.strip(" ,") for line in text.splitlines()][-4:-2] == [json.dumps(kernel) for kernel in kernels]
+
+
+def test_numbers_of_a_tree_with_changes_are_not_committed(monkeypatch, tmp_path):
+    monkeypatch.setattr(machine_code, "environment", lambda: {"dirty": True})
+    monkeypatch.setattr(sys, "argv", ["machine_code", "--json", str(tmp_path / "code.json")])
+    with pytest.raises(SystemExit, match="expected a tree without changes"):
+        machine_code.main()
+    assert not any(tmp_path.iterdir())
 
 
 def test_included_files():

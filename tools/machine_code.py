@@ -1,6 +1,6 @@
 """What nvcc makes of every kernel: registers, spills, and instructions per element of the main path. Needs no GPU:
 
-    python -m tools.machine_code [--arch 80 90 100 120 gfx942] [--only TEXT] [--json FILE]
+    python -m tools.machine_code [--arch 80 90 100 120 gfx942] [--only TEXT] [--json FILE [--dirty]]
 
 Compiles csrc/*/*_cuda.cu as setup.py does, one cubin for each architecture, kept under build/machine_code until a source, a
 flag or nvcc changes. What ptxas says gives registers, stack and spills; the listing of nvdisasm gives the rest (see `sass`).
@@ -24,7 +24,7 @@ import subprocess
 import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from unittest import mock
 
@@ -395,11 +395,28 @@ def kernels(code: Compiled) -> list[Kernel]:
 # ---- report ----------------------------------------------------------------------------------------------------------
 
 
-def row(kernel: Kernel) -> dict:
-    result = asdict(kernel) | {"label": kernel.label}
-    if kernel.main is not None:
-        result["main"]["share_of_128"] = kernel.main.share_of_128
-    return result
+COLUMNS = ("registers", "spilled", "instructions", "special", "exact")  # of a kernel on one GPU, as `benchmarks.report` reads them
+
+
+def row(kernel: Kernel) -> list:
+    """COLUMNS: bytes that are spilled; for an element on the main path, null where there is none, how many instructions and
+    special-function operations, and whether these are exact."""
+    used, main = kernel.resources, kernel.main
+    figures = [None] * 3
+    if main is not None and main.elements:
+        each = (round(main.per_element.get(key, 0.0), 4) for key in ("instructions", "special"))
+        figures = [*each, not (main.other_loops or main.impossible)]
+    return [used.registers, used.spill_stores + used.spill_loads, *figures]
+
+
+def slim(found: list[Kernel], environment: dict) -> str:
+    """The JSON that is committed: a line for each kernel, [op, label, {GPU: COLUMNS}]."""
+    rows = {}
+    for kernel in found:
+        rows.setdefault((kernel.op, kernel.label), {})[kernel.arch] = row(kernel)
+    texts = ",\n".join(f"  {json.dumps([*name, of_each])}" for name, of_each in rows.items())
+    head = f' "environment": {json.dumps(environment)},\n "columns": {json.dumps(COLUMNS)}'
+    return f'{{\n{head},\n "kernels": [\n{texts}\n ]\n}}\n'
 
 
 def order(kernel: Kernel):
@@ -411,9 +428,9 @@ def order(kernel: Kernel):
 def lines(found: list[Kernel]) -> list[str]:
     from benchmarks import common  # imports torch, which the tests of the contract need not
 
-    head = ("op", "kernel", "sm", "registers", "stack", "spills", "warps", "KB loading")
+    head = ("kernel", "sm", "registers", "stack", "spills", "warps", "KB loading")
     head += ("elements", "instr/elem", "special", "conversions", "128-bit")
-    cells = []
+    cells = {}
     for kernel in found:
         used, main, resident = kernel.resources, kernel.main, ("", "")
         if type(kernel) is Kernel:  # how many warps a Triton kernel's block has is its launch's choice
@@ -426,8 +443,9 @@ def lines(found: list[Kernel]) -> list[str]:
             numbers = (f"{flag}{number:.1f}" for number in each)
             figures = (f"{main.elements:g}", *numbers, f"{100 * main.share_of_128:.0f}%")
         spills = str(used.spill_stores + used.spill_loads)
-        cells.append((kernel.op, kernel.label, kernel.arch, str(used.registers), str(used.stack), spills, *resident, *figures))
-    return common.table(head, cells, left=3)
+        row = kernel.label, kernel.arch, str(used.registers), str(used.stack), spills, *resident, *figures
+        cells.setdefault(kernel.op, []).append(row)
+    return [line for op, rows in cells.items() for line in (op, "", *common.table(head, rows, left=2), "")]
 
 
 def environment() -> dict:
@@ -451,10 +469,15 @@ def main():
     archs = [*ARCHS, "gfx942"]
     parser.add_argument("--arch", nargs="+", default=archs, metavar="SM", help=f"default: {' '.join(archs)}")
     parser.add_argument("--only", default="", metavar="TEXT", help="kernels whose label has it")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all counts there too")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write what the reports say of each kernel there too")
+    parser.add_argument("--dirty", action="store_true", help="write FILE from a tree with changes too, which no commit gives again")
     options = parser.parse_args()
     try:
-        disassembler()
+        e = environment()
+        if options.json and e["dirty"] is not False and not options.dirty:
+            sys.exit(
+                "machine_code: --json: expected a tree without changes, so that its commit says what was compiled (or --dirty)"
+            )
         codes = compiled_all([arch for arch in options.arch if not arch.startswith("gfx")])
         found = [kernel for code in codes for kernel in kernels(code)]
     except Missing as missing:
@@ -464,7 +487,6 @@ def main():
 
         found += triton_code.read_all([arch for arch in options.arch if arch in triton_code.TARGETS])
     found = sorted((kernel for kernel in found if options.only in kernel.label), key=order)
-    e = environment()
     changes = ", tree with changes" if e["dirty"] else ""
     print(f"nvcc {e['nvcc']}, nvdisasm {e['nvdisasm']}, Triton {e['triton'] or 'none'}, commit {e['commit'] or 'none'}{changes}")
     print(
@@ -475,7 +497,7 @@ def main():
     print("elements: of a thread; conversions: F2F, F2I, I2F; 128-bit: share of the bytes; ~: not exact (see sass.Path)\n")
     print(*lines(found), sep="\n")
     if options.json:
-        options.json.write_text(json.dumps({"environment": e, "kernels": [row(kernel) for kernel in found]}, indent=1) + "\n")
+        options.json.write_text(slim(found, e))
 
 
 if __name__ == "__main__":
