@@ -1,7 +1,8 @@
 """The contract on the machine code of the Triton kernels, compiled ahead of time: needs Triton, but no GPU.
 
 FASTGEN_TRITON_ARCHS lists the targets ("80 90 100 120 gfx942" are all); without it only two. What is compiled is
-tools/triton_code.py's CALLS. It runs in processes of its own, since in one of TRITON_INTERPRET=1 nothing can be compiled.
+tools/triton_code.py's CALLS, each of them on every target, for one of its dtypes on each of NVIDIA's in turns; --all: for all. It
+runs in processes of its own, since in one of TRITON_INTERPRET=1 nothing can be compiled.
 """
 
 import importlib.util
@@ -45,24 +46,23 @@ def processes():
 
 @pytest.fixture(scope="module", autouse=True)
 def compiling(request, processes):
-    """Starts on what the tests that were selected will ask for: (op, target) → what will be its kernels, and their digests where
-    floating-point operations may be fused."""
+    """Starts on what the tests that were selected will ask for, whose results there will be by op, target and job: the kernels,
+    and their digests where floating-point operations may be fused."""
     calls = [item.callspec.params for item in request.session.items if item.path == request.path and hasattr(item, "callspec")]
+    in_turns = not request.config.getoption("all")
     read, fused = {}, {}
     for op, target in dict.fromkeys((call["op"], call["target"]) for call in calls):
-        read[op, target] = [processes.submit(triton_code.read, job) for job in triton_code.jobs([target], op=op)]
+        jobs = triton_code.jobs([target], None, op, in_turns)
+        read[op, target] = {job: processes.submit(triton_code.read, job) for job in jobs}
         if target in FUSION:
-            fused[op, target] = [processes.submit(triton_code.digests, job) for job in triton_code.jobs([target], True, op)]
+            jobs = triton_code.jobs([target], True, op, in_turns)
+            fused[op, target] = {job: processes.submit(triton_code.digests, job) for job in jobs}
     return read, fused
 
 
 @pytest.fixture
 def kernels(compiling, op, target):
-    return results(compiling[0][op, target])
-
-
-def results(futures):
-    return [result for future in futures for result in future.result()]
+    return [kernel for future in compiling[0][op, target].values() for kernel in future.result()]
 
 
 @every_target
@@ -115,15 +115,17 @@ def test_threads_exchange_nothing(op, target, kernels):
 def test_fusion_changes_nothing(op, target, kernels, compiling):
     """No result depends on Triton's default, nor on Inductor's, which launches with it. The launches say it all the same."""
     assert {kernel.fused for kernel in kernels} == {False}
-    fused = results(compiling[1][op, target])
-    differ = [kernel.label for kernel, code in zip(kernels, fused, strict=True) if kernel.code != code]
-    assert not differ
+    read, fused = (made[op, target] for made in compiling)
+    for job, future in fused.items():
+        usual = read[job._replace(fusion=None)].result()
+        differ = [kernel.label for kernel, code in zip(usual, future.result(), strict=True) if kernel.code != code]
+        assert not differ
 
 
 FUSED = """
 import torch, triton
 import triton.language as tl
-from benchmarks import triton_code
+from tools import triton_code
 
 @triton.jit
 def kernel(x, CONTRACT: tl.constexpr):

@@ -50,7 +50,7 @@ def interpreted():
 
 def compiled():
     """Every way in which a kernel is compiled, each for one dtype: launched without fusion of its own accord, and compiling."""
-    from benchmarks import triton_code
+    from tools import triton_code
 
     kernels, count = set(), 0
     for job in triton_code.jobs(TARGETS):

@@ -2,16 +2,21 @@
 
 An op is called on tensors of the CPU up to its launches, whose arguments are kept. Triton's own JIT then compiles each kernel for
 them, told by a driver that the GPU is the one wanted; so what is compiled is what would run. `machine_code` puts the figures
-beside those of the CUDA kernels, tests/test_triton_code.py has the contract.
+beside those of the CUDA kernels, tests/test_triton_code.py has the contract. What was read of a kernel is kept under
+build/triton_code until a source or Triton changes.
 """
 
 from __future__ import annotations
 
+import fcntl
 import functools
 import hashlib
+import importlib.metadata
 import multiprocessing
 import os
+import pickle
 import re
+import shutil
 import struct
 import sys
 import tempfile
@@ -27,6 +32,8 @@ from . import amdgcn, machine_code, sass
 from .machine_code import Kernel, MainPath, Resources
 
 TARGETS = ("80", "90", "100", "120", "gfx942")
+CACHE = machine_code.ROOT / "build/triton_code"
+SOURCES = ("fastgen/triton/**/*.py", "fastgen/_core/*.py", "tools/*.py")  # on which what is read depends
 NAMES = {torch.float16: "f16", torch.bfloat16: "bf16", torch.float32: "f32", torch.float64: "f64"}
 HOT, COLD, ALL = (torch.float32, torch.bfloat16), (torch.float16, torch.float64), tuple(NAMES)
 
@@ -175,9 +182,17 @@ class Job(NamedTuple):
         return f"{CALLS[self.call].label}, {NAMES[self.dtype]}"
 
 
-def jobs(targets, fusion=None, op=None) -> list[Job]:
-    calls = [(k, dtype) for k, call in enumerate(CALLS) for dtype in call.dtypes if op in (None, call.op)]
-    return [Job(call, dtype, target, fusion) for call, dtype in calls for target in targets]
+def jobs(targets, fusion=None, op=None, in_turns=False) -> list[Job]:
+    """Each call for each of its dtypes and each target; `in_turns`: for one of its dtypes on each target, the next one on the next
+    of TARGETS. All four of NVIDIA's then have each of a call's dtypes between them; AMD's only one has all."""
+    made = []
+    for k, call in enumerate(CALLS):
+        for target in targets if op in (None, call.op) else ():
+            turn = k + TARGETS.index(target)
+            one = in_turns and (fusion is not None or not target.startswith("gfx"))
+            chosen = [call.dtypes[turn % len(call.dtypes)]] if one else call.dtypes
+            made += [Job(k, dtype, target, fusion) for dtype in chosen]
+    return made
 
 
 class Launch(NamedTuple):
@@ -316,6 +331,41 @@ def main_path(code: Code, n: float | None) -> MainPath:
     return MainPath(n, len(code.path), len(code.body), code.other_loops, impossible, code.counts(code.path), per_element)
 
 
+@functools.cache
+def version() -> str:
+    """Of all that the machine code and its reader are made from."""
+    digest = hashlib.sha256("".join(f"{name} {importlib.metadata.version(name)} " for name in ("torch", "triton")).encode())
+    for pattern in SOURCES:
+        for path in sorted(machine_code.ROOT.glob(pattern)):
+            digest.update(path.name.encode() + path.read_bytes())
+    found = digest.hexdigest()[:16]
+    for old in CACHE.glob("*"):
+        if old.name != found:
+            shutil.rmtree(old, ignore_errors=True)
+    return found
+
+
+def kept(function):
+    """`function` of a job, whose result is taken from the cache where nothing has changed since. A process that finds another
+    one at the same job waits for what that one makes: pytest's workers, each with a pool of its own, share the compiling."""
+
+    @functools.wraps(function)
+    def from_cache(job: Job):
+        folder = CACHE / version()
+        folder.mkdir(parents=True, exist_ok=True)
+        stem = f"{function.__name__} {CALLS[job.call].op} {job.call} {NAMES[job.dtype]} {job.target} {job.fusion}"
+        path, part = (folder / f"{stem}.{suffix}" for suffix in ("pickle", "part"))
+        with (folder / f"{stem}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not path.exists():
+                part.write_bytes(pickle.dumps(function(job)))
+                part.replace(path)
+        return pickle.loads(path.read_bytes())
+
+    return from_cache
+
+
+@kept
 def read(job: Job) -> list[TritonKernel]:
     """What is known of every kernel that a call launches."""
     call, found = CALLS[job.call], []
@@ -341,6 +391,7 @@ def read(job: Job) -> list[TritonKernel]:
     return found
 
 
+@kept
 def digests(job: Job) -> list[str]:
     return [digest(compiled(launch, job.target, job.fusion)) for launch in launches(job.call, job.dtype)]
 
