@@ -1,5 +1,7 @@
 """Fixtures and helpers shared by the tests: which backends and devices run, test data, tolerances."""
 
+import itertools
+import os
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -32,12 +34,16 @@ def pytest_addoption(parser):
     parser.addoption("--backend", choices=BACKENDS, action="append", help="only the tests that ask for one of these backends")
     parser.addoption("--not-backend", choices=BACKENDS, action="append", help="none of the tests that ask for this backend")
     parser.addoption("--share", default="0/1", metavar="K/N", help="only every N-th test from the K-th on")
+    parser.addoption("--all", action="store_true", help="whole products of parameters, where else a part of them covers every pair")
     parser.addoption("--from", default=0, type=int, metavar="N", dest="first", help="of these, none of the first N")
 
 
 def pytest_configure(config):
+    if "FASTGEN_WAYS" in os.environ and hasattr(config, "workerinput"):  # a file for each of pytest's processes
+        os.environ["FASTGEN_WAYS"] += "." + config.workerinput["workerid"]
     config.addinivalue_line("markers", "cuda: makes sense on an NVIDIA GPU only")
     config.addinivalue_line("markers", "backend(name): is about this backend")
+    config.addinivalue_line("markers", "pairs(eager=2): on the CPU only as many parametrisations as have every pair of values")
 
 
 def pytest_collection_modifyitems(config, items):
@@ -47,10 +53,46 @@ def pytest_collection_modifyitems(config, items):
     wanted = [item for item in items if device in (None, _device_of(item))]
     wanted = [item for item in wanted if not backends or _backend_of(item) in backends]
     wanted = [item for item in wanted if not others or _backend_of(item) not in others]
+    if not config.getoption("--all"):
+        wanted = _without_repeated_pairs(wanted)
     wanted = wanted[share::shares][config.getoption("first") :]
     if left_out := set(items) - set(wanted):
         items[:] = wanted
         config.hook.pytest_deselected(items=left_out)
+
+
+def _without_repeated_pairs(items):
+    """Leaves out those of the tests marked `pairs` that have no value of one parameter beside a value of another which no other
+    test of the same function on the same backend has too; of the eager one, with `eager=1`, those without a value that no other
+    has. A GPU is asked everything: its kernels take no time."""
+    functions = {}
+    for item in items:
+        if item.get_closest_marker("pairs") and _device_of(item) == "cpu":
+            functions.setdefault((item.nodeid.partition("[")[0], _backend_of(item)), []).append(item)
+    left_out = {item for tests in functions.values() for item in set(tests) - covering({i: _together(i) for i in tests})}
+    return [item for item in items if item not in left_out]
+
+
+def _together(item):
+    """Pairs of the names of its values, or single ones; what one `parametrize` gives several arguments is one value."""
+    count = item.get_closest_marker("pairs").kwargs.get("eager", 2) if _backend_of(item) == "eager" else 2
+    return set(itertools.combinations(enumerate(item.callspec._idlist), count))
+
+
+def covering(sets):
+    """Keys of `sets` whose values together have all that any of them has: few of them, though not the fewest."""
+    chosen, missing = set(), set().union(*sets.values())
+    bound = {key: len(pairs) for key, pairs in sets.items()}  # on how many missing ones it would add
+    while missing:
+        best = max(bound, key=bound.get)
+        new = len(sets[best] & missing)
+        if new < bound[best]:
+            bound[best] = new  # another may add more
+            continue
+        chosen.add(best)
+        missing -= sets[best]
+        del bound[best]
+    return chosen
 
 
 def _parameters(item):

@@ -56,6 +56,7 @@ FORWARD = {
 }
 
 
+@pytest.mark.pairs(eager=1)  # whose program is ten times as large, and takes as much longer
 @pytest.mark.parametrize("per_sample", [False, True], ids=["ints", "tensors"])
 @pytest.mark.parametrize("function", FORWARD.values(), ids=FORWARD)
 def test_forward(device, schedule, function, per_sample):
@@ -183,6 +184,7 @@ DYNAMIC = {
 }
 
 
+@pytest.mark.pairs(eager=1)
 @pytest.mark.parametrize("per_sample", [False, True], ids=["ints", "tensors"])
 @pytest.mark.parametrize("function", DYNAMIC.values(), ids=DYNAMIC)
 def test_dynamic_shapes_from_the_start(device, schedule, function, per_sample):

@@ -91,6 +91,7 @@ def kind(request):
 # ---- values ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.pairs
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("t", TIMESTEPS.values(), ids=TIMESTEPS)
 @pytest.mark.parametrize("prediction, variance, bound", list(itertools.product(PREDICTIONS, VARIANCES, BOUNDS)))
@@ -107,6 +108,7 @@ def test_ddpm_values(device, schedule, prediction, variance, bound, t, dtype):
     assert_same(fastgen.ddpm_step(x, m, on(device, t), schedule, noise=z, **options), y)
 
 
+@pytest.mark.pairs
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("t", TIMESTEPS.values(), ids=TIMESTEPS)
 @pytest.mark.parametrize("prediction, eta, bound", list(itertools.product(PREDICTIONS, (0.0, 0.5, 1), BOUNDS)))
@@ -158,6 +160,7 @@ def test_respaced_schedule(device, schedule, step):
     assert_close(y, formula(array(x), array(m), betas, [0, 1, 2], array(z), clip=1.0)[0], SCALE)
 
 
+@pytest.mark.pairs
 @pytest.mark.parametrize("dtype, m_dtype", list(itertools.product(DTYPES, DTYPES)))
 @pytest.mark.parametrize("t", [17, [39, 0, 17]])
 def test_dtypes(device, schedule, kind, dtype, m_dtype, t):
@@ -214,6 +217,7 @@ GUIDED = {
 }
 
 
+@pytest.mark.pairs
 @pytest.mark.parametrize("guided", GUIDED)
 @pytest.mark.parametrize("bound", BOUNDS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -382,6 +386,7 @@ def test_no_noise_at_step_zero(device, schedule, kind, bad):
 # ---- where noise comes from -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.pairs
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
 @pytest.mark.parametrize("t", [17, [0, 39, 17]])
 @pytest.mark.parametrize("seed", [3, 2**64 - 1, torch.tensor([-8]), torch.tensor([5, -5, 2**62])])
@@ -448,6 +453,7 @@ def test_sample_is_independent_of_the_batch(device, schedule, kind):
 # ---- shapes, layouts, out= ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.pairs
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("per_sample", [False, True], ids=["int_t", "tensor_t"])
 def test_shapes(device, schedule, kind, shape, per_sample):
@@ -481,6 +487,7 @@ LAYOUT_CASES = [((3, 4, 5, 6), *layouts) for layouts in itertools.product(LAYOUT
 ]
 
 
+@pytest.mark.pairs
 @pytest.mark.parametrize("shape, layout, other", LAYOUT_CASES)
 def test_layouts(device, schedule, kind, shape, layout, other):
     """Any strides of any input give the values of the contiguous tensors; contiguous and channels-last are kept."""
@@ -512,6 +519,7 @@ def test_timesteps_and_seeds_with_strides(device, schedule, kind):
         assert_same(case(t, schedule, seed=seed), expected)
 
 
+@pytest.mark.pairs
 @pytest.mark.parametrize("out_layout", LAYOUTS)
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last", "sliced"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
@@ -560,6 +568,7 @@ GRADIENT_OPTIONS = [
 ]
 
 
+@pytest.mark.pairs
 @pytest.mark.parametrize("t", [9, [39, 0]])
 @pytest.mark.parametrize("options", GRADIENT_OPTIONS, ids=lambda options: "-".join(options.values()))
 @pytest.mark.parametrize("bound", BOUNDS)
@@ -589,6 +598,7 @@ def test_ddim_gradcheck(device, schedule, eta, bound, t):
     assert_derivatives(device, f, inputs)
 
 
+@pytest.mark.pairs
 @pytest.mark.parametrize(
     "needed, through",
     [((0, 0, 1), "y"), *itertools.product([(1, 0, 0), (0, 1, 0), (1, 1, 1)], ["y", "x0", "both"])],

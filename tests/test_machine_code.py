@@ -1,7 +1,8 @@
 """The contract on the machine code of the CUDA kernels. Needs nvcc and a disassembler, but no GPU.
 
 FASTGEN_CUDA=0, which `make test` sets where there is no GPU, skips it: compiling takes minutes the first time (see
-tools/machine_code.py for the cache).
+tools/machine_code.py for the cache). Every op is compiled for sm_80 and sm_90, or read out of the library that `make cuda` has
+built for them, and for one older GPU and one newer in turns; --all: for all.
 """
 
 import functools
@@ -48,6 +49,8 @@ LEAST_MEANWHILE = 15  # wide multiplications of that step, of 40 for the first v
 MOST_NARROW_LOADS = 24  # of a thread: the row of its sample, its timestep and seed, and whether there are any
 MOST_NARROW_STORES = 2  # of the thread that is first in a sample: q_posterior's variance and its logarithm
 
+TURNS = ("75", "86", "89"), ("120", "100")
+
 SOURCES = {source.parent.name: source for source in machine_code.sources()}
 
 
@@ -67,11 +70,26 @@ every_arch = pytest.mark.parametrize("arch", machine_code.default_archs())
 read_archs = pytest.mark.parametrize("arch", machine_code.ARCHS)
 
 
+def asked_for(config, call):
+    """The op and the architecture of a test's parameters; whether these are compiled."""
+    op, arch = call.get("op", "ddpm_step"), call["arch"]
+    turn = list(SOURCES).index(op)
+    others = [archs[turn % len(archs)] for archs in TURNS]
+    return op, arch, config.getoption("all") or arch in others or not any(arch in archs for archs in TURNS)
+
+
+@pytest.fixture(autouse=True)
+def in_turns(request):
+    if not asked_for(request.config, request.node.callspec.params)[-1]:
+        pytest.skip("it is another op's turn on this GPU; --all compiles every op for every GPU")
+
+
 @pytest.fixture(scope="module", autouse=True)
 def compiling(request):
     """Starts on what the tests that were selected will ask for, on all cores."""
     calls = [item.callspec.params for item in request.session.items if item.path == request.path and hasattr(item, "callspec")]
-    wanted = dict.fromkeys((call.get("op", "ddpm_step"), call["arch"]) for call in calls)
+    asked = (asked_for(request.config, call) for call in calls)
+    wanted = dict.fromkeys((op, arch) for op, arch, compiles in asked if compiles)
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         yield {key: pool.submit(machine_code.compiled, SOURCES[key[0]], key[1]) for key in wanted}
         pool.shutdown(cancel_futures=True)

@@ -1,7 +1,5 @@
 """q_posterior: the mean and variances of q(x_{t−1} | x_t, x_0)."""
 
-import itertools
-
 import numpy as np
 import pytest
 import reference
@@ -11,7 +9,9 @@ from conftest import DTYPES, LAYOUTS, SHAPES, TIMESTEPS, array, assert_close, as
 import fastgen
 
 
-@pytest.mark.parametrize("x0_dtype, x_t_dtype", list(itertools.product(DTYPES, DTYPES)))
+@pytest.mark.pairs
+@pytest.mark.parametrize("x0_dtype", DTYPES)
+@pytest.mark.parametrize("x_t_dtype", DTYPES)
 @pytest.mark.parametrize("t", TIMESTEPS.values(), ids=TIMESTEPS)
 def test_values(device, schedule, t, x0_dtype, x_t_dtype):
     x0, x_t = normal((3, 4, 5, 6), 0, x0_dtype, device), normal((3, 4, 5, 6), 1, x_t_dtype, device)
@@ -55,7 +55,9 @@ def test_a_million_elements(device, schedule):
     assert_close(mean, reference.q_posterior(array(x0), array(x_t), schedule.betas, 17)[0], scale=5)
 
 
-@pytest.mark.parametrize("layout, other", list(itertools.product(LAYOUTS, LAYOUTS)))
+@pytest.mark.pairs
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("other", LAYOUTS)
 @pytest.mark.parametrize("shape", [(3, 4, 5, 6), (2, 3, 4, 5, 3)])
 def test_layouts(device, schedule, shape, layout, other):
     x0, x_t = normal(shape, 0, device=device), normal(shape, 1, device=device)

@@ -39,6 +39,7 @@ def expected_op(op):
 # ---- values ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.pairs
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("t", TIMESTEPS.values(), ids=TIMESTEPS)
 def test_values(device, schedule, op, expected_op, t, dtype):
@@ -48,7 +49,9 @@ def test_values(device, schedule, op, expected_op, t, dtype):
     assert_close(y, expected_op(array(x), schedule.betas, t, array(noise)), scale=5)
 
 
-@pytest.mark.parametrize("x_dtype, noise_dtype", list(itertools.product(DTYPES, DTYPES)))
+@pytest.mark.pairs
+@pytest.mark.parametrize("x_dtype", DTYPES)
+@pytest.mark.parametrize("noise_dtype", DTYPES)
 def test_noise_of_another_dtype(device, schedule, op, expected_op, x_dtype, noise_dtype):
     """The result has the dtype of the data; no precision of the noise is lost before the one rounding."""
     x, noise = normal((3, 50), 0, x_dtype, device), normal((3, 50), 1, noise_dtype, device)
@@ -98,6 +101,7 @@ SEEDS = [
 ]
 
 
+@pytest.mark.pairs
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("t", [17, [0, 39, 17]])
 @pytest.mark.parametrize("seed, offset", SEEDS)
@@ -149,6 +153,7 @@ def test_sample_is_independent_of_the_batch(device, schedule, op):
 # ---- shapes, layouts, out= ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.pairs
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("per_sample", [False, True], ids=["int_t", "tensor_t"])
 def test_shapes(device, schedule, op, expected_op, shape, per_sample):
@@ -178,6 +183,7 @@ def test_a_million_elements(device, schedule):
     assert_close(fastgen.q_sample(x, 17, schedule, seed=2), y, scale=5)
 
 
+@pytest.mark.pairs
 @pytest.mark.parametrize("shape, layout, noise_layout", LAYOUT_CASES)
 def test_layouts(device, schedule, op, shape, layout, noise_layout):
     """Any strides give the values of the contiguous tensors; contiguous and channels-last are kept."""
@@ -209,6 +215,7 @@ def test_timesteps_and_seeds_with_strides(device, schedule, op):
         assert_same(op(x, t, schedule, seed=seed), expected)
 
 
+@pytest.mark.pairs
 @pytest.mark.parametrize("out_layout", LAYOUTS)
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last", "sliced"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])

@@ -32,6 +32,7 @@ def assert_contract(z, shape, seed, offset=0):
 # ---- values ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.pairs
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("event", EVENTS)
 def test_event_sizes(device, event, dtype):
@@ -42,6 +43,7 @@ def test_event_sizes(device, event, dtype):
     assert fastgen.randn((0, *event), seed=42, device=device).shape == (0, *event)
 
 
+@pytest.mark.pairs
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("seed", SEEDS)
 def test_seeds(device, seed, dtype):
@@ -77,6 +79,7 @@ def test_strided_seed_tensor(device):
     assert_contract(fastgen.randn((3, 40), seed=seeds, device=device), (3, 40), [2, 4, 6])
 
 
+@pytest.mark.pairs
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("event", [(), (1,), (5,), (128,), (3, 33, 31)])
 def test_sample_is_independent_of_the_batch(device, event, dtype):
@@ -159,6 +162,7 @@ LAYOUT_SHAPES = [(2, c, 5, 7) for c in (1, 2, 3, 5, 64, 300)] + [(2, c, 3, 5, 3)
 LAYOUT_SHAPES += [(3, 3, 1, 1), (1, 4, 9, 8), (2, 6, 31), (2, 3, 0, 4), (0, 3, 4, 4)]
 
 
+@pytest.mark.pairs
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
 @pytest.mark.parametrize("shape", LAYOUT_SHAPES)
 def test_noise_is_independent_of_the_layout(device, schedule, shape, dtype):

@@ -120,6 +120,23 @@ def write(path, found):
     return path
 
 
+@pytest.fixture(scope="module", autouse=True)
+def drawn_once():
+    """Most tests ask for the same plots, which take seconds; that they are the same is held against another process."""
+    draw, kept = plots.plots, {}
+
+    def once(found):
+        numbers = found.text()
+        if numbers not in kept:
+            kept[numbers] = draw(found)
+        return dict(kept[numbers])
+
+    once.draws = draw
+    plots.plots = once
+    yield
+    plots.plots = draw
+
+
 @pytest.fixture
 def raw(tmp_path):
     return write(tmp_path / "raw.json", results())
@@ -413,6 +430,7 @@ def test_no_file_is_refused(capsys):
 
 
 def test_without_matplotlib(raw, out, monkeypatch):
+    monkeypatch.setattr(plots, "plots", plots.plots.draws)
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     assert "matplotlib: not installed" in refused(raw, "--out", out)
 

@@ -63,8 +63,11 @@ struct ItemPlan {
 // That number is 2.6 waves of 768 threads (of 80 registers) on each of 132 multiprocessors, so that two vectors are taken from 5
 // waves on and four from 10, and a last wave that is nearly empty costs a sixth or an eleventh of the time at most. 10 M elements
 // of bfloat16 in 3.1 waves of items of four would wait 23% of the time, by count. It is not the device's own number, so that sums
-// have the same bits on all.
-constexpr int64_t kManyItems = 256 * 1024;
+// have the same bits on all. tests/device_on_host.py, where a thread is a function call, sets another, so that small tensors do.
+#ifndef FG_MANY_ITEMS
+#define FG_MANY_ITEMS (256 * 1024)
+#endif
+constexpr int64_t kManyItems = FG_MANY_ITEMS;
 
 struct VectorPlan {
   ItemPlan items;
