@@ -174,9 +174,12 @@ def nvcc_flags() -> tuple[str, ...]:
     """setup.py's flags of a .cu file, less what names files and architectures."""
     with tempfile.TemporaryDirectory() as directory:  # it may leave files there
         ninja = settings()["ninja_file"](Path(directory), Path(directory), toolkit())
-    command = re.search(r"rule nvcc\n  command = \S+ (.*)", ninja)[1]
-    command = re.sub(r"-MD|-MF \S+|-gencode=\S+|-Xptxas -v\b|-Xfatbin \S+|-c \$in|-o \$out|-I\S+", "", command)
-    return *shlex.split(command), "-Xptxas", "-v"
+    return *without_files(re.search(r"rule nvcc\n  command = \S+ (.*)", ninja)[1]), "-Xptxas", "-v"
+
+
+def without_files(command: str) -> tuple[str, ...]:
+    """The flags of ninja's command that say how, not what, nor for which GPU."""
+    return (*shlex.split(re.sub(r"-MD|-MF \S+|-gencode=\S+|-Xptxas -v\b|-Xfatbin \S+|-c \$in|-o \$out|-I\S+", "", command)),)
 
 
 @functools.cache
@@ -222,8 +225,59 @@ def nvcc_version() -> str:
     return run(toolkit() / "bin/nvcc", "--version").stdout
 
 
+def from_library(source: Path, arch: str) -> Compiled | None:
+    """The cubin in the object file from which setup.py has linked the library: None unless that has code for the architecture, and
+    ninja would not compile it again. What ptxas said is not kept there, so its words are put together from the cubin; what is
+    spilled goes through local memory, whose accesses are counted in place of it."""
+    build, target = ROOT / "build/ninja", ROOT / f"build/ninja/{source.stem}.o"
+    if source.parent.parent != CSRC or not target.exists():
+        return None
+    rules = (build / "build.ninja").read_text()
+    command = re.search(r"rule nvcc\n  command = (\S+) (.*)", rules)
+    if command is None or Path(command[1]) != toolkit() / "bin/nvcc" or without_files(command[2]) != nvcc_flags()[:-2]:
+        return None
+    if f"arch=compute_{arch},code=sm_{arch}" not in command[2]:
+        return None
+    if "no work to do" not in run(settings()["ninja_program"](), "-C", build, "-n", target).stdout:
+        return None
+    try:
+        extract = disassembler("cuobjdump")
+    except Missing:
+        return None
+    stem = CACHE / f"{source.stem}.sm_{arch}.library"
+    cubin, log = stem.with_suffix(".library.cubin"), stem.with_suffix(".library.txt")
+    if not log.exists() or log.stat().st_mtime < target.stat().st_mtime:
+        CACHE.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=CACHE) as directory:
+            run(extract, "-xelf", f"sm_{arch}.cubin", target, cwd=directory)
+            (found,) = Path(directory).glob("*.cubin")
+            words = Path(directory, "log")
+            words.write_text(as_of_ptxas(found))
+            found.replace(cubin)
+            words.replace(log)
+    return Compiled(source, arch, cubin, log.read_text())
+
+
+def as_of_ptxas(cubin: Path) -> str:
+    """What `ptxas -v` says of each kernel in a cubin, as far as `resources` reads it."""
+    usage = run(disassembler("cuobjdump"), "-res-usage", cubin).stdout
+    functions, said = sass.parse(run(disassembler(), "-c", cubin).stdout), []
+    for symbol, words in re.findall(r"Function (\S+):\s*\n(.*)", usage):
+        used = {name: int(number) for name, number in re.findall(r"\b(REG|STACK|SHARED|LOCAL):(\d+)", words)}
+        accesses = [i for i in functions[symbol].instructions if i.stem in ("STL", "LDL")]
+        stores, loads = (sum(i.bits // 8 for i in accesses if i.stem == stem) for stem in ("STL", "LDL"))
+        said += [
+            f"Compiling entry function '{symbol}'",
+            f"{used['STACK'] + used['LOCAL']} bytes stack frame, {stores} bytes spill stores, {loads} bytes spill loads",
+            f"Used {used['REG']} registers, {used['SHARED']} bytes smem",
+        ]
+    return "\n".join(said)
+
+
 def compiled(source: Path, arch: str, include: Path = CSRC, cache: Path = CACHE) -> Compiled:
-    """The cubin of a source for an architecture, from the cache where nothing has changed since."""
+    """The cubin of a source for an architecture: the library's, or from the cache where nothing has changed since."""
+    if (built := from_library(source, arch)) is not None:
+        return built
     flags = (*nvcc_flags(), f"-gencode=arch=compute_{arch},code=sm_{arch}", "-cubin")
     digest = hashlib.sha256(repr((flags, nvcc_version())).encode())
     for path in sorted(included(source, include)):
