@@ -49,11 +49,11 @@ wheel: $(VENV)/installed-wheel
 	cd build/wheel && venv/bin/python -I ../../tools/check_wheel.py
 	cd build/wheel && venv/bin/python -I -m pytest -q $(addprefix tests/test_,import.py dispatch.py rng.py checks.py)
 
-# That wheel under every torch from 2.10 on; writes the table into README.md.
+# That wheel under every torch from 2.10 on; writes the table into docs/versions.md.
 wheel-matrix: wheel
 	$(RUN) tools/wheel_matrix.py dist/*.whl
 
-# The Triton backend under every supported pair of torch and Triton; writes the table into README.md.
+# The Triton backend under every supported pair of torch and Triton; writes the table into docs/versions.md.
 triton-matrix: build
 	$(RUN) tools/triton_matrix.py
 
@@ -66,10 +66,11 @@ bench: build
 	$(RUN) -m pytest benchmarks --benchmark-only --benchmark-json=build/benchmarks.json
 	$(RUN) -m benchmarks.report build/benchmarks.json
 
-# Every report, plot and README's figures, from the committed benchmarks/results/*/benchmarks.json; a new one of this device:
+# Every report and plot, and the figures of docs/performance.md and README.md, from the committed
+# benchmarks/results/*/benchmarks.json; a new one of this device:
 #     pytest benchmarks --benchmark-only --benchmark-json=FILE; python -m benchmarks.report FILE
 figures: $(VENV)/installed
-	$(RUN) -m benchmarks.report --readme
+	$(RUN) -m benchmarks.report --pages
 
 # The kernels of this tree beside those of another revision: BASE=rev, ONLY="ddpm_step-seed", COMPARE_OPTIONS="--seconds 5".
 bench-compare: build

@@ -24,6 +24,7 @@ SAME = ("device", "cpu", "cores", "cache_bytes", *VERSIONS, "backend", "capabili
 STATS = ("min", "q1", "median", "q3")  # those that the reports tell
 UNTOLD = ("ratios",)  # what they leave out of `extra_info`
 UNREPORTED = ("triton host",)  # kinds of entries that have no peers to be told beside, and are for whoever runs the benchmarks
+RATE_DIGITS = 4  # of a rate as it is shown: enough for the quotient of two of them to be what is shown of it
 NOISY = 1.5  # times the best sample: a median above that is the machine's more than the code's
 
 
@@ -115,10 +116,12 @@ class Case:
         return self.entries[peer]["stats"].get(which) if peer in self.entries else None
 
     def ratio(self, peer: str, which: str = "median") -> float | None:
-        """The peer's time ÷ fastgen's, paired by rounds; of whole programs that were not paired, fastgen's rate ÷ the peer's."""
-        paired = (self.says(peer, "ratio") or {}).get(which)
-        ours, theirs = self.says(OURS, "rate"), self.says(peer, "rate")
-        return ours / theirs if paired is None and which == "median" and ours and theirs else paired
+        """The peer's time ÷ fastgen's in the same round: the median, or a quartile, over the rounds. Of a whole program the median
+        is not taken, but fastgen's rate ÷ the peer's, so that the three numbers which a reader sees agree with each other."""
+        if self["kind"] == "end_to_end" and which == "median":
+            ours, theirs = self.says(OURS, "rate"), self.says(peer, "rate")
+            return ours / theirs if ours and theirs else None
+        return (self.says(peer, "ratio") or {}).get(which)
 
     def noisy(self, peer: str) -> bool:
         """Whether the peer's times, or fastgen's beside them, are too scattered to judge by."""

@@ -12,7 +12,7 @@ import re
 from collections import Counter
 from collections.abc import Callable
 
-from .measured import OURS, PEERS, Case, Measured, short, size_name
+from .measured import OURS, PEERS, RATE_DIGITS, Case, Measured, short, size_name
 
 # role: (light, dark). Peers take the colours of Okabe and Ito, shifted until each has a contrast of 4.5 with its page.
 COLOURS = {
@@ -322,7 +322,7 @@ def end_to_end(measured: Measured):
         left.margins(x=0.15)
         said = []
         for case in cases:
-            on, without = (short(case.says(peer, "rate")) for peer in (OURS, case.off))
+            on, without = (short(case.says(peer, "rate"), RATE_DIGITS) for peer in (OURS, case.off))
             said.append(f"{case['what']}\n{on} {case['unit']}, {case.off} {without}")
         left.set_yticks(range(len(cases)), said, fontsize=8)
         right.set(xlabel="peak memory of the work, MB")

@@ -1,11 +1,12 @@
 """Tables and plots of what pytest-benchmark measured:
 
     python -m benchmarks.report FILE… [--out benchmarks/results]    one device's, into OUT/<device>/
-    python -m benchmarks.report --readme [README.md]    all that is made from OUT/*/benchmarks.json, and README's figures
-    python -m benchmarks.report --check [README.md]     exits with 1 and a diff where that would change a file
+    python -m benchmarks.report --pages [DIR]    all that is made from OUT/*/benchmarks.json, and the figures in DIR's pages
+    python -m benchmarks.report --check [DIR]    exits with 1 and a diff where that would change a file
 
 Several files are joined; a case that more than one has is the last one's, so `OUT/<device>/benchmarks.json new.json` renews some.
-A folder holds benchmarks.json (the numbers, slim), report.md, and the plots.
+A folder holds benchmarks.json (the numbers, slim), report.md, and the plots. The pages are docs/performance.md, which has all the
+figures that prose quotes, and README.md, which has one sentence of them; DIR is the project's folder unless told.
 """
 
 from __future__ import annotations
@@ -18,12 +19,13 @@ import os
 import sys
 from pathlib import Path
 
-from . import plots, readme_figures
-from .measured import NOISY, OURS, PEERS, VERSIONS, Bad, Case, Measured, commits, joined, plural, short, table
+from . import figures, plots
+from .measured import NOISY, OURS, PEERS, RATE_DIGITS, VERSIONS, Bad, Case, Measured, commits, joined, plural, short, table
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks/results"
 SLIM, REPORT, CODE, ROBOT = "benchmarks.json", "report.md", "machine_code.json", "robot_policy.txt"
+PAGE, README = "docs/performance.md", "README.md"
 BEGIN, END = "<!-- figures: written by `make figures` from benchmarks/results -->", "<!-- /figures -->"
 MOST_DIFFERENT = 60  # lines that --check shows of one file
 
@@ -105,12 +107,16 @@ def end_to_end(cases):
     for case in cases:
         off, rates, peaks = case.off, [], []
         for peer in (OURS, off):
-            rates.append(short(case.says(peer, "rate")) if peer in case.entries else "not measured")
+            rates.append(short(case.says(peer, "rate"), RATE_DIGITS) if peer in case.entries else "not measured")
             peak = case.says(peer, "peak_bytes")
             peaks.append("–" if peak is None else short(peak / 1e6))
         rows.append([case["what"] or case.label, case["unit"] or "", *rates, off or "–", ratio(case, off), *peaks])
     timed = sorted({f"{plural(case['steps timed'], 'step')} ({case['what']})" for case in cases if case["steps timed"]})
     said = ["A sample of the time is " + ", ".join(timed) + "; a sampling step costs the same in a chain of any length.", ""]
+    said += [
+        "A rate is all steps ÷ all time, “times as fast” the quotient of the two rates; in parentheses the quartiles of rounds.",
+        "",
+    ]
     return table(head, rows, left=2) + (said if timed else [])
 
 
@@ -132,7 +138,8 @@ def wins(measured: Measured) -> list[str]:
     for case, peer in measured.lost:
         scale = 1e6 if (case.time() or 0) < 1e-2 else 1e3
         unit = "µs" if scale == 1e6 else "ms"
-        times = [f"{short(scale * case.time(name))} {unit}" if case.time(name) else "–" for name in (OURS, peer)]
+        seconds = [1 / case.says(name, "rate") if case.says(name, "rate") else case.time(name) for name in (OURS, peer)]
+        times = [f"{short(scale * each)} {unit}" if each else "–" for each in seconds]
         rows.append([f"`{case.label}`", case["kind"], case.where, peer, *times, ratio(case, peer)])
     return table(["call", "kind", "case", "peer", "fastgen's time", "the peer's", "peer ÷ fastgen"], rows, left=4) or ["None.", ""]
 
@@ -269,21 +276,30 @@ def folder(measured: Measured, code: dict | None) -> dict[str, str | None]:
     return texts | {name: pictures.get(name) for name in plots.PLOTS}
 
 
-def readme(path: Path, results: Path, devices: list[Measured], code: dict | None) -> str:
-    """README's text with its figures as the results have them."""
+def replaced(path: Path, block: str) -> str:
+    """A page's text with this between its marks."""
     text = path.read_text()
     before, begin, rest = text.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not (begin and end) or BEGIN in after:
         came = "none" if not begin else "no end" if not end else "two"
         raise Bad(f"{path}: expected one block from {BEGIN} to {END}, got {came}")
-    robots = {found.slug: (results / found.slug / ROBOT) for found in devices}
-    robots = {name: file.read_text() for name, file in robots.items() if file.exists()}
-    block = readme_figures.block(devices, Path(os.path.relpath(results, path.parent)).as_posix(), code, robots)
     return f"{before}{begin}\n\n{block}\n{end}{after}"
 
 
-def everything(results: Path, path: Path) -> dict[Path, str | None]:
+def pages(project: Path, results: Path, devices: list[Measured], code: dict | None) -> dict[Path, str]:
+    """{file: text} of the pages that quote figures, as the results have them."""
+    page, readme = project / PAGE, project / README
+    robots = {found.slug: (results / found.slug / ROBOT) for found in devices}
+    robots = {name: file.read_text() for name, file in robots.items() if file.exists()}
+    linked = Path(os.path.relpath(results, page.parent)).as_posix()
+    return {
+        page: replaced(page, figures.block(devices, linked, code, robots)),
+        readme: replaced(readme, figures.headline(devices, PAGE)),
+    }
+
+
+def everything(results: Path, project: Path) -> dict[Path, str | None]:
     """{file: text} of all that is made from the results of all devices."""
     made, devices, code = {}, [], load(results / CODE)
     for file in sorted(results.glob(f"*/{SLIM}")):
@@ -294,7 +310,7 @@ def everything(results: Path, path: Path) -> dict[Path, str | None]:
         made |= {file.parent / name: text for name, text in folder(found, code).items()}
     if not devices:
         raise Bad(f"{results}: expected <device>/{SLIM}, which `python -m benchmarks.report FILE…` writes, got none")
-    return made | {path: readme(path, results, devices, code)}
+    return made | pages(project, results, devices, code)
 
 
 def write(made: dict[Path, str | None]):
@@ -324,20 +340,20 @@ def main(arguments=None):
         "files", nargs="*", type=Path, metavar="FILE", help="pytest-benchmark's JSON, or a benchmarks.json, of one device"
     )
     parser.add_argument("--out", type=Path, default=RESULTS, metavar="DIR", help="default: benchmarks/results")
-    path = {"nargs": "?", "type": Path, "const": ROOT / "README.md", "metavar": "README.md"}
-    parser.add_argument("--readme", **path, help="write again all that is made from DIR/*/benchmarks.json, and README's figures")
-    parser.add_argument("--check", **path, help="exit with 1 where that would change something, and say what")
+    project = {"nargs": "?", "type": Path, "const": ROOT, "metavar": "DIR"}
+    parser.add_argument("--pages", **project, help="write again all that is made from committed results, and the pages' figures")
+    parser.add_argument("--check", **project, help="exit with 1 where that would change something, and say what")
     options = parser.parse_args(arguments)
-    if not (options.files or options.readme or options.check):
-        parser.error("FILE: expected pytest-benchmark's JSON, or --readme, or --check, got none of them")
+    if not (options.files or options.pages or options.check):
+        parser.error("FILE: expected pytest-benchmark's JSON, or --pages, or --check, got none of them")
     try:
         if options.files:
             found = joined(options.files)
             made = folder(found, load(options.out / CODE))
             write({options.out / found.slug / name: text for name, text in made.items()})
             print(options.out / found.slug / REPORT)
-        if options.readme:
-            write(everything(options.out, options.readme))
+        if options.pages:
+            write(everything(options.out, options.pages))
         if options.check and (lines := list(differences(everything(options.out, options.check)))):
             print(*lines, sep="\n")
             sys.exit("report: these files are not what the committed results give; `make figures` writes them")

@@ -13,7 +13,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for `benchmarks`, under every import mode of pytest
 
-from benchmarks import measured, plots, readme_figures, report
+from benchmarks import figures, measured, plots, report
 
 pytest.importorskip("matplotlib")
 
@@ -153,6 +153,8 @@ CODE = {
     "kernels": [
         ["ddpm_step", "Vectors<DdpmStepPlain<float, bf16, bf16, bf16>, seed>", {"90": [80, 0, 36.15625, 2.0, True]}],
         ["ddpm_step", "DdpmElements<double>", {"90": [80, 0, None, None, None]}],
+        ["ddpm_step", "Triton ddpm_step_kernel, seed, bf16", {"90": [80, 4, 51.125, 0.5625, True]}],
+        ["ddpm_step", "Triton ddpm_step_kernel, seed, f64", {"gfx942": [80, 0, None, None, None]}],
     ],
 }
 ROBOT = """fastgen backend: cpp on cpu
@@ -167,23 +169,30 @@ diffusers DDPMScheduler     22.92 ms   43.6 Hz              17.24 ms    172.4 µ
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """A project with results, whose README.md has their figures."""
+    """A project with results, whose pages have their figures."""
     folder = tmp_path_factory.mktemp("project")
     results_of = folder / "benchmarks/results"
-    readme = folder / "README.md"
-    readme.write_text(f"# before\n\n{report.BEGIN}\nyesterday\n{report.END}\n\n## after\n")
+    (folder / "docs").mkdir()
+    for page in PAGES:
+        (folder / page).write_text(f"# before\n\n{report.BEGIN}\nyesterday\n{report.END}\n\n## after\n")
     report.main([str(write(folder / "raw.json", results())), "--out", str(results_of)])
     write(results_of / "machine_code.json", CODE)
     (results_of / "amd-epyc-2-cores/robot_policy.txt").write_text(ROBOT)
-    report.main(["--readme", str(readme), "--out", str(results_of)])
+    report.main(["--pages", str(folder), "--out", str(results_of)])
     return folder
 
 
 @pytest.fixture
+def page(project):
+    """The page that has all the figures."""
+    return project / report.PAGE
+
+
+@pytest.fixture
 def project(made, tmp_path):
-    """README.md of a copy of it, with the results in `out`."""
+    """A copy of it, with the results in `out`."""
     shutil.copytree(made, tmp_path, dirs_exist_ok=True)
-    return tmp_path / "README.md"
+    return tmp_path
 
 
 def section(text, title):
@@ -218,7 +227,7 @@ def test_report_says_what_was_measured(project, out):
     assert found[3:7] == ["4.00 (3.96–4.04)", "1.00 (0.990–1.01)", "4.00 × torch.add", "9.00 (8.55–9.45)"]
     assert row(section(text, "Threads"), "fastgen")[4:] == ["1.00 (1.00 ×)", "0.500 (2.00 ×)"]
     found = row(section(text, "End to end"), "DDPM sampling, 1000 steps")
-    assert found[1:] == ["steps/s", "250", "125", "diffusers", "2.00 (1.90–2.10)", "80.0", "120"]
+    assert found[1:] == ["steps/s", "250.0", "125.0", "diffusers", "2.00 (1.90–2.10)", "80.0", "120"]
     assert "`import torch` 1900 ms, then `import fastgen` 31.2 ms." in section(text, "Import")
 
 
@@ -262,7 +271,7 @@ def test_what_was_left_out_is_told(raw):
 def test_machine_code_is_in_the_report(project, out):
     text = section((out / "amd-epyc-2-cores/report.md").read_text(), "Machine code")
     assert row(text, "`Vectors<DdpmStepPlain<float, bf16, bf16, bf16>, seed>`")[2:] == ["80 / 36.2 / 2.0"]
-    assert "1 kernel without a main path" in text and "DdpmElements" not in text
+    assert "2 kernels without a main path" in text and "DdpmElements" not in text
 
 
 def test_machine_code_of_the_repository():
@@ -367,11 +376,11 @@ def test_folders_of_devices(raw, tmp_path):
     assert measured.joined([write(tmp_path / "gpu.json", on_gpu(results()))]).slug == "nvidia-h100-80gb-hbm3"
 
 
-def test_a_gpu_has_a_section_of_its_own(project, tmp_path, out):
-    assert "### AMD" not in project.read_text() and "have not been run on a GPU yet" in project.read_text()
+def test_a_gpu_has_a_section_of_its_own(project, page, tmp_path, out):
+    assert "### AMD" not in page.read_text() and "have not been run on a GPU yet" in page.read_text()
     report.main([str(write(tmp_path / "gpu.json", on_gpu(results()))), "--out", str(out)])
-    report.main(["--readme", str(project), "--out", str(out)])
-    text = project.read_text()
+    report.main(["--pages", str(project), "--out", str(out)])
+    text = page.read_text()
     assert re.findall(r"^### (.*)", text, re.MULTILINE) == ["AMD EPYC, 2 cores", "NVIDIA H100 80GB HBM3"]
     assert "nvidia-h100-80gb-hbm3/ratios.svg" in text and "have not been run on a GPU yet" not in text
 
@@ -426,7 +435,7 @@ def test_a_peer_twice_in_a_case_is_refused(raw, out):
 
 def test_no_file_is_refused(capsys):
     assert refused() == "2"
-    assert "FILE: expected pytest-benchmark's JSON, or --readme, or --check" in capsys.readouterr().err
+    assert "FILE: expected pytest-benchmark's JSON, or --pages, or --check" in capsys.readouterr().err
 
 
 def test_without_matplotlib(raw, out, monkeypatch):
@@ -528,11 +537,13 @@ def test_the_same_numbers_give_the_same_bytes(raw, out):
     assert files(out / "other/amd-epyc-2-cores") == first
 
 
-# ---- README ----------------------------------------------------------------------------------------------------------
+# ---- pages -----------------------------------------------------------------------------------------------------------
+
+PAGES = (report.PAGE, report.README)
 
 
-def test_readme_has_the_figures(project):
-    text = project.read_text()
+def test_the_page_has_the_figures(page):
+    text = page.read_text()
     assert text.startswith(f"# before\n\n{report.BEGIN}\n\nMeasured on AMD EPYC, 2 cores (cpp, AVX512), torch 2.13.0+cpu")
     assert text.endswith(f"\n\n{report.END}\n\n## after\n") and "yesterday" not in text
     assert row(text, "call", "beside")[2:] == ["1M elements", "16M elements", "share of the limit, 16M"]
@@ -548,21 +559,22 @@ def test_readme_has_the_figures(project):
     assert "- `discriminator_loss, forward + backward`: beside eager 1.40 × (float32, 128 elements); we want 4 ×" in flat
     assert row(text, '`DDPMScheduler.step`, `rng="fused"`')[1:] == ["12 ×", "12 ×"]
     assert row(text, "`add_noise`")[1:] == ["not measured", "not measured"]
-    assert row(text, "GAN training")[1:4] == ["30.0 iterations/s", "32.0 iterations/s (eager)", "0.94 ×"]
+    assert row(text, "GAN training")[1:4] == ["30.00 iterations/s", "32.00 iterations/s (eager)", "0.94 ×"]
     assert "22.9 ms with diffusers' scheduler, 9.08 ms in plain PyTorch" in flat
     assert "36 instructions per element on sm_90, 2 of them special functions" in flat
     assert "none of 2 CUDA kernels spills" in flat
+    assert "Of 2 Triton kernels, for sm_90, gfx942, 1 spill; the same step: 51 instructions per element on sm_90." in flat
     assert max(map(len, (line for line in text.splitlines() if not line.startswith(("|", "-", "!"))))) <= 132
 
 
 def block(path, entries):
-    """README's figures of these entries, without machine code."""
+    """The page's figures of these entries, without machine code."""
     found = measured.joined([write(path / "raw.json", results() | {"benchmarks": entries})])
-    return readme_figures.block([found], "results", None, {})
+    return figures.block([found], "results", None, {})
 
 
 @pytest.mark.parametrize("kind", measured.KINDS)
-def test_readme_of_one_kind_alone(tmp_path, kind):
+def test_page_of_one_kind_alone(tmp_path, kind):
     """Whatever is missing is said to be so."""
     entries = [entry for entry in results()["benchmarks"] if entry["extra_info"]["kind"] == kind]
     text = " ".join(block(tmp_path, entries).split())
@@ -576,7 +588,7 @@ def test_readme_of_one_kind_alone(tmp_path, kind):
     assert "Their machine code: not measured" in text and "robot_policy.py)): not measured." in text
 
 
-def test_targets_of_small_calls_and_of_the_limit_in_readme(tmp_path):
+def test_targets_of_small_calls_and_of_the_limit_in_the_page(tmp_path):
     """Told as people speak of them: how much longer, which share."""
     entries = [entry for entry in results()["benchmarks"] if entry["extra_info"].get("elements") in (16, SIZES[1])]
     for entry in entries:
@@ -587,7 +599,7 @@ def test_targets_of_small_calls_and_of_the_limit_in_readme(tmp_path):
     assert "- `ddpm_step(seed=, out=)`: share of the limit, `copy`, 0.800 (float32, 1M elements); we want 0.9\n" in text
 
 
-def test_flatness_in_readme(tmp_path):
+def test_flatness_in_the_page(tmp_path):
     """Without the backward of a loss, which writes new gradients."""
     times = {"q_sample(seed=, out=)": (0.5, 0.6), "bce_with_logits": (0.9, 0.9), "discriminator_loss": (1.0, 5.0)}
     entries = []
@@ -602,18 +614,22 @@ def checked(project, out):
     report.main(["--check", str(project), "--out", str(out)])
 
 
-def test_check_passes_after_readme_and_fails_after_an_edit(project, out, capsys):
+def test_check_passes_after_pages_and_fails_after_an_edit(project, page, out, capsys):
     checked(project, out)
-    text = project.read_text()
-    project.write_text(text.replace("| 40 × |", "| 41 × |", 1))
+    text = page.read_text()
+    page.write_text(text.replace("| 40 × |", "| 41 × |", 1))
     capsys.readouterr()
     assert "make figures" in refused("--check", project, "--out", out)
     said = capsys.readouterr().out
     assert re.search(r"^-\|.* 41 × \|", said, re.MULTILINE) and re.search(r"^\+\|.* 40 × \|", said, re.MULTILINE)
-    report.main(["--readme", str(project), "--out", str(out)])
-    assert project.read_text() == text
-    project.write_text(text.replace("## after", "## edited"))  # the rest of README is free
+    report.main(["--pages", str(project), "--out", str(out)])
+    assert page.read_text() == text
+    page.write_text(text.replace("## after", "## edited"))  # the rest of the page is free
     checked(project, out)
+    readme = project / report.README
+    readme.write_text(readme.read_text().replace("10 ×", "11 ×", 1))
+    assert "make figures" in refused("--check", project, "--out", out)
+    assert str(readme) in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", ["report.md", "ratios.svg", "benchmarks.json"])
@@ -641,12 +657,15 @@ def test_check_fails_where_a_plot_is_missing_or_left_over(project, out, capsys):
     assert f"--- {file}" in capsys.readouterr().out
 
 
-def test_without_marks_or_results(project, tmp_path, out):
-    other = tmp_path / "other.md"
-    other.write_text("# no block\n")
-    assert refused("--check", other, "--out", out) == (
-        f"report: {other}: expected one block from {report.BEGIN} to {report.END}, got none"
+@pytest.mark.parametrize("name", PAGES)
+def test_without_marks(project, out, name):
+    (project / name).write_text("# no block\n")
+    assert refused("--check", project, "--out", out) == (
+        f"report: {project / name}: expected one block from {report.BEGIN} to {report.END}, got none"
     )
+
+
+def test_without_results(project, tmp_path, out):
     assert f"report: {tmp_path}: expected <device>/benchmarks.json" in refused("--check", project, "--out", tmp_path)
     moved = (out / "amd-epyc-2-cores").rename(out / "elsewhere")
     assert f"{moved / 'benchmarks.json'}: expected the results of elsewhere, got those of AMD EPYC" in refused(
@@ -654,7 +673,50 @@ def test_without_marks_or_results(project, tmp_path, out):
     )
 
 
-def test_readme_of_the_repository_has_a_place_for_the_figures():
-    text = (report.ROOT / "README.md").read_text()
-    assert text.count(report.BEGIN) == text.count(report.END) == 1
-    assert text.index("## How fast") < text.index(report.BEGIN) < text.index(report.END) < text.index("## Supported")
+@pytest.mark.parametrize("name", PAGES)
+def test_pages_of_the_repository_have_a_place_for_the_figures(name):
+    text = (report.ROOT / name).read_text()
+    assert text.count(report.BEGIN) == text.count(report.END) == 1 and text.index(report.BEGIN) < text.index(report.END)
+
+
+def test_readme_has_one_sentence_of_the_figures(project):
+    text = (project / report.README).read_text()
+    assert text.startswith(f"# before\n\n{report.BEGIN}\n\nMeasured on AMD EPYC, 2 cores with 16M float32 elements: ")
+    assert text.endswith(f"\n\n{report.END}\n\n## after\n") and "yesterday" not in text
+    flat = " ".join(text.split())
+    assert "`ddpm_step(seed=, out=)` is 10 × as fast as eager PyTorch and 40 × as fast as `torch.compile`; `q_sample" in flat
+    assert "most of whose time is the network's, are 0.94 to 2.0 ×" in flat
+    assert "[How fast](docs/performance.md)" in flat
+
+
+def test_readme_without_numbers(tmp_path):
+    for kind, said in (
+        ("import", "cores: single ops: not measured; whole programs: not measured."),
+        ("end_to_end", "cores: single ops: not measured; whole programs, "),
+    ):
+        entries = [entry for entry in results()["benchmarks"] if entry["extra_info"]["kind"] == kind]
+        found = measured.joined([write(tmp_path / "raw.json", results() | {"benchmarks": entries})])
+        assert said in " ".join(figures.headline([found], report.PAGE).split())
+
+
+def test_rates_and_their_quotient_are_of_one_statistic(tmp_path):
+    """A median of paired ratios beside rates of medians reads as an error: 14.1 against 12.8 steps/s, 0.96 ×."""
+    entries = case("training", 0.1, {"fastgen": 1.0, "eager": 0.955}, kind="end_to_end", what="DDPM training", unit="steps/s")
+    for entry, rate in zip(entries, (12.5, 12.5 / 1.1), strict=True):
+        entry["extra_info"]["rate"] = rate
+    found = measured.joined([write(tmp_path / "raw.json", results() | {"benchmarks": entries})])
+    (training,) = found.cases
+    assert training.ratio("eager") == pytest.approx(1.1, rel=1e-5) and training.ratio("eager", "q3") < 1.01
+    assert row("\n".join(figures.programs(found)), "DDPM training")[1:4] == ["12.50 steps/s", "11.36 steps/s (eager)", "1.1 ×"]
+    assert row("\n".join(report.end_to_end(found.cases)), "DDPM training")[2:6] == ["12.50", "11.36", "eager", "1.10 (0.907–1.00)"]
+    assert not found.lost
+
+
+def test_rates_of_the_page_of_the_repository():
+    """Whoever divides the two rates finds the third number."""
+    text = (report.ROOT / report.PAGE).read_text()
+    table = re.search(r"^\| whole programs \|.*\n\|[-: |]*\n((?:\|.*\n)+)", text, re.MULTILINE)[1]
+    for line in table.splitlines():
+        _, ours, theirs, times, *_ = (cell.strip() for cell in line.strip("|").split(" | "))
+        ours, theirs, times = (float(re.match(r"[\d.]+", cell)[0]) for cell in (ours, theirs, times))
+        assert ours / theirs == pytest.approx(times, abs=0.051 if times >= 1 else 0.0051), line

@@ -90,7 +90,14 @@ def test_matrix_row_of_a_version_that_cannot_be_installed(tool, monkeypatch, tmp
 
 
 @pytest.mark.parametrize("name", ["wheel-matrix", "triton-matrix"])
-def test_readme_has_the_place_of_the_table(tool, name):
-    readme = (ROOT / "README.md").read_text()
+def test_the_page_has_the_place_of_the_table(tool, name):
+    page = tool("environments").PAGE.read_text()
     begin, end = tool("environments").markers(name)
-    assert readme.count(begin) == readme.count(end) == 1 and readme.index(begin) < readme.index(end)
+    assert page.count(begin) == page.count(end) == 1 and page.index(begin) < page.index(end)
+
+
+def test_a_table_is_written_between_its_marks(tool, tmp_path):
+    page, (begin, end) = tmp_path / "page.md", tool("environments").markers("wheel-matrix")
+    page.write_text(f"# before\n\n{begin}\nyesterday\n{end}\n\nafter\n")
+    tool("environments").write_page("wheel-matrix", "| today |", page)
+    assert page.read_text() == f"# before\n\n{begin}\n\n| today |\n\n{end}\n\nafter\n"

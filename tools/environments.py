@@ -1,4 +1,4 @@
-"""Environments with another torch, what a script says in one, and a table in README.md: what the two matrices share.
+"""Environments with another torch, what a script says in one, and a table in the docs: what the two matrices share.
 
 What there is, pip is asked: versions as they are on PyPI (on Linux x86-64 the CUDA builds, with the nvidia-* packages that they
 need), and "+cpu" builds where the index that pip is configured with has them. The environments are kept in build/matrix for the
@@ -15,6 +15,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 MATRIX = ROOT / "build/matrix"
+PAGE = ROOT / "docs/versions.md"  # which has the tables
 NEEDED, ROOMY = 12 << 30, 25 << 30  # bytes: a CUDA build and its packages with room to spare; below the other, nothing is kept
 
 
@@ -107,14 +108,14 @@ def table(head, rows):
 
 
 def markers(name):
-    """What a table's place in README.md begins and ends with."""
+    """What a table's place in the page begins and ends with."""
     return f"<!-- {name}: written by `make {name}` -->", f"<!-- /{name} -->"
 
 
-def write_readme(name, written):
+def write_page(name, written, page=PAGE):
     begin, end = markers(name)
-    before, rest = (ROOT / "README.md").read_text().split(begin)
-    (ROOT / "README.md").write_text(f"{before}{begin}\n\n{written}\n\n{end}{rest.split(end)[1]}")
+    before, rest = page.read_text().split(begin)
+    page.write_text(f"{before}{begin}\n\n{written}\n\n{end}{rest.split(end)[1]}")
 
 
 def failed(results, checks):

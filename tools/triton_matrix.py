@@ -1,4 +1,4 @@
-"""Runs the Triton backend under every supported pair of torch and Triton, and writes README.md's table.
+"""Runs the Triton backend under every supported pair of torch and Triton, and writes the table of docs/versions.md.
 
     python tools/triton_matrix.py [--torch 2.13 …]
 
@@ -10,7 +10,7 @@ import argparse
 import sys
 import time
 
-from environments import MATRIX, answers_of, environment_of, failed, install, offered, pip, pythons, table, write_readme
+from environments import MATRIX, answers_of, environment_of, failed, install, offered, pip, pythons, table, write_page
 
 PAIRS = {(2, 10): "3.6.*", (2, 11): "3.6.*", (2, 12): "3.7.1", (2, 13): "3.7.1", (2, 14): "3.8.*", (2, 15): "3.9.*"}
 CHECKS = ("triton", "imported", "interpreted", "compiled")
@@ -61,7 +61,7 @@ def written(results):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--torch", nargs="+", help="only these minor versions, and README.md is left alone")
+    parser.add_argument("--torch", nargs="+", help="only these minor versions, and docs/versions.md is left alone")
     arguments = parser.parse_args()
     MATRIX.mkdir(parents=True, exist_ok=True)
     found = pythons()
@@ -75,7 +75,7 @@ def main():
     text = written(results)
     print(text)
     if not arguments.torch:
-        write_readme("triton-matrix", text)
+        write_page("triton-matrix", text)
     sys.exit(failed(results, CHECKS))
 
 

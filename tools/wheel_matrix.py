@@ -1,4 +1,4 @@
-"""Installs a wheel beside the newest torch of every minor version from 2.10 on, checks it there, and writes README.md's table.
+"""Checks a wheel beside the newest torch of every minor version from 2.10 on, and writes the table of docs/versions.md.
 
     python tools/wheel_matrix.py dist/*.whl [--torch 2.13 …]
 
@@ -11,7 +11,7 @@ import sys
 import time
 from pathlib import Path
 
-from environments import MATRIX, answers_of, environment_of, failed, install, offered, pip, pythons, table, write_readme
+from environments import MATRIX, answers_of, environment_of, failed, install, offered, pip, pythons, table, write_page
 
 OLDEST = (2, 10)
 CHECKS = ("imported", "symbols", "ops", "opcheck", "compile")
@@ -62,7 +62,7 @@ def written(results, without, wheel):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("wheel", type=Path)
-    parser.add_argument("--torch", nargs="+", help="only these minor versions, and README.md is left alone")
+    parser.add_argument("--torch", nargs="+", help="only these minor versions, and docs/versions.md is left alone")
     arguments = parser.parse_args()
     MATRIX.mkdir(parents=True, exist_ok=True)
     found = pythons()
@@ -77,7 +77,7 @@ def main():
     text = written(results, without, arguments.wheel)
     print(text)
     if not arguments.torch:
-        write_readme("wheel-matrix", text)
+        write_page("wheel-matrix", text)
     sys.exit(failed(results, CHECKS))
 
 

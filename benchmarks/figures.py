@@ -1,4 +1,7 @@
-"""README's figures: its prose, with every number taken from the committed results. What was not measured is said to be so."""
+"""The figures that pages quote: prose with every number taken from the committed results. What was not measured is said to be so.
+
+`block` is the text of docs/performance.md between its marks, `headline` that of README.md.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ import re
 import textwrap
 from collections import Counter
 
-from .measured import OURS, VERSIONS, Case, Measured, plural, short, size_name, table
+from .measured import OURS, RATE_DIGITS, VERSIONS, Case, Measured, plural, short, size_name, table
 from .plots import PLOTS
 
 ABSENT = "not measured"
@@ -41,7 +44,9 @@ SCHEDULERS = (
     ("`DDIMScheduler.step`, η = 1, with diffusers' own noise", {"op": "diffusers DDIMScheduler.step", "mode": "exact"}),
     ("`add_noise`", {"op": "diffusers add_noise"}),
 )
+HEADLINE = (("eager", "eager PyTorch"), ("torch.compile", "`torch.compile`"))
 SEEDED_STEP = "Vectors<DdpmStepPlain<float, bf16, bf16, bf16>, seed>", "90"  # the kernel whose machine code is told
+TRITON_STEP = "Triton ddpm_step_kernel, seed, bf16", "90"  # the same step in Triton
 
 
 def cell(case: Case | None, peer: str) -> str:
@@ -200,16 +205,22 @@ def programs(found: Measured) -> list[str]:
         rates, peaks = [], []
         for peer in (OURS, case.off):
             rate, peak = case.says(peer, "rate"), case.says(peer, "peak_bytes")
-            rates.append(f"{short(rate)} {case['unit']}" if rate else ABSENT)
+            rates.append(f"{short(rate, RATE_DIGITS)} {case['unit']}" if rate else ABSENT)
             peaks.append(f"{short(peak / 1e6)} MB" if peak else ABSENT)
         without = f"{rates[1]} ({case.off})" if case.off else ABSENT
         rows.append([case["what"], rates[0], without, cell(case, case.off), *peaks])
-    return table(["whole programs", "with fastgen", "without", "times as fast", "peak memory", "without"], rows)
+    return [
+        *table(["whole programs", "with fastgen", "without", "times as fast", "peak memory", "without"], rows),
+        *prose(
+            "A rate is the number of all steps that were timed, divided by all the time that they took; the programs ran in turns,",
+            "round by round, and “times as fast” is the quotient of the two rates.",
+        ),
+    ]
 
 
 def robot(text: str | None, file: str) -> str:
     """From what examples/robot_policy.py printed."""
-    loop = "A robot's control loop ([examples/robot_policy.py](examples/robot_policy.py))"
+    loop = "A robot's control loop ([examples/robot_policy.py](../examples/robot_policy.py))"
     head = text and re.search(r"(\d+) steps, actions (\(.*?\)), (\d+) thread", text)
     chains = dict(re.findall(r"^(\S.*?)\s{2,}([\d.]+) ms", text or "", re.MULTILINE))
     names = ("diffusers DDPMScheduler", "plain PyTorch", "fastgen.Sampler", "the network alone")
@@ -233,25 +244,42 @@ def imported(found: Measured) -> str:
 # ---- machine code ----------------------------------------------------------------------------------------------------
 
 
+def main_path(kernels: list[dict], wanted: tuple[str, str]) -> tuple[float, float] | None:
+    """Instructions per element, and those of special functions, of one kernel's main path; wanted: its label and architecture."""
+    found = next((kernel for kernel in kernels if (kernel["label"], kernel["arch"]) == wanted), None)
+    return (found["instructions"], found["special"]) if found and found["instructions"] is not None else None
+
+
+def architectures(kernels: list[dict]) -> str:
+    return ", ".join(dict.fromkeys(f"sm_{kernel['arch']}" if kernel["arch"].isdigit() else kernel["arch"] for kernel in kernels))
+
+
+def triton(kernels: list[dict]) -> str:
+    """The same of Triton's kernels."""
+    step, spilt = main_path(kernels, TRITON_STEP), sum(kernel["spilled"] > 0 for kernel in kernels)
+    told = f"{step[0]:.0f} instructions per element on sm_{TRITON_STEP[1]}" if step else ABSENT
+    return f"Of {len(kernels)} Triton kernels, for {architectures(kernels)}, {spilt or 'none'} spill; the same step: {told}."
+
+
 def cuda(code: dict | None, results: str, timed: bool) -> str:
     """What can be counted without a GPU; `timed`: whether there are results of one."""
     first = "" if timed else "**The CUDA kernels have not been run on a GPU yet.** "
     if code is None:
         return f"{first}Their machine code: {ABSENT} (`make machine-code`)."
-    kernels = [kernel for kernel in code["kernels"] if not kernel["label"].startswith("Triton")]
-    archs = ", ".join(dict.fromkeys(f"sm_{kernel['arch']}" for kernel in kernels))
+    made = [kernel for kernel in code["kernels"] if kernel["label"].startswith("Triton")]
+    kernels = [kernel for kernel in code["kernels"] if kernel not in made]
     spilt = sum(kernel["spilled"] > 0 for kernel in kernels)
     spills = f"{spilt} of {len(kernels)} CUDA kernels spill" if spilt else f"none of {len(kernels)} CUDA kernels spills"
-    seeded = next((kernel for kernel in kernels if (kernel["label"], kernel["arch"]) == SEEDED_STEP), None)
-    step = ABSENT
-    if seeded and seeded["instructions"] is not None:
-        step = f"{seeded['instructions']:.0f} instructions per element on sm_{SEEDED_STEP[1]}, "
-        step += f"{seeded['special']:g} of them special functions"
-    return (
-        f"{first}What can be counted without a GPU (`make machine-code`, [machine_code.txt]({results}/machine_code.txt)): for "
-        f"{archs} {spills}; a seeded bfloat16 `ddpm_step`: {step}. The very code of their threads passes the tests of the values "
-        "on the host (`python tests/device_on_host.py`)."
-    )
+    found, step = main_path(kernels, SEEDED_STEP), ABSENT
+    if found:
+        step = f"{found[0]:.0f} instructions per element on sm_{SEEDED_STEP[1]}, {found[1]:g} of them special functions"
+    sentences = [
+        f"{first}What can be counted without a GPU (`make machine-code`, [machine_code.txt]({results}/machine_code.txt)):",
+        f"for {architectures(kernels)} {spills}; a seeded bfloat16 `ddpm_step`: {step}.",
+        "The very code of their threads passes the tests of the values on the host (`python tests/device_on_host.py`).",
+        *([triton(made)] if made else []),
+    ]
+    return " ".join(sentences)
 
 
 # ---- the block -------------------------------------------------------------------------------------------------------
@@ -286,10 +314,30 @@ def device(found: Measured, folder: str, robot_said: str | None) -> list[str]:
 
 
 def block(devices: list[Measured], results: str, code: dict | None, robots: dict[str, str]) -> str:
-    """The text between README's marks. results: the folder, as README links to it; robots: by device."""
+    """The figures of docs/performance.md. results: the folder, as that page links to it; robots: by device."""
     lines = []
     for found in devices:
         lines += [f"### {found.device}", ""] if len(devices) > 1 else []
         lines += device(found, f"{results}/{found.slug}", robots.get(found.slug))
     timed = any(e["device"] != "cpu" for found in devices for e in found.environments)
     return "\n".join([*lines, *prose(cuda(code, results, timed))])
+
+
+def headline(devices: list[Measured], page: str) -> str:
+    """README's sentences, of the first device. page: docs/performance.md, as README links to it."""
+    found = devices[0]
+    cases = {size: [case for case in (by_size(found, call).get(size) for call in (STEP, NOISING)) if case] for size in sizes(found)}
+    size, shown = next(
+        ((size, cases[size]) for size in reversed(cases) if any(case.ratio("eager") for case in cases[size])), ("", [])
+    )
+    calls = [
+        f"`{case.label}` is {' and '.join(f'{cell(case, peer)} as fast as {name}' for peer, name in HEADLINE if case.ratio(peer))}"
+        for case in shown
+    ]
+    elements = f" with {size} float32 elements" if calls else ""
+    times = [case.ratio(case.off) for case in found.of("end_to_end") if case.off and case.ratio(case.off)]
+    programs = (
+        f"whole programs, most of whose time is the network's, are {between(times)} ×" if times else f"whole programs: {ABSENT}"
+    )
+    said = "; ".join([*(calls or [f"single ops: {ABSENT}"]), programs])
+    return "\n".join(prose(f"Measured on {found.device}{elements}: {said}. [How fast]({page}) has all of it, with what is slower."))
