@@ -9,7 +9,7 @@ ifeq ($(shell command -v nvidia-smi),)
 export FASTGEN_CUDA ?= 0
 endif
 
-.PHONY: demo test build cuda wheel wheel-matrix triton-matrix bench bench-compare figures machine-code gpu lint format clean
+.PHONY: demo test build cuda wheel wheel-matrix triton-matrix bench bench-compare figures machine-code gpu docs lint format clean
 
 demo: build
 	$(RUN) examples/demo.py
@@ -87,6 +87,15 @@ machine-code: $(VENV)/installed
 # GPU_OPTIONS: "--wheel FILE", "--out DIR", "--minutes M", "--only build,tests,sanitizer,bench".
 gpu:
 	$(PYTHON) -m benchmarks.gpu_check $(GPU_OPTIONS)
+
+# The site in build/site; a link or a name that leads nowhere is an error (not with --quiet, which counts no warnings). Nothing is
+# fetched but, the first time, the tools.
+docs: $(VENV)/installed-docs
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict
+
+$(VENV)/installed-docs: requirements/docs.txt $(VENV)/installed
+	$(PIP) install --no-deps -r requirements/docs.txt
+	touch $@
 
 lint: $(VENV)/installed
 	$(VENV)/bin/ruff check .
