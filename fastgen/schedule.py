@@ -8,7 +8,8 @@ from __future__ import annotations
 import math
 import numbers
 import operator
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -57,6 +58,16 @@ class Schedule(Tables):
         "_hash",
         "_timestep_tensors",
     )
+
+    alphas: np.ndarray
+    alphas_cumprod: np.ndarray
+    alphas_cumprod_prev: np.ndarray
+    betas: np.ndarray
+    name: str
+    posterior_variance: np.ndarray
+    timesteps: np.ndarray
+    _hash: int
+    _timestep_tensors: dict[torch.device, torch.Tensor]
 
     def __init__(self, betas, alphas_cumprod, timesteps, name: str, arguments: str = "schedule"):
         """`arguments` are those that an error names, where the schedule is none."""
@@ -125,7 +136,7 @@ class Schedule(Tables):
         return cls._of_betas((beta_end - beta_start) / (1.0 + np.exp(-s)) + beta_start, name, _RANGE)
 
     @classmethod
-    def from_betas(cls, betas) -> Schedule:
+    def from_betas(cls, betas: Sequence[float] | np.ndarray | torch.Tensor) -> Schedule:
         """The schedule of the given betas: a sequence, array or tensor of shape (T,) with values in (0, 1].
 
         Only the last beta may be 1 (a zero terminal signal-to-noise ratio).
@@ -152,7 +163,7 @@ class Schedule(Tables):
 
     # ---- derived schedules --------------------------------------------------------------------------------------------
 
-    def respace(self, steps: int | Iterable[int], spacing: str | None = None) -> Schedule:
+    def respace(self, steps: int | Iterable[int], spacing: Literal["leading", "trailing", "linspace"] | None = None) -> Schedule:
         """The schedule that visits only some of this one's steps.
 
         `steps` is how many to keep, chosen by `spacing`, or an explicit increasing list of the 0-based steps to keep.
@@ -239,7 +250,7 @@ class Schedule(Tables):
         """(T, 3): a, b of the target a·x0 + b·ε, and the min-SNR-γ weight, which is 1 where γ is None."""
         return self._table(("diffusion_loss", prediction, snr_gamma), device, dtype)
 
-    def timestep_tensor(self, device=None) -> torch.Tensor:
+    def timestep_tensor(self, device: torch.device | str | int | None = None) -> torch.Tensor:
         """`timesteps` as an int64 tensor on `device`, cached: `schedule.timestep_tensor(device)[t]` is what the network gets.
 
         The tensor is shared by all callers; do not write to it.
@@ -255,7 +266,7 @@ class Schedule(Tables):
 
     def _rows(self, key):
         rows = np.stack(_COLUMNS[key[0]](self, *key[1:]), axis=1)
-        finite = np.isfinite(rows).all(axis=1)
+        finite = np.all(np.isfinite(rows), axis=1)
         if not finite[:-1].all() or (len(self) == 1 and not finite[0]):
             step = int(np.flatnonzero(~finite)[0])
             raise ValueError(f"schedule: expected finite coefficients, got alphas_cumprod[{step}] = {self.alphas_cumprod[step]!r}")
@@ -285,7 +296,7 @@ class Schedule(Tables):
         last = self.alphas_cumprod[-1]
         return f"Schedule.{self.name}  # {len(self)} steps, alphas_cumprod {self.alphas_cumprod[0]:.6g} … {last:.4g}"
 
-    def __eq__(self, other) -> bool:
+    def __eq__(self, other: object) -> bool:
         if not isinstance(other, Schedule):
             return NotImplemented
         return (
@@ -297,19 +308,19 @@ class Schedule(Tables):
     def __hash__(self) -> int:
         return self._hash
 
-    def __setattr__(self, key, value):
+    def __setattr__(self, key: str, value: Any) -> None:
         raise AttributeError(f"Schedule is immutable: cannot set {key!r}; make another one")
 
-    def __delattr__(self, key):
+    def __delattr__(self, key: str) -> None:
         raise AttributeError(f"Schedule is immutable: cannot delete {key!r}")
 
     def __reduce__(self):
         return Schedule, (self.betas, self.alphas_cumprod, self.timesteps, self.name)
 
-    def __copy__(self):
+    def __copy__(self) -> Schedule:
         return self
 
-    def __deepcopy__(self, memo):
+    def __deepcopy__(self, memo: dict) -> Schedule:
         return self
 
 
@@ -454,7 +465,7 @@ def _number(name, value) -> float:
     try:
         return float(value)
     except OverflowError:
-        return math.inf if value > 0 else -math.inf
+        return -math.inf if value < 0 else math.inf
 
 
 def _unit_interval(name, value) -> float:

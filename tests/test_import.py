@@ -28,6 +28,10 @@ def shared_library(path, source, *flags):
     subprocess.run(["gcc", "-shared", "-fPIC", "-x", "c", "-", "-o", path, *flags], input=source, text=True, check=True)
 
 
+def test_type_checkers_are_told_to_read_the_annotations():
+    assert (PACKAGE / "py.typed").exists()
+
+
 # ---- files ----------------------------------------------------------------------------------------------------------
 
 BREAKAGES = {

@@ -14,7 +14,9 @@ import shutil
 import struct
 import sys
 import sysconfig
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -168,7 +170,7 @@ _why_not._dynamo_marked_constant = True
 _AUTOMATIC = {device: next(name for name in order if not _why_not(name, device)) for device, order in _ORDER.items()}
 
 
-def available_backends(device="cpu") -> tuple[str, ...]:
+def available_backends(device: torch.device | str = "cpu") -> tuple[str, ...]:
     """The backends that can run on `device`, in the automatic order."""
     device_type = torch.device(device).type
     return tuple(name for name in BACKENDS if not _why_not(name, device_type))
@@ -242,7 +244,7 @@ def serves(archs: str, capability: tuple[int, int]) -> bool:
     return False
 
 
-def backend(device="cpu") -> str:
+def backend(device: torch.device | str = "cpu") -> str:
     """The name of the backend that ops on `device` run on now: "cpp", "triton" or "eager".
 
     It is what `use_backend` or the environment variable FASTGEN_BACKEND chose, else the first available one of
@@ -253,7 +255,7 @@ def backend(device="cpu") -> str:
 
 
 @contextlib.contextmanager
-def use_backend(name: str | None):
+def use_backend(name: Literal["cpp", "triton", "eager", "auto"] | None) -> Iterator[None]:
     """`with fastgen.use_backend("eager"):` runs the ops inside on that backend; None or "auto" is the automatic order.
 
     It applies to the calling thread (or asyncio task); a program under `torch.compile` sees the last choice of any thread.

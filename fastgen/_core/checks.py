@@ -132,8 +132,9 @@ def timestep(t, x, end: int, note: str):
 
 def unwrapped(x):
     """The tensor inside the wrappers of torch.func, to look at its values: under vmap, those of all samples."""
-    while torch._C._functorch.is_functorch_wrapped_tensor(x):
-        x = torch._C._functorch.get_unwrapped(x)
+    functorch = torch._C._functorch  # pyright: ignore[reportAttributeAccessIssue]  # torch's stub of _C lacks it
+    while functorch.is_functorch_wrapped_tensor(x):
+        x = functorch.get_unwrapped(x)
     return x
 
 

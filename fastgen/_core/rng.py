@@ -124,7 +124,7 @@ def capturing(device: torch.device) -> bool:
 def random_seed(generator: torch.Generator | None) -> int:
     """63 random bits of a generator on the CPU, by default torch's."""
     if dispatch_modes() or functorch_is_active():  # which may not let an older tensor in
-        return torch.empty((), dtype=torch.int64, device="cpu").random_(generator=generator).item()
+        return torch.empty((), dtype=torch.int64, device="cpu").random_(generator=generator).item()  # pyright: ignore[reportReturnType]  # of int64
     draw, drawn = scratch.bits
     if generator is None:
         draw()

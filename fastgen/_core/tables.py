@@ -69,7 +69,7 @@ class Tables:
         with plain_tensors():
             tensor = torch.tensor(rows, dtype=torch.float64 if double else torch.float32, device=device)
         # torch._dynamo.mark_static does this. Without it dynamic=True makes the length a symbol, and no guard can say whose it is.
-        tensor._dynamo_static_indices = {0, 1}
+        tensor._dynamo_static_indices = {0, 1}  # pyright: ignore[reportAttributeAccessIssue]  # Dynamo's own
         return self._tables.setdefault((key, double, device), Table(tensor, noisy, note))
 
 
@@ -91,7 +91,16 @@ class Coefficients(Tables):
         return self._table((self.op,), device, dtype)
 
 
-def step_columns(x0_from_x, x0_from_m, y_from_x0, y_from_x, sigma, slope=0.0, intercept=0.0, y_from_m=0.0):
+def step_columns(
+    x0_from_x,
+    x0_from_m,
+    y_from_x0,
+    y_from_x,
+    sigma,
+    slope: np.ndarray | float = 0.0,
+    intercept: np.ndarray | float = 0.0,
+    y_from_m: np.ndarray | float = 0.0,
+):
     """The columns of a reverse step, `DDPM_STEP_COLUMNS`, in which A and B are what the others come to where x0 is not clipped:
 
         x0 = P·x_t + Q·m        y = U·x0 + V·x_t + W·m + S·z  =  A·x_t + B·m + S·z

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from random import random
+from typing import Any
 
 import numpy as np
 import torch
@@ -196,12 +197,13 @@ def _ddim_sample(original, rng, known):
         check_eta(self.ddim_sampling_eta)
         if not callable(tqdm):
             raise NotCovered("a module without the library's tqdm")
+        progress: Any = tqdm
         # from T−1 down to −1, which is x0 itself
         times = tuple(reversed(torch.linspace(-1, self.num_timesteps - 1, steps=self.sampling_timesteps + 1).int().tolist()))
         steps = _ddim(self, times, rederived)
         img, x_start = torch.randn(shape, device=self.betas.device), None
         yield img
-        for k in tqdm(range(len(times) - 1), desc="sampling loop time step"):
+        for k in progress(range(len(times) - 1), desc="sampling loop time step"):
             time = torch.full((shape[0],), times[k], device=img.device, dtype=torch.long)
             m = _network(self, fused["model_predictions"], img, time, x_start if self.self_condition else None, options)
             last, noise = times[k + 1] < 0, {}
@@ -263,7 +265,7 @@ def _p_losses(original, rng, known):
             strength = self.offset_noise_strength if offset_noise_strength is None else offset_noise_strength
         unseen = rng == "fused" and noise is None and not strength > 0.0 and not getattr(self, "immiscible", False)
         if unseen and knows(self, "q_sample", METHODS):
-            source = {"seed": _rng.drawn_seed(x_start.device)}
+            source: dict[str, Any] = {"seed": _rng.drawn_seed(x_start.device)}
             x = noised_with(noising_of(self), widened(x_start, self.sqrt_alphas_cumprod.dtype), t, **source)
         else:
             if noise is None:

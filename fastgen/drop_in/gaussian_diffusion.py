@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from . import _denoising_diffusion_pytorch, _guided_diffusion
 from ._gaussian import patched
 from ._patch import Patch, check_rng
 
 
-def patch(obj_or_class, *, rng="exact") -> Patch:
+def patch(obj_or_class: object, *, rng: Literal["exact", "fused"] = "exact") -> Patch:
     """Makes a `GaussianDiffusion`, or all of a class, take fastgen's kernels for what is not the network:
 
     - of denoising-diffusion-pytorch, its `GaussianDiffusion1D` too: q_sample, q_posterior, p_mean_variance, p_sample, ddim_sample,

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import functools
 from collections import OrderedDict
+from typing import Any
 
 import torch
+from torch.jit import is_tracing as _is_tracing  # pyright: ignore[reportPrivateImportUsage]  # torch documents it there
 from torch.nn import functional
 from torch.overrides import handle_torch_function, has_torch_function
 
@@ -163,7 +165,7 @@ def _replacing(original):
     def decorate(function):
         function = functools.wraps(original)(function)
         mark_replacement(function, original)
-        function.__prepare_scriptable__ = lambda: original
+        function.__prepare_scriptable__ = lambda: original  # pyright: ignore[reportAttributeAccessIssue]  # for torch.jit
         return function
 
     return decorate
@@ -180,7 +182,7 @@ def _bce(original):
             why = "size_average, reduce"
         elif overridden:
             why = "a tensor with a __torch_function__ of its own"
-        elif torch.jit.is_tracing() or torch.compiler.is_exporting():
+        elif _is_tracing() or torch.compiler.is_exporting():
             why = "torch.jit.trace or torch.export, whose programs hold no autograd function"
         else:
             try:
@@ -197,7 +199,7 @@ def _bce(original):
         if any(type(x) not in _PLAIN for x in (input, target, weight, pos_weight)):
             fall_through("binary_cross_entropy_with_logits", why)
             function = original
-        keywords = dict(zip(("weight", "size_average", "reduce", "reduction", "pos_weight"), rest, strict=True))
+        keywords: dict[str, Any] = dict(zip(("weight", "size_average", "reduce", "reduction", "pos_weight"), rest, strict=True))
         return handle_torch_function(function, (input, target, weight, pos_weight), input, target, **keywords)
 
     return binary_cross_entropy_with_logits
@@ -239,6 +241,6 @@ def _fused(logits, reduction):
         and logits.layout is torch.strided
         and (reduction == "mean" or reduction == "sum")
         and not has_torch_function((logits,))
-        and not torch.jit.is_tracing()
+        and not _is_tracing()
         and not torch.compiler.is_exporting()
     )

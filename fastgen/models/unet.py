@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -116,7 +118,8 @@ class UNet(nn.Module):
             raise TypeError(f"t: expected an int64 tensor, got {t.dtype}")
         if t.shape != x.shape[:1]:
             raise ValueError(f"t: expected shape ({x.shape[0]},), one timestep per sample, got {tuple(t.shape)}")
-        sinusoids = _sinusoids(t, self.embed[0].in_features).to(self.embed[0].weight.dtype)
+        first = cast(nn.Linear, self.embed[0])
+        sinusoids = _sinusoids(t, first.in_features).to(first.weight.dtype)
         embedding = F.silu(self.embed(sinusoids))
         x = self.head(x)
         skips = [x]
