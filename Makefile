@@ -9,7 +9,8 @@ ifeq ($(shell command -v nvidia-smi),)
 export FASTGEN_CUDA ?= 0
 endif
 
-.PHONY: demo test build cuda wheel wheel-matrix triton-matrix bench bench-compare figures machine-code gpu docs lint format clean
+.PHONY: demo test check test-op types build cuda wheel wheel-matrix triton-matrix bench bench-compare figures machine-code gpu docs lint
+.PHONY: format clean
 
 demo: build
 	$(RUN) examples/demo.py
@@ -19,6 +20,24 @@ test: build
 	$(RUN) -m pytest -n 2 --dist worksteal
 	TRITON_INTERPRET=1 $(RUN) -m pytest -n 2 --backend triton $(INTERPRETED)
 	$(RUN) tests/device_on_host.py
+
+# For an edit, in a minute and a half: lint, types, and the tests that neither compile nor start programs.
+check: build lint types
+	$(RUN) -m pytest -q -n 2 --dist worksteal $(QUICK)
+
+OPS := q_sample q_posterior ddpm_step randn bce_with_logits gan_loss diffusion_loss
+QUICK := $(patsubst %,tests/test_%.py,$(OPS) checks rng schedule device_code half_precision models patch source threads)
+
+# All of one op, on every backend that runs here: OP=ddpm_step. The CPU's kernels and eager, the Triton kernels in Triton's
+# interpreter and compiled, and the CUDA kernels' code on the host.
+OF_AN_OP := $(patsubst %,tests/test_%.py,$(OP) device_code half_precision every_call threads transforms triton_code)
+test-op: build
+	$(RUN) -m pytest -q -n 2 --dist worksteal --op $(OP) $(OF_AN_OP)
+	TRITON_INTERPRET=1 $(RUN) -m pytest -q -n 2 --backend triton --op $(OP) $(or $(INTERPRETED),--share 0/4) $(OF_AN_OP)
+	$(RUN) tests/device_on_host.py --op $(OP) tests/test_$(OP).py tests/test_device_code.py tests/test_half_precision.py
+
+types: $(VENV)/installed
+	$(RUN) -m basedpyright
 
 build: $(VENV)/installed
 	@$(RUN) setup.py --quiet build_ext --inplace

@@ -26,6 +26,15 @@ DEVICES = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
 PLACES = [(device, name) for device in DEVICES for name in fastgen.available_backends(device)]
 SHAPES = [(0, 3), (3, 0), (1,), (5,), (5, 1), (3, 127), (3, 128), (3, 129), (2, 3, 5, 7), (2, 2, 3, 4, 5)]
 LOST = "the GPU was lost for this process"  # benchmarks.gpu_check looks for these words
+WORDS = {  # by which the tests outside an op's own file name it
+    "q_sample": ("q_sample", "q_step", "noising"),
+    "q_posterior": ("q_posterior", "noising"),
+    "ddpm_step": ("ddpm", "ddim", "steps", "many_vectors"),
+    "randn": ("randn",),
+    "bce_with_logits": ("bce", "many_vectors"),
+    "gan_loss": ("gan", "discriminator", "generator"),
+    "diffusion_loss": ("diffusion_loss", "[loss", "-loss"),
+}
 TIMESTEPS = {"first": 0, "middle": 17, "last": 39, "mixed": [39, 0, 17]}  # of `schedule`
 
 
@@ -33,6 +42,7 @@ def pytest_addoption(parser):
     parser.addoption("--device", choices=("cpu", "cuda"), help="only the tests that run on this device (default: all)")
     parser.addoption("--backend", choices=BACKENDS, action="append", help="only the tests that ask for one of these backends")
     parser.addoption("--not-backend", choices=BACKENDS, action="append", help="none of the tests that ask for this backend")
+    parser.addoption("--op", choices=WORDS, help="only the tests of this op: of its file, and those that name it")
     parser.addoption("--share", default="0/1", metavar="K/N", help="only every N-th test from the K-th on")
     parser.addoption("--all", action="store_true", help="whole products of parameters, where else a part of them covers every pair")
     parser.addoption("--from", default=0, type=int, metavar="N", dest="first", help="of these, none of the first N")
@@ -50,7 +60,7 @@ def pytest_collection_modifyitems(config, items):
     """With --device, leaves out what another device runs; a test that has no say in its device runs on the CPU."""
     device, backends, others = (config.getoption(name) for name in ("--device", "--backend", "--not-backend"))
     share, shares = map(int, config.getoption("--share").split("/"))
-    wanted = [item for item in items if device in (None, _device_of(item))]
+    wanted = [item for item in items if _is_about(item, config.getoption("--op")) and device in (None, _device_of(item))]
     wanted = [item for item in wanted if not backends or _backend_of(item) in backends]
     wanted = [item for item in wanted if not others or _backend_of(item) not in others]
     if not config.getoption("--all"):
@@ -93,6 +103,10 @@ def covering(sets):
         missing -= sets[best]
         del bound[best]
     return chosen
+
+
+def _is_about(item, op):
+    return op is None or item.path.stem == f"test_{op}" or any(word in item.name for word in WORDS[op])
 
 
 def _parameters(item):
