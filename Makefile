@@ -25,7 +25,7 @@ test: build
 check: build lint types
 	$(RUN) -m pytest -q -n 2 --dist worksteal $(QUICK)
 
-OPS := q_sample q_posterior ddpm_step randn bce_with_logits gan_loss diffusion_loss
+OPS := $(notdir $(patsubst %/,%,$(filter-out csrc/common/,$(wildcard csrc/*/))))
 QUICK := $(patsubst %,tests/test_%.py,$(OPS) checks rng schedule device_code half_precision models patch source threads)
 
 # All of one op, on every backend that runs here: OP=ddpm_step. The CPU's kernels and eager, the Triton kernels in Triton's
