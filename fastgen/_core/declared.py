@@ -68,6 +68,7 @@ class Op(NamedTuple):
 _ARGUMENT = re.compile(
     r"(?P<type>Tensor|SymInt|int|float|bool)(?P<alias>\(\w!\))?(?P<more>\[\]|\?)? (?P<name>\w+)(?:=(?P<default>\S+))?"
 )
+_SCHEMA = re.compile(r"(\w+)\((.*)\) -> (.+)")
 _DEFAULTS = {"None": None, "True": True, "False": False}
 
 
@@ -90,7 +91,10 @@ def _arguments(text: str) -> tuple[Argument, ...]:
 
 
 def _op(stem: str, schema: str, operands: str, function: str | None = None, cuda: bool = True, triton: bool = True) -> Op:
-    name, arguments, returns = re.fullmatch(r"(\w+)\((.*)\) -> (.+)", schema).groups()
+    found = _SCHEMA.fullmatch(schema)
+    if found is None:
+        raise ValueError(f"no schema of an op: {schema!r}")
+    name, arguments, returns = found.groups()
     arguments, star, keywords = arguments.partition(", *, ")
     before, dots, after = arguments.partition("...")
     last = _arguments(after.removeprefix(", ")) + _arguments(keywords)
