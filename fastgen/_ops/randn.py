@@ -8,7 +8,8 @@ from .._core import checks, dispatch, rng
 
 
 def randn(shape, *, seed, offset=0, dtype=None, device=None):
-    """Standard normal noise as a pure function of (seed, offset, sample, element): the contract of `fastgen.rng`.
+    """Standard normal noise as a pure function of (seed, offset, sample, element): the contract of random numbers,
+    docs/random_numbers.md.
 
     The same on every backend and device up to rounding, and independent of batch size with one seed per sample:
     `randn((B, *event), seed=seeds)[i]` equals `randn((1, *event), seed=seeds[i:i+1])[0]`.
