@@ -64,7 +64,8 @@ template <bool kWide> Tensor forward(const BceWithLogitsOperands& o) {
   a.out = {out.mutable_data_ptr(), dtype, 0, 0};
   std::optional<Scratch> scratch;
   a.reduced = o.reduction != kNone;
-  if (a.reduced && a.count > kThreads) a.scratch = scratch.emplace(1, inputs.like).plain;  // else one thread block does it alone
+  if (a.reduced && a.count > kThreads)
+    a.scratch = scratch.emplace(1, inputs.like).for_kernel;  // else one thread block does it alone
   run_cuda(fastgen_bce_with_logits_cuda, a, inputs.like);
 #else
   if (o.reduction == kNone) {

@@ -10,7 +10,8 @@ struct RowsInput {
   std::optional<Tensor> t_copy;
   Rows rows;
 
-  RowsInput(const Tensor& table, const OptionalTensor& t, int64_t index, int64_t columns, const Batch& batch, DType arithmetic) {
+  RowsInput(const Tensor& table, const OptionalTensor& t, int64_t index, int64_t columns, const Batch& batch, DType arithmetic)
+      : t_copy(t && !t->is_contiguous() ? OptionalTensor(torch::stable::contiguous(*t)) : std::nullopt) {
     const View view(table);
     check_rows(view, columns, batch.like, arithmetic);
     rows = {view.data, view.sizes[0], columns, nullptr, index};
@@ -18,12 +19,8 @@ struct RowsInput {
       check_timestep(index, rows.count);
       return;
     }
-    View t_view(*t);
+    const View t_view(t_copy ? *t_copy : *t);
     check_timesteps(t_view, batch.like);
-    if (!t_view.contiguous) {
-      t_copy.emplace(torch::stable::contiguous(*t));
-      t_view = View(*t_copy);
-    }
     rows.t = static_cast<const int64_t*>(t_view.data);
     for (int64_t b = 0; kTimestepsAreVisible && b < batch.geometry.batch; ++b)
       check_timestep(rows.t[b], rows.count);
@@ -55,8 +52,8 @@ inline Noise noise_of(const OptionalTensor& seeds, const std::optional<int64_t>&
 }
 
 // How many elements are worth a thread of their own: one whose noise is made from a seed costs some ten times another.
-constexpr int64_t kPlainGrain = 32768, kSeededGrain = 4096;
-inline int64_t grain(const Noise& noise) { return noise.kind == kSeededNoise ? kSeededGrain : kPlainGrain; }
+constexpr int64_t kUnseededGrain = 32768, kSeededGrain = 4096;
+inline int64_t grain(const Noise& noise) { return noise.kind == kSeededNoise ? kSeededGrain : kUnseededGrain; }
 
 // Makes the layout of a batch as simple as its kernel may take it. Without a seed no element needs its logical index, so where
 // every operand is dense, channels-last is as good as contiguous. Where the samples share one row of coefficients besides, and have

@@ -16,16 +16,16 @@ inline int64_t blocks_of(int64_t count, int64_t block) { return (count + block -
 // The memory of `values` sums side by side, and of the flags beside them.
 struct Scratch {
   Tensor numbers;
-  SumScratch plain;
+  SumScratch for_kernel;
 
   Scratch(int values, const View& like) : Scratch(values * kMostSums, kMostSums, like) {}
 
  private:
   Scratch(int64_t sums, int64_t flags, const View& like) : numbers(doubles(sums + flags, like)) {
     static std::atomic<uint64_t> launches{std::random_device()() * 0x9E3779B97F4A7C15u};
-    plain.sums = static_cast<double*>(numbers.mutable_data_ptr());
-    plain.flags = reinterpret_cast<uint64_t*>(plain.sums + sums);
-    plain.launch_number = ++launches | 1ull << 63;  // never 0, which a flag is between launches
+    for_kernel.sums = static_cast<double*>(numbers.mutable_data_ptr());
+    for_kernel.flags = reinterpret_cast<uint64_t*>(for_kernel.sums + sums);
+    for_kernel.launch_number = ++launches | 1ull << 63;  // never 0, which a flag is between launches
   }
   static Tensor doubles(int64_t count, const View& like) { return empty(&count, 1, false, kFloat64, like); }
 };

@@ -53,9 +53,7 @@ void run(const DdpmStepOperands& o, const Inputs& inputs, const Output& out, con
   }
   if (o.threshold) {
     const View view(*o.threshold);
-    STD_TORCH_CHECK(view.dim == 1 && view.sizes[0] == a.geometry.batch && view.contiguous &&
-                        view.dtype("threshold") == arithmetic_of(inputs.dtype) && view.same_device(batch.like),
-                    "threshold: expected shape (B,) in the dtype of the arithmetic on the data's device");
+    check_each_sample(view, "threshold", batch.like, arithmetic_of(inputs.dtype));
     a.clip_kind = kThreshold;
     a.threshold = view.data;
   } else if (o.clip) {

@@ -53,9 +53,7 @@ struct Call {
   // (B,), of the type of the arithmetic.
   View each_sample(const Tensor& x, const char* name) const {
     const View view(x);
-    STD_TORCH_CHECK(view.dim == 1 && view.sizes[0] == batch.geometry.batch && view.contiguous && view.dtype(name) == arithmetic &&
-                        view.same_device(batch.like),
-                    name, ": expected a contiguous tensor of shape (B,) in the dtype of the arithmetic on the data's device");
+    check_each_sample(view, name, batch.like, arithmetic);
     return view;
   }
 
@@ -90,7 +88,7 @@ Tensor run_forward(Call& call) {
 #ifdef FG_DEVICE_KERNELS
   // what one thread block for each sum does alone needs none; without elements each sample is an item
   std::optional<Scratch> scratch;
-  if (call.batch.like.numel > kThreads || batch > kThreads) a.scratch = scratch.emplace(1, call.batch.like).plain;
+  if (call.batch.like.numel > kThreads || batch > kThreads) a.scratch = scratch.emplace(1, call.batch.like).for_kernel;
   run_cuda(fastgen_diffusion_loss_cuda, a, call.batch.like);
 #else
   const LossBlocks blocks(a);

@@ -94,7 +94,7 @@ struct Call {
     run_cuda(fastgen_gan_loss_cuda, a, *like);
 #else
     const auto kernel = gan_loss_cpu(isa());
-    elements <= kPlainGrain ? kernel(a, 0, a.blocks) : run_blocks(kernel, a, a.blocks);
+    elements <= kUnseededGrain ? kernel(a, 0, a.blocks) : run_blocks(kernel, a, a.blocks);
 #endif
   }
 };
@@ -132,7 +132,7 @@ std::vector<Tensor> gan_loss(const GanLossOperands& o, bool monitors, bool gradi
   if (monitors) a.monitored = {results[1].mutable_data_ptr(), call.dtype};
   std::optional<Scratch> scratch;
   if (call.elements > kThreads || a.count > 1) {  // else one thread block does it alone
-    a.scratch = scratch.emplace(kGanSums + 1, *call.like).plain;
+    a.scratch = scratch.emplace(kGanSums + 1, *call.like).for_kernel;
     a.running = a.scratch.sums + kGanSums * kMostSums;
   }
   call.run();

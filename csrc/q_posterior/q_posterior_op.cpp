@@ -40,7 +40,7 @@ std::tuple<Tensor, Tensor, Tensor> q_posterior(const QPosteriorOperands& o) {
 #ifndef FG_DEVICE_KERNELS
   a.is_double ? fill_variances<double>(a) : fill_variances<float>(a);
 #endif
-  FG_RUN(q_posterior, a, batch.like, kPlainGrain);
+  FG_RUN(q_posterior, a, batch.like, kUnseededGrain);
   return {mean.target, variance, log_variance};
 }
 
