@@ -264,8 +264,7 @@ def old_glibc(directory: Path) -> dict[str, str]:
 def ninja_file(build: Path, package: Path, cuda: Path | None, archs: Sequence[str] = tuple(CUDA_ARCHS.split(";"))) -> str:
     torch, csrc = torch_directory(), ROOT / "csrc"
     includes = f"-I{csrc} -I{build} -isystem {torch}/include -isystem {torch}/include/torch/csrc/api/include"
-    # GCC 12 warns of optional tensors, which are read only where they are, with -Wmaybe-uninitialized
-    stable = f"-DTORCH_TARGET_VERSION={TORCH_TARGET_VERSION} -DTORCH_STABLE_ONLY -DNDEBUG -Wno-maybe-uninitialized"
+    stable = f"-DTORCH_TARGET_VERSION={TORCH_TARGET_VERSION} -DTORCH_STABLE_ONLY -DNDEBUG"
     cxx = compiler()
     lines = [
         "ninja_required_version = 1.5",
