@@ -9,16 +9,22 @@ import math
 import numbers
 import operator
 from collections.abc import Iterable, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
 
 from ._core.tables import Table, Tables, fake_mode, let_in, plain_tensors, step_columns
 
-PREDICTIONS = ("epsilon", "sample", "v_prediction")
-FIXED_VARIANCES = ("posterior", "beta")
-LEARNED_VARIANCES = ("learned", "learned_range")
+Prediction = Literal["epsilon", "sample", "v_prediction"]
+FixedVariance = Literal["posterior", "beta"]
+LearnedVariance = Literal["learned", "learned_range"]
+Variance = Literal[FixedVariance, LearnedVariance]
+Spacing = Literal["leading", "trailing", "linspace"]
+
+PREDICTIONS = get_args(Prediction)
+FIXED_VARIANCES = get_args(FixedVariance)
+LEARNED_VARIANCES = get_args(LearnedVariance)
 VARIANCES = FIXED_VARIANCES + LEARNED_VARIANCES
 
 
@@ -69,7 +75,9 @@ class Schedule(Tables):
     _hash: int
     _timestep_tensors: dict[torch.device, torch.Tensor]
 
-    def __init__(self, betas, alphas_cumprod, timesteps, name: str, arguments: str = "schedule"):
+    def __init__(
+        self, betas: np.ndarray, alphas_cumprod: np.ndarray, timesteps: np.ndarray, name: str, arguments: str = "schedule"
+    ):
         """`arguments` are those that an error names, where the schedule is none."""
         _check_falls(alphas_cumprod, arguments)
         betas = _frozen(betas, np.float64)
@@ -163,7 +171,7 @@ class Schedule(Tables):
 
     # ---- derived schedules --------------------------------------------------------------------------------------------
 
-    def respace(self, steps: int | Iterable[int], spacing: Literal["leading", "trailing", "linspace"] | None = None) -> Schedule:
+    def respace(self, steps: int | Iterable[int], spacing: Spacing | None = None) -> Schedule:
         """The schedule that visits only some of this one's steps.
 
         `steps` is how many to keep, chosen by `spacing`, or an explicit increasing list of the 0-based steps to keep.

@@ -1,10 +1,12 @@
 """`import fastgen` works whatever is missing, old or broken, and `backend_info` says in words what that is. No GPU is needed."""
 
+import inspect
 import os
 import shutil
 import struct
 import subprocess
 import sys
+import typing
 from pathlib import Path
 
 import pytest
@@ -30,6 +32,25 @@ def shared_library(path, source, *flags):
 
 def test_type_checkers_are_told_to_read_the_annotations():
     assert (PACKAGE / "py.typed").exists()
+
+
+def annotated(value):
+    """What there is to annotate of a public function or class: the class's own methods and properties, without those of Python's
+    protocols but the making and the calling."""
+    if not inspect.isclass(value):
+        return [value]
+    own = [x for name, x in vars(value).items() if not name.startswith("_") or name in ("__init__", "__call__")]
+    own = [x.__func__ if isinstance(x, (classmethod, staticmethod)) else x.fget if isinstance(x, property) else x for x in own]
+    return [x for x in own if inspect.isfunction(x)]
+
+
+@pytest.mark.parametrize("name", fastgen.__all__)
+def test_the_public_is_annotated(name):
+    """Every parameter and every result, in words that resolve."""
+    for function in annotated(getattr(fastgen, name)):
+        expected = set(inspect.signature(function).parameters) - {"self", "cls"}
+        expected |= set() if function.__name__ == "__init__" else {"return"}
+        assert expected - set(typing.get_type_hints(function)) == set(), function.__qualname__
 
 
 # ---- files ----------------------------------------------------------------------------------------------------------

@@ -87,7 +87,7 @@ def batched(gradient):
     return transformed() or (not torch.compiler.is_compiling() and _is_batched(gradient))
 
 
-_is_batched = getattr(torch._C._functorch, "is_legacy_batchedtensor", lambda gradient: False)
+_is_batched = getattr(torch._C._functorch, "is_legacy_batchedtensor", lambda gradient: False)  # pyright: ignore[reportAttributeAccessIssue]  # no stub
 
 
 def traced():

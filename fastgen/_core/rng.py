@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import math
 import threading
+from typing import overload
 
 import torch
 
@@ -84,7 +85,7 @@ def _box_muller(r0, r1):
     return radius * torch.cos(angle), radius * torch.sin(angle)
 
 
-def draw_seed(device: torch.device):
+def draw_seed(device: torch.device) -> tuple[torch.Tensor, None] | tuple[None, int]:
     """A 63-bit seed from torch's default CPU generator, so that `torch.manual_seed` governs it: (tensor, None) or (None, int).
 
     In a traced program it is a tensor in the graph, drawn anew at every call, and under vmap(randomness="different") a tensor with
@@ -106,10 +107,10 @@ def draw_seed(device: torch.device):
         return _seed_tensor(device), None  # in the latter case refused again, in torch's words
 
 
-def drawn_seed(device: torch.device):
+def drawn_seed(device: torch.device) -> int | torch.Tensor:
     """The same as what `seed=` takes: an int, or a tensor of one element."""
-    seeds, seed = draw_seed(device)
-    return seed if seeds is None else seeds
+    drawn = draw_seed(device)
+    return drawn[1] if drawn[0] is None else drawn[0]
 
 
 def _seed_tensor(device: torch.device):
@@ -146,6 +147,10 @@ class _Scratch(threading.local):
 scratch = _Scratch()
 
 
+@overload
+def check_seed(seed: torch.Tensor, batch: int, device) -> tuple[torch.Tensor, None]: ...
+@overload
+def check_seed(seed: int, batch: int, device) -> tuple[None, int]: ...
 def check_seed(seed, batch: int, device):
     """(tensor, None) for an int64 tensor of 1 or `batch` elements, (None, int) for an int, as the kernels take them."""
     if isinstance(seed, torch.Tensor):

@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import Any, Literal, get_args
+
 import torch
 
 from .._core import checks, declared, dispatch
 
-REDUCTIONS = ("none", "mean", "sum")
+Reduction = Literal["none", "mean", "sum"]
+REDUCTIONS = get_args(Reduction)
 Operands = declared.OPERANDS["bce_with_logits"]
 OPS = ("bce_with_logits", "bce_with_logits_wide")  # the second: with a result of float32 in place of half precision
 _HALF = frozenset((torch.float16, torch.bfloat16))
 _INTEGERS = frozenset((torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64))
 
 
-def bce_with_logits(input, target, weight=None, reduction="mean", pos_weight=None):
+def bce_with_logits(
+    input: torch.Tensor,
+    target: torch.Tensor,
+    weight: torch.Tensor | None = None,
+    reduction: Reduction = "mean",
+    pos_weight: torch.Tensor | None = None,
+) -> torch.Tensor:
     """The binary cross entropy between σ(input) and target, of a GAN's discriminator for instance:
 
         loss = w·(p·y·softplus(−x) + (1 − y)·softplus(x)),   softplus(x) = max(x, 0) + log1p(e^{−|x|})
@@ -98,8 +108,8 @@ class BCEWithLogitsLoss(torch.nn.BCEWithLogitsLoss):
     value) of it by `reduction`. Dtypes, results, errors and the source are those of `bce_with_logits`.
     """
 
-    def forward(self, input, target):
-        return bce_with_logits(input, target, self.weight, self.reduction, self.pos_weight)
+    def forward(self, input: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        return bce_with_logits(input, target, self.weight, self.reduction, self.pos_weight)  # pyright: ignore[reportArgumentType]  # torch: any str
 
 
 # torch's autocast does this loss in float32, so where `target` is of half precision, the result is "wide". Two functions,
@@ -193,7 +203,7 @@ def _zero_wins(coefficient, size):
     return torch.where((coefficient == 0) & (size == torch.inf), large, size)
 
 
-def _computed(o):
+def _computed(o) -> Iterable[Any]:
     dtype = _compute_dtype(o.input, o.target)
     return (None if x is None else x.to(dtype) for x in (o.input, o.target, o.weight, o.pos_weight))
 

@@ -3,36 +3,75 @@
 from __future__ import annotations
 
 import math
+from typing import Any, Literal, overload
 
 import torch
 
 from .._core import checks, declared, dispatch, rng
 from .._core.tables import DDPM_STEP_COLUMNS
-from ..schedule import LEARNED_VARIANCES, PREDICTIONS, VARIANCES
+from ..schedule import LEARNED_VARIANCES, PREDICTIONS, VARIANCES, Prediction, Schedule, Variance
 from .q_sample import scaled
 
 Operands = declared.OPERANDS["ddpm_step"]
 _SEEDS, _CLIP = map(Operands._fields.index, ("seeds", "clip"))  # where the operands are cut that need not be converted
 
 
+@overload
 def ddpm_step(
-    x_t,
-    model_output,
-    t,
-    schedule,
+    x_t: torch.Tensor,
+    model_output: torch.Tensor,
+    t: int | torch.Tensor,
+    schedule: Schedule,
     *,
-    prediction="epsilon",
-    variance="posterior",
-    clip=None,
-    threshold=None,
-    noise=None,
-    seed=None,
-    generator=None,
-    unconditional_output=None,
-    guidance_scale=None,
-    return_x0=False,
-    out=None,
-):
+    prediction: Prediction = "epsilon",
+    variance: Variance = "posterior",
+    clip: float | None = None,
+    threshold: torch.Tensor | None = None,
+    noise: torch.Tensor | None = None,
+    seed: int | torch.Tensor | None = None,
+    generator: torch.Generator | None = None,
+    unconditional_output: torch.Tensor | None = None,
+    guidance_scale: float | None = None,
+    return_x0: Literal[False] = False,
+    out: torch.Tensor | None = None,
+) -> torch.Tensor: ...
+@overload
+def ddpm_step(
+    x_t: torch.Tensor,
+    model_output: torch.Tensor,
+    t: int | torch.Tensor,
+    schedule: Schedule,
+    *,
+    prediction: Prediction = "epsilon",
+    variance: Variance = "posterior",
+    clip: float | None = None,
+    threshold: torch.Tensor | None = None,
+    noise: torch.Tensor | None = None,
+    seed: int | torch.Tensor | None = None,
+    generator: torch.Generator | None = None,
+    unconditional_output: torch.Tensor | None = None,
+    guidance_scale: float | None = None,
+    return_x0: Literal[True],
+    out: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]: ...
+def ddpm_step(
+    x_t: torch.Tensor,
+    model_output: torch.Tensor,
+    t: int | torch.Tensor,
+    schedule: Schedule,
+    *,
+    prediction: Prediction = "epsilon",
+    variance: Variance = "posterior",
+    clip: float | None = None,
+    threshold: torch.Tensor | None = None,
+    noise: torch.Tensor | None = None,
+    seed: int | torch.Tensor | None = None,
+    generator: torch.Generator | None = None,
+    unconditional_output: torch.Tensor | None = None,
+    guidance_scale: float | None = None,
+    return_x0: bool = False,
+    out: torch.Tensor | None = None,
+) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
     """One step x_t → x_{t−1} of the reverse process:
 
         x0      = clip(P·x_t + Q·m)                         m = model_output; P, Q by `prediction`
@@ -91,24 +130,62 @@ def ddpm_step(
     return _reverse_step(plan, x_t, model_output, t, clip, threshold, noise, seed, generator, guidance, return_x0, out)
 
 
+@overload
 def ddim_step(
-    x_t,
-    model_output,
-    t,
-    schedule,
+    x_t: torch.Tensor,
+    model_output: torch.Tensor,
+    t: int | torch.Tensor,
+    schedule: Schedule,
     *,
-    eta=0.0,
-    prediction="epsilon",
-    clip=None,
-    threshold=None,
-    noise=None,
-    seed=None,
-    generator=None,
-    unconditional_output=None,
-    guidance_scale=None,
-    return_x0=False,
-    out=None,
-):
+    eta: float = 0.0,
+    prediction: Prediction = "epsilon",
+    clip: float | None = None,
+    threshold: torch.Tensor | None = None,
+    noise: torch.Tensor | None = None,
+    seed: int | torch.Tensor | None = None,
+    generator: torch.Generator | None = None,
+    unconditional_output: torch.Tensor | None = None,
+    guidance_scale: float | None = None,
+    return_x0: Literal[False] = False,
+    out: torch.Tensor | None = None,
+) -> torch.Tensor: ...
+@overload
+def ddim_step(
+    x_t: torch.Tensor,
+    model_output: torch.Tensor,
+    t: int | torch.Tensor,
+    schedule: Schedule,
+    *,
+    eta: float = 0.0,
+    prediction: Prediction = "epsilon",
+    clip: float | None = None,
+    threshold: torch.Tensor | None = None,
+    noise: torch.Tensor | None = None,
+    seed: int | torch.Tensor | None = None,
+    generator: torch.Generator | None = None,
+    unconditional_output: torch.Tensor | None = None,
+    guidance_scale: float | None = None,
+    return_x0: Literal[True],
+    out: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]: ...
+def ddim_step(
+    x_t: torch.Tensor,
+    model_output: torch.Tensor,
+    t: int | torch.Tensor,
+    schedule: Schedule,
+    *,
+    eta: float = 0.0,
+    prediction: Prediction = "epsilon",
+    clip: float | None = None,
+    threshold: torch.Tensor | None = None,
+    noise: torch.Tensor | None = None,
+    seed: int | torch.Tensor | None = None,
+    generator: torch.Generator | None = None,
+    unconditional_output: torch.Tensor | None = None,
+    guidance_scale: float | None = None,
+    return_x0: bool = False,
+    out: torch.Tensor | None = None,
+) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
     """One step x_t → x_{t−1} of the DDIM family:
 
         x0      = clip(P·x_t + Q·m),   ε = (x_t − √ᾱ_t·x0)/√(1−ᾱ_t)
@@ -378,7 +455,7 @@ def _guided(m, u, g, channels):
     return torch.cat([u + g * (m[:, :channels] - u), m[:, channels:]], dim=1)
 
 
-def _mean_and_variance(o):
+def _mean_and_variance(o) -> tuple[torch.Tensor, Any]:
     """m, and v where the variance is learned, else None; in the dtype of the arithmetic."""
     m, channels = o.model_output.to(o.rows.dtype), o.x_t.shape[1] if o.learned else None
     if o.unconditional is not None:
@@ -480,10 +557,12 @@ def _general_backward(ctx, o, y_gradient, x0_gradient, needed):
         to_x, to_m = c["y_from_x_unclipped"] * g + c["x0_from_x"] * g0, c["y_from_m_unclipped"] * g + c["x0_from_m"] * g0
     else:
         raw = c["x0_from_x"] * x + c["x0_from_m"] * m
-        bound = o.clip if o.threshold is None else _per_sample(o.threshold, x.dim())
-        inner = torch.where(raw.abs() <= bound, c["y_from_x0"] * g + g0, 0.0)
-        if o.threshold is not None:
-            inner = inner / bound
+        inner = c["y_from_x0"] * g + g0
+        if o.threshold is None:
+            inner = torch.where(raw.abs() <= o.clip, inner, 0.0)
+        else:
+            bound = _per_sample(o.threshold, x.dim())
+            inner = torch.where(raw.abs() <= bound, inner, 0.0) / bound
         to_x, to_m = c["y_from_x"] * g + c["x0_from_x"] * inner, c["y_from_m"] * g + c["x0_from_m"] * inner
     to_noise = None
     if o.learned:  # where sigma is 0 neither v nor the noise is looked at, were they infinite or NaN
@@ -502,8 +581,8 @@ def _general_backward(ctx, o, y_gradient, x0_gradient, needed):
     return (
         to_x.to(x_dtype) if needed.x_t else None,
         to_m.to(m_dtype) if needed.model_output else None,
-        to_noise.to(noise_dtype) if needed.noise else None,
+        to_noise.to(noise_dtype) if needed.noise and to_noise is not None else None,
     )
 
 
-plain_step = dispatch.DIRECT.get("ddpm_step_plain")  # (x_t, model_output, rows, t, noise, seed, clip) → (x_{t−1}, x0)
+plain_step: Any = dispatch.DIRECT.get("ddpm_step_plain")  # (x_t, model_output, rows, t, noise, seed, clip) → (x_{t−1}, x0)

@@ -2,33 +2,36 @@
 
 from __future__ import annotations
 
+from typing import Literal, get_args
+
 import torch
 
 from .._core import checks, declared, dispatch, rng
-from ..schedule import PREDICTIONS
+from ..schedule import PREDICTIONS, Prediction, Schedule
+from .bce_with_logits import REDUCTIONS, Reduction
 
 Operands = declared.OPERANDS["diffusion_loss"]
-LOSSES = ("mse", "l1", "huber")
-REDUCTIONS = ("none", "mean", "sum")
+Loss = Literal["mse", "l1", "huber"]
+LOSSES = get_args(Loss)
 EPSILON, SAMPLE = PREDICTIONS.index("epsilon"), PREDICTIONS.index("sample")
 
 
 def diffusion_loss(
-    model_output,
-    x0,
-    t,
-    schedule,
+    model_output: torch.Tensor,
+    x0: torch.Tensor,
+    t: int | torch.Tensor,
+    schedule: Schedule,
     *,
-    noise=None,
-    seed=None,
-    offset=0,
-    prediction="epsilon",
-    loss="mse",
-    delta=1.0,
-    weighting=None,
-    snr_gamma=5.0,
-    reduction="mean",
-):
+    noise: torch.Tensor | None = None,
+    seed: int | torch.Tensor | None = None,
+    offset: int = 0,
+    prediction: Prediction = "epsilon",
+    loss: Loss = "mse",
+    delta: float = 1.0,
+    weighting: Literal["min_snr"] | torch.Tensor | None = None,
+    snr_gamma: float = 5.0,
+    reduction: Reduction = "mean",
+) -> torch.Tensor:
     """The error of a network's output m at x_t = `q_sample(x0, t, schedule, seed=s)`, made with the same seed:
 
         loss = mean of w_t·ℓ(m − target),   target = ε, x0 or v = √ᾱ_t·ε − √(1−ᾱ_t)·x0

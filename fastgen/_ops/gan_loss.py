@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple, get_args, overload
 
 import torch
 
 from .._core import checks, declared, dispatch
-from .bce_with_logits import slope, split
+from .bce_with_logits import REDUCTIONS, Reduction, slope, split
 
 Operands = declared.OPERANDS["gan_loss"]
-REDUCTIONS = ("none", "mean", "sum")
-KINDS = ("non_saturating", "minimax")
+Kind = Literal["non_saturating", "minimax"]
+KINDS = get_args(Kind)
+Logits = torch.Tensor | list[torch.Tensor] | tuple[torch.Tensor, ...]
+Losses = torch.Tensor | list[torch.Tensor]  # of the single logits, as those came
 DISCRIMINATOR, NON_SATURATING, MINIMAX = range(3)  # as the compiled op counts them
 
 
@@ -31,7 +33,50 @@ class GeneratorMonitors(NamedTuple):
     accuracy: torch.Tensor  # the discriminator's, on the fake logits
 
 
-def discriminator_loss(real_logits, fake_logits, *, label_smoothing=0.0, reduction="mean", monitors=False):
+@overload
+def discriminator_loss(
+    real_logits: Logits,
+    fake_logits: Logits,
+    *,
+    label_smoothing: float = 0.0,
+    reduction: Literal["mean", "sum"] = "mean",
+    monitors: Literal[False] = False,
+) -> torch.Tensor: ...
+@overload
+def discriminator_loss(
+    real_logits: Logits,
+    fake_logits: Logits,
+    *,
+    label_smoothing: float = 0.0,
+    reduction: Literal["mean", "sum"] = "mean",
+    monitors: Literal[True],
+) -> tuple[torch.Tensor, DiscriminatorMonitors]: ...
+@overload
+def discriminator_loss(
+    real_logits: Logits,
+    fake_logits: Logits,
+    *,
+    label_smoothing: float = 0.0,
+    reduction: Literal["none"],
+    monitors: Literal[False] = False,
+) -> tuple[Losses, Losses]: ...
+@overload
+def discriminator_loss(
+    real_logits: Logits,
+    fake_logits: Logits,
+    *,
+    label_smoothing: float = 0.0,
+    reduction: Literal["none"],
+    monitors: Literal[True],
+) -> tuple[tuple[Losses, Losses], DiscriminatorMonitors]: ...
+def discriminator_loss(
+    real_logits: Logits,
+    fake_logits: Logits,
+    *,
+    label_smoothing: float = 0.0,
+    reduction: Reduction = "mean",
+    monitors: bool = False,
+) -> torch.Tensor | tuple[Losses, Losses] | tuple[torch.Tensor | tuple[Losses, Losses], DiscriminatorMonitors]:
     """The discriminator's loss, with D = σ(logit), from the logits alone:
 
         L = mean −log D(x) + mean −log(1 − D(G(z))) = mean softplus(−real) + mean softplus(fake)
@@ -78,7 +123,33 @@ def discriminator_loss(real_logits, fake_logits, *, label_smoothing=0.0, reducti
     return (loss, DiscriminatorMonitors(*made.unbind())) if monitors else loss
 
 
-def generator_loss(fake_logits, *, kind="non_saturating", reduction="mean", monitors=False):
+@overload
+def generator_loss(
+    fake_logits: Logits,
+    *,
+    kind: Kind = "non_saturating",
+    reduction: Literal["mean", "sum"] = "mean",
+    monitors: Literal[False] = False,
+) -> torch.Tensor: ...
+@overload
+def generator_loss(
+    fake_logits: Logits,
+    *,
+    kind: Kind = "non_saturating",
+    reduction: Literal["mean", "sum"] = "mean",
+    monitors: Literal[True],
+) -> tuple[torch.Tensor, GeneratorMonitors]: ...
+@overload
+def generator_loss(
+    fake_logits: Logits, *, kind: Kind = "non_saturating", reduction: Literal["none"], monitors: Literal[False] = False
+) -> Losses: ...
+@overload
+def generator_loss(
+    fake_logits: Logits, *, kind: Kind = "non_saturating", reduction: Literal["none"], monitors: Literal[True]
+) -> tuple[Losses, GeneratorMonitors]: ...
+def generator_loss(
+    fake_logits: Logits, *, kind: Kind = "non_saturating", reduction: Reduction = "mean", monitors: bool = False
+) -> Losses | tuple[Losses, GeneratorMonitors]:
     """The generator's loss, with D = σ(logit):
 
         "non_saturating": mean −log D(G(z)) = mean softplus(−fake)
@@ -140,7 +211,7 @@ def _one_device(name, logits, first_name, first):
             raise ValueError(f"{name}: expected tensors on {first[0].device} like {first_name}, got one on {x.device}")
 
 
-def _fast(logits, real, kind, smoothing, reduction, monitors):
+def _fast(logits, real, kind, smoothing, reduction, monitors) -> Any:
     """The compiled op, which checks what memory safety needs: for arguments whose types have not been looked at. None where that
     is not the way, or where it refuses: the checks then find the words."""
     if (reduction != "mean" and reduction != "sum") or (monitors is not False and monitors is not True):
@@ -160,7 +231,7 @@ def _fast(logits, real, kind, smoothing, reduction, monitors):
         return None
 
 
-def _general(logits, real, kind, smoothing, reduction, monitors):
+def _general(logits, real, kind, smoothing, reduction, monitors) -> tuple[Any, Any]:
     """(loss, the four monitors or None) of checked tensors, on every backend."""
     checks.option("reduction", reduction, REDUCTIONS)
     if not isinstance(monitors, bool):
@@ -197,10 +268,11 @@ def reference_monitors(o):
     """The four monitors as one tensor, as the kernel returns them."""
     dtype, sides = result_dtype(o.logits), ((o.logits[: o.real], 1), (o.logits[o.real :], -1))
     with torch.no_grad():
-        means = [[_monitored(x, sign).to(dtype) for x in side] for side, sign in sides]
-        p_real, p_fake = (torch.stack(side).mean(0) if side else None for side in means)
-        if p_real is None:
+        real, fake = ([_monitored(x, sign).to(dtype) for x in side] for side, sign in sides)
+        p_fake = torch.stack(fake).mean(0)
+        if not real:
             return torch.stack([torch.zeros_like(p_fake[0]), *p_fake])
+        p_real = torch.stack(real).mean(0)
         return torch.stack([p_real[0], p_fake[0], (p_real[1] + p_fake[1]) / 2, p_real[2] + p_fake[2]])
 
 

@@ -12,7 +12,9 @@ from .q_sample import check_schedule, scaled
 Operands = declared.OPERANDS["q_posterior"]
 
 
-def q_posterior(x0, x_t, t, schedule):
+def q_posterior(
+    x0: torch.Tensor, x_t: torch.Tensor, t: int | torch.Tensor, schedule: Schedule
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """The posterior of the forward process, N(x_{t−1}; mean, variance·I):
 
         mean     = √ᾱ_{t−1}·β_t/(1−ᾱ_t) · x0 + √α_t·(1−ᾱ_{t−1})/(1−ᾱ_t) · x_t

@@ -12,7 +12,17 @@ Operands = declared.OPERANDS["q_sample"]
 _SEEDS = Operands._fields.index("seeds")
 
 
-def q_sample(x0, t, schedule, *, noise=None, seed=None, generator=None, offset=0, out=None):
+def q_sample(
+    x0: torch.Tensor,
+    t: int | torch.Tensor,
+    schedule: Schedule,
+    *,
+    noise: torch.Tensor | None = None,
+    seed: int | torch.Tensor | None = None,
+    generator: torch.Generator | None = None,
+    offset: int = 0,
+    out: torch.Tensor | None = None,
+) -> torch.Tensor:
     """Noises data to timestep t:
 
         x_t = √ᾱ_t · x0 + √(1 − ᾱ_t) · ε,   ε ~ N(0, I)
@@ -40,7 +50,17 @@ def q_sample(x0, t, schedule, *, noise=None, seed=None, generator=None, offset=0
     return _noised("q_sample", Schedule.q_sample_table, "x0", x0, t, schedule, noise, seed, generator, offset, out)
 
 
-def q_step(x_prev, t, schedule, *, noise=None, seed=None, generator=None, offset=0, out=None):
+def q_step(
+    x_prev: torch.Tensor,
+    t: int | torch.Tensor,
+    schedule: Schedule,
+    *,
+    noise: torch.Tensor | None = None,
+    seed: int | torch.Tensor | None = None,
+    generator: torch.Generator | None = None,
+    offset: int = 0,
+    out: torch.Tensor | None = None,
+) -> torch.Tensor:
     """One step of the forward process:
 
         x_t = √(1 − β_t) · x_{t−1} + √β_t · ε,   ε ~ N(0, I)
@@ -134,7 +154,7 @@ def _scale_rows(rows, column):
     known = type(rows) is torch.Tensor and not (dispatch.traced() or dispatch.transformed() or rng.capturing(rows.device))
     if not known or not (rows.is_cpu or rows.is_cuda):
         return _twice(rows, column)
-    kept = rows.__dict__.setdefault("_fastgen_scale_rows", {})
+    kept = rows.__dict__.setdefault("_fastgen_scale_rows", {})  # pyright: ignore[reportAttributeAccessIssue]  # a dict, not a class's proxy
     key = column, torch.cuda.current_stream(rows.device) if rows.is_cuda else None
     if key not in kept:
         with plain_tensors():

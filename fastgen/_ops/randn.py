@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from .._core import checks, dispatch, rng
 
 
-def randn(shape, *, seed, offset=0, dtype=None, device=None):
+def randn(
+    shape: Sequence[int],
+    *,
+    seed: int | torch.Tensor,
+    offset: int = 0,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | int | None = None,
+) -> torch.Tensor:
     """Standard normal noise as a pure function of (seed, offset, sample, element): the contract of random numbers,
     docs/random_numbers.md.
 
@@ -29,13 +38,13 @@ def randn(shape, *, seed, offset=0, dtype=None, device=None):
     shape = checks.shape(shape)
     dtype = checks.floating_dtype(torch.get_default_dtype() if dtype is None else dtype)
     device = checks.device(device)
-    seeds, seed = rng.check_seed(seed, shape[0], device)
+    seeds, one_seed = rng.check_seed(seed, shape[0], device)
     offset = rng.check_offset(offset)
     backend = dispatch.backend_for(device)
     if backend == "eager":
-        return reference(shape, seeds, seed, offset, dtype, device)
+        return reference(shape, seeds, one_seed, offset, dtype, device)
     out = torch.empty(shape, dtype=dtype, device=device)
-    dispatch.op("randn", backend)(out, seeds, seed, offset)
+    dispatch.op("randn", backend)(out, seeds, one_seed, offset)
     return out
 
 

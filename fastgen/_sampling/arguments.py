@@ -10,13 +10,10 @@ import torch
 from torch.utils import _pytree as pytree
 
 from .._core import checks, rng
-from ..schedule import PREDICTIONS, VARIANCES
+from ..schedule import PREDICTIONS, VARIANCES, Prediction, Spacing, Variance
 from .network import location
 
 Method = Literal["ddpm", "ddim"]
-Spacing = Literal["leading", "trailing", "linspace"]
-Prediction = Literal["epsilon", "sample", "v_prediction"]
-Variance = Literal["posterior", "beta", "learned", "learned_range"]
 
 
 # ---- of all calls -----------------------------------------------------------------------------------------------------------
@@ -115,7 +112,7 @@ _CHECKED_UNLESS_NONE = {
 # ---- of one call: seeds -----------------------------------------------------------------------------------------------------
 
 
-def checked_seed(seed, sample_seeds, batch: int, device: torch.device):
+def checked_seed(seed, sample_seeds, batch: int, device: torch.device) -> int | torch.Tensor:
     """What the noise is made from: an int, or a tensor on the device of 1 or `batch` elements."""
     if sample_seeds is not None:
         if seed is not None:
@@ -128,7 +125,7 @@ def checked_seed(seed, sample_seeds, batch: int, device: torch.device):
     if seed.numel() != 1:
         raise ValueError(f"seed: expected 1 element, got {tuple(seed.shape)}; seeds of the samples are sample_seeds=")
     seeds, _ = rng.check_seed(seed, 1, device)
-    return seeds.item() if seeds.is_cpu and device.type != "cpu" else seeds.reshape(1)
+    return seeds.item() if seeds.is_cpu and device.type != "cpu" else seeds.reshape(1)  # pyright: ignore[reportReturnType]  # of int64
 
 
 def _checked_sample_seeds(seeds, batch, device):

@@ -174,7 +174,7 @@ def _replacing(original):
 def _bce(original):
     @_replacing(original)
     def binary_cross_entropy_with_logits(
-        input, target, weight=None, size_average=None, reduce=None, reduction="mean", pos_weight=None
+        input, target, weight=None, size_average=None, reduce=None, reduction: Any = "mean", pos_weight=None
     ):
         rest = weight, size_average, reduce, reduction, pos_weight
         overridden = has_torch_function((input, target, weight, pos_weight))
@@ -210,7 +210,7 @@ _cross_entropy = _bce(_beneath(functional.binary_cross_entropy_with_logits))
 
 def _generator(original):
     @_replacing(original)
-    def minimax_generator_loss(dgz, nonsaturating=True, reduction="mean"):
+    def minimax_generator_loss(dgz, nonsaturating=True, reduction: Any = "mean"):
         if _fused(dgz, reduction):
             return generator_loss(dgz, kind="non_saturating" if nonsaturating else "minimax", reduction=reduction)
         if nonsaturating:
@@ -222,7 +222,7 @@ def _generator(original):
 
 def _discriminator(original):
     @_replacing(original)
-    def minimax_discriminator_loss(dx, dgz, label_smoothing=0.0, reduction="mean"):
+    def minimax_discriminator_loss(dx, dgz, label_smoothing=0.0, reduction: Any = "mean"):
         alike = _fused(dgz, reduction) and _fused(dx, reduction) and dx.shape == dgz.shape and dx.dtype == dgz.dtype
         if alike and isinstance(label_smoothing, (int, float)) and 0 <= label_smoothing < 1:
             return discriminator_loss(dx, dgz, label_smoothing=float(label_smoothing), reduction=reduction)
