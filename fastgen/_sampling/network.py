@@ -59,9 +59,11 @@ def fingerprint(model) -> list:
 
 def location(x: torch.Tensor | None):
     """Where a tensor lies and how: two tensors have it in common only where a graph that reads the one reads the other."""
+    if x is None:
+        return None
     if type(x) in (torch.Tensor, nn.Parameter) and x.layout is torch.strided:
         return x.data_ptr(), x.dtype, x.shape, x.stride()
-    return None if x is None else _Identity(x)  # a sparse tensor, or one of a subclass, may have no address
+    return _Identity(x)  # a sparse tensor, or one of a subclass, may have no address
 
 
 # A module's own attributes but these are hooks of gradients and of state dicts, which a call does not reach.

@@ -3,18 +3,70 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, cast, overload
 
 import torch
 
 from .._core import checks
-from ..schedule import LEARNED_VARIANCES, Schedule
-from .arguments import OPTIONS, Method, Options, Prediction, Spacing, Variance, checked_seed, network_kwargs, progress_bar
+from ..schedule import LEARNED_VARIANCES, Prediction, Schedule, Spacing, Variance
+from .arguments import OPTIONS, Method, Options, checked_seed, network_kwargs, progress_bar
 from .chain import Chain
 from .chain_graph import ChainGraphs
 from .network import first_weight
 
 
+@overload
+def sample(
+    model: Callable[..., Any],
+    shape: Sequence[int],
+    schedule: Schedule,
+    *,
+    method: Method = "ddpm",
+    steps: int | Iterable[int] | None = None,
+    spacing: Spacing | None = None,
+    eta: float | None = None,
+    prediction: Prediction = "epsilon",
+    variance: Variance | None = None,
+    clip: float | None = None,
+    threshold: float | None = None,
+    guidance_scale: float | None = None,
+    model_kwargs: dict[str, Any] | None = None,
+    unconditional_kwargs: dict[str, Any] | None = None,
+    seed: int | torch.Tensor | None = None,
+    sample_seeds: Sequence[int] | torch.Tensor | None = None,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+    progress: bool = False,
+    callback: Callable[[int, int, torch.Tensor], Any] | None = None,
+    return_trajectory: Literal[False] = False,
+    cuda_graph: Literal["auto"] | bool = "auto",
+) -> torch.Tensor: ...
+@overload
+def sample(
+    model: Callable[..., Any],
+    shape: Sequence[int],
+    schedule: Schedule,
+    *,
+    method: Method = "ddpm",
+    steps: int | Iterable[int] | None = None,
+    spacing: Spacing | None = None,
+    eta: float | None = None,
+    prediction: Prediction = "epsilon",
+    variance: Variance | None = None,
+    clip: float | None = None,
+    threshold: float | None = None,
+    guidance_scale: float | None = None,
+    model_kwargs: dict[str, Any] | None = None,
+    unconditional_kwargs: dict[str, Any] | None = None,
+    seed: int | torch.Tensor | None = None,
+    sample_seeds: Sequence[int] | torch.Tensor | None = None,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+    progress: bool = False,
+    callback: Callable[[int, int, torch.Tensor], Any] | None = None,
+    return_trajectory: Literal[True],
+    cuda_graph: Literal["auto"] | bool = "auto",
+) -> tuple[torch.Tensor, torch.Tensor]: ...
 def sample(
     model: Callable[..., Any],
     shape: Sequence[int],
@@ -172,7 +224,7 @@ class Sampler:
 
     def _settled(self) -> Chain:
         """The chain where it is to run now: since the last call the model may have been moved."""
-        device, dtype = self._options.device, self._options.dtype
+        device, dtype = cast("torch.device | None", self._options.device), self._options.dtype  # as `Options.checked` has made it
         if device is None or dtype is None:
             weight = first_weight(self._model)
             if device is None:
@@ -198,6 +250,30 @@ class Sampler:
         vars(self).update(state)
         self._begin()
 
+    @overload
+    def __call__(
+        self,
+        *,
+        seed: int | torch.Tensor | None = None,
+        sample_seeds: Sequence[int] | torch.Tensor | None = None,
+        model_kwargs: dict[str, Any] | None = None,
+        unconditional_kwargs: dict[str, Any] | None = None,
+        callback: Callable[[int, int, torch.Tensor], Any] | None = None,
+        progress: bool = False,
+        return_trajectory: Literal[False] = False,
+    ) -> torch.Tensor: ...
+    @overload
+    def __call__(
+        self,
+        *,
+        seed: int | torch.Tensor | None = None,
+        sample_seeds: Sequence[int] | torch.Tensor | None = None,
+        model_kwargs: dict[str, Any] | None = None,
+        unconditional_kwargs: dict[str, Any] | None = None,
+        callback: Callable[[int, int, torch.Tensor], Any] | None = None,
+        progress: bool = False,
+        return_trajectory: Literal[True],
+    ) -> tuple[torch.Tensor, torch.Tensor]: ...
     @torch.no_grad()
     def __call__(
         self,
