@@ -95,7 +95,7 @@ def check_rng(rng) -> None:
     checks.option("rng", rng, ("exact", "fused"))
 
 
-def fall_through(what: str, why: str) -> None:
+def fall_through(what: str, why: str | NotCovered) -> None:
     """Says that the original runs, in a line of level DEBUG of the logger "fastgen.drop_in"; but not while compiling, where nothing
     can be logged."""
     if not torch.compiler.is_compiling():

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import functools
 import inspect
-from typing import TypeVar
+from typing import TypeVar, cast
 
-import diffusers
+from diffusers.schedulers import scheduling_ddim, scheduling_ddpm, scheduling_ddpm_parallel
+from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
 from .._patch import Patch, check_rng, full_name, logger
 from ._covered import why_untested
@@ -14,7 +15,7 @@ from ._methods import FAST_METHODS, LOOKING_METHODS, Options, diffusers_own
 from ._remembered import remembered
 
 _PUBLIC = __spec__.parent  # the package, where the classes are to be found
-Scheduler = TypeVar("Scheduler", bound=diffusers.SchedulerMixin)
+Scheduler = TypeVar("Scheduler", bound=SchedulerMixin)
 
 
 def _checked_options(rng, float32_coefficients):
@@ -37,7 +38,7 @@ def subclass_of(base: type[Scheduler]) -> type[Scheduler]:
     Neither is part of the configuration. The other arguments are those of diffusers:
     """
     members = {"__init__": _constructor(base, untested), "__module__": _PUBLIC, "__doc__": doc + (base.__doc__ or "")}
-    return type(base.__name__, (base,), {**members, **methods})
+    return cast("type[Scheduler]", type(base.__name__, (base,), {**members, **methods}))
 
 
 def _constructor(base, untested):
@@ -64,9 +65,9 @@ def _constructor(base, untested):
     return __init__
 
 
-DDPMScheduler = subclass_of(diffusers.DDPMScheduler)
-DDPMParallelScheduler = subclass_of(diffusers.DDPMParallelScheduler)
-DDIMScheduler = subclass_of(diffusers.DDIMScheduler)
+DDPMScheduler = subclass_of(scheduling_ddpm.DDPMScheduler)
+DDPMParallelScheduler = subclass_of(scheduling_ddpm_parallel.DDPMParallelScheduler)
+DDIMScheduler = subclass_of(scheduling_ddim.DDIMScheduler)
 
 
 def patch(*, rng: str = "exact", float32_coefficients: bool = False) -> Patch:

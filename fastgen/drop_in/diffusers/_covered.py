@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import diffusers
 import torch
+from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+from diffusers.schedulers.scheduling_ddpm_parallel import DDPMParallelScheduler
 
 from ...schedule import PREDICTIONS
 from .._patch import full_name
 from .._source import fingerprint
 from . import _known_code
 
-SCHEDULERS = (diffusers.DDPMScheduler, diffusers.DDPMParallelScheduler, diffusers.DDIMScheduler)
+SCHEDULERS = (DDPMScheduler, DDPMParallelScheduler, DDIMScheduler)
 # The methods that a step of diffusers calls and a table of coefficients replaces, unless a scheduler has one of its own
 REPLACED_BY_TABLES = ("_get_variance", "previous_timestep", "_threshold_sample")
 # What these methods were when diffusers was imported
@@ -51,7 +54,7 @@ def step_problem(scheduler) -> str:
         return f"prediction_type is {config.prediction_type!r}"
     if config.clip_sample and not config.thresholding and not config.clip_sample_range > 0:
         return f"clip_sample_range is {config.clip_sample_range!r}"
-    return "" if base is diffusers.DDIMScheduler else _variance_problem(config.variance_type, scheduler.variance_type)
+    return "" if base is DDIMScheduler else _variance_problem(config.variance_type, scheduler.variance_type)
 
 
 def _variance_problem(configured, on_scheduler):

@@ -9,11 +9,10 @@ import inspect
 from collections.abc import Callable
 from typing import NamedTuple
 
-import diffusers
 import torch
-from diffusers.schedulers.scheduling_ddim import DDIMSchedulerOutput
-from diffusers.schedulers.scheduling_ddpm import DDPMSchedulerOutput
-from diffusers.schedulers.scheduling_ddpm_parallel import DDPMParallelSchedulerOutput
+from diffusers.schedulers.scheduling_ddim import DDIMScheduler, DDIMSchedulerOutput
+from diffusers.schedulers.scheduling_ddpm import DDPMScheduler, DDPMSchedulerOutput
+from diffusers.schedulers.scheduling_ddpm_parallel import DDPMParallelScheduler, DDPMParallelSchedulerOutput
 
 from .._patch import NotCovered, fall_through, full_name
 from .._source import mark_replacement
@@ -225,13 +224,13 @@ def _register_to_config(original, options):
 
 _NOISING = {"add_noise": _add_noise, "get_velocity": _get_velocity}
 FAST_METHODS: dict[type, dict[str, Callable]] = {
-    diffusers.DDPMScheduler: {**_NOISING, "step": functools.partial(_ddpm_step, DDPMSchedulerOutput)},
-    diffusers.DDPMParallelScheduler: {
+    DDPMScheduler: {**_NOISING, "step": functools.partial(_ddpm_step, DDPMSchedulerOutput)},
+    DDPMParallelScheduler: {
         **_NOISING,
         "step": functools.partial(_ddpm_step, DDPMParallelSchedulerOutput),
         "batch_step_no_noise": _batch_step_no_noise,
     },
-    diffusers.DDIMScheduler: {**_NOISING, "step": _ddim_step},
+    DDIMScheduler: {**_NOISING, "step": _ddim_step},
 }
 # Methods that do what diffusers' own do, whatever that is, and then look at the scheduler
 LOOKING_METHODS: dict[str, Callable] = {"set_timesteps": _set_timesteps, "register_to_config": _register_to_config}

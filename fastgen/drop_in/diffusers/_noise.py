@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from diffusers.utils.torch_utils import randn_tensor
 
 from ..._core.rng import random_seed
 
 # Of a step whose coefficient of the noise is 0: neither noise nor a seed is drawn.
-NO_NOISE = {"seed": 0}
+NO_NOISE: dict[str, Any] = {"seed": 0}
 
 _compiling = torch.compiler.is_compiling
 
 
-def noise_source(rng, generator, seed, model_output):
+def noise_source(rng, generator, seed, model_output) -> dict[str, Any]:
     """Of noise of the shape of `model_output`, which is drawn or gets its seed here. rng: "exact" or "fused"."""
     if seed is not None:
         return {"seed": seed}

@@ -61,7 +61,8 @@ class Remembered:
         if not problem:
             final = float(self.one if self.final is None else self.final)
             timesteps = tuple(self.timesteps.tolist())
-        values = Values(*map(attributes.get, _VALUES[1:]), final, timesteps, noising_problem, problem)
+        steps, custom, variance = map(attributes.get, _VALUES[1:])
+        values = Values(steps, custom, variance, final, timesteps, noising_problem, problem)
         return shared_settings(type(scheduler), config, alphas_cumprod, values)
 
     def _timestep_at(self):
@@ -109,7 +110,7 @@ class Remembered:
             if timestep.numel() != 1 or timestep.dtype not in INTEGERS or _compiling():
                 return None
             if timestep.is_cpu:
-                return timestep.item()
+                return timestep.item()  # pyright: ignore[reportReturnType]  # of `INTEGERS`
             position = position_in(self.timesteps, timestep)
             return None if position is None else self.settings.timesteps[position]
         return int(timestep) if isinstance(timestep, (int, np.integer)) and not isinstance(timestep, bool) else None
