@@ -112,11 +112,12 @@ def _loss_by(plan, model_output, x0, t, noise, seed, offset, prediction, loss, d
     if weights is not None:
         weights = _checked_weights(weights, x0, plan.rows.dtype)
     prediction, loss, reduction = options
-    operands = Operands(
-        *(model_output, x0, plan.rows, t, index, noise, seeds, seed, offset, weights, prediction, loss, delta, reduction)
-    )
+    operands = (model_output, x0, plan.rows, t, index, noise, seeds, seed, offset, weights, prediction, loss, delta, reduction)
+    recorded = model_output.requires_grad or x0.requires_grad or (noise is not None and noise.requires_grad)
     try:
-        return _run(plan, operands)
+        if recorded or plan.call is None or weights is not None:
+            return _run(plan, Operands(*operands))
+        return plan.call(*operands)
     except (RuntimeError, TypeError):
         _check_tensors(model_output, x0, noise)
         checks.timestep(given_t, x0, plan.end, plan.note)

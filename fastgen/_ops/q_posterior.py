@@ -51,9 +51,9 @@ def _posterior(table, x0, x_t, t, schedule):
         plan = dispatch.make_plan("q_posterior", schedule, x0, x_t, dtype, table(schedule, x0.device, dtype))
     _check_tensors(x0, x_t)
     t, index = checks.timestep(t, x0, plan.end, plan.note)
-    operands = Operands(x0, x_t, plan.rows, t, index)
+    operands = (x0, x_t, plan.rows, t, index)
     if plan.call is None:
-        return reference(operands)
+        return reference(Operands(*operands))
     if torch.is_grad_enabled() and (x0.requires_grad or x_t.requires_grad):
         return _QPosterior.apply(plan, *operands)
     return plan.call(*operands)
