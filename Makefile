@@ -26,11 +26,11 @@ check: build lint types
 	$(RUN) -m pytest -q -n 2 --dist worksteal $(QUICK)
 
 OPS := $(notdir $(patsubst %/,%,$(filter-out csrc/common/,$(wildcard csrc/*/))))
-QUICK := $(patsubst %,tests/test_%.py,$(OPS) checks rng schedule device_code half_precision models patch source threads)
+QUICK := $(patsubst %,tests/test_%.py,$(OPS) declared checks rng schedule device_code half_precision models patch source threads)
 
 # All of one op, on every backend that runs here: OP=ddpm_step. The CPU's kernels and eager, the Triton kernels in Triton's
 # interpreter and compiled, and the CUDA kernels' code on the host.
-OF_AN_OP := $(patsubst %,tests/test_%.py,$(OP) device_code half_precision every_call threads transforms triton_code)
+OF_AN_OP := $(patsubst %,tests/test_%.py,$(OP) declared dispatch compile checks device_code half_precision every_call threads transforms triton_code)
 test-op: build
 	$(RUN) -m pytest -q -n 2 --dist worksteal --op $(OP) $(OF_AN_OP)
 	TRITON_INTERPRET=1 $(RUN) -m pytest -q -n 2 --backend triton --op $(OP) $(or $(INTERPRETED),--share 0/4) $(OF_AN_OP)

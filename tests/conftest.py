@@ -106,7 +106,7 @@ def covering(sets):
 
 
 def _is_about(item, op):
-    return op is None or item.path.stem == f"test_{op}" or any(word in item.name for word in WORDS[op])
+    return op is None or item.path.stem in (f"test_{op}", "test_declared") or any(word in item.name for word in WORDS[op])
 
 
 def _parameters(item):

@@ -2,13 +2,14 @@
 
 import importlib.util
 import inspect
+import sys
 from pathlib import Path
 
+import conftest
 import every_call
 import pytest
 import test_dispatch
 import test_threads
-import test_transforms
 import torch
 from dispatched import Dispatched
 
@@ -16,6 +17,7 @@ import fastgen
 from fastgen._core import backends, declared, dispatch
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))  # for `tools`, under every import mode of pytest
 compiled = pytest.mark.skipif(not backends.HAS_OPS, reason="the compiled library is absent")
 sources = pytest.mark.skipif(not (ROOT / "csrc").exists(), reason="needs the source tree")
 # Where the derivatives and the mapping of each stem's ops under torch.func are tested.
@@ -46,10 +48,21 @@ def test_arguments_in_groups():
     assert declared.OPS["ddpm_step_plain"].grouped(1, 2, 3, 4, 5, 6, clip=7) == [1, 2, 3, 4, 5, 6, 7]
 
 
-@pytest.mark.parametrize("text", ["Tensor", "Tensor? x y", "Tensor(a) x", "double x=1.0"])
+@pytest.mark.parametrize("text", ["Tensor", "Tensor? x y", "Tensor(a) x", "Tensor? x=3", "double x=1.0"])
 def test_what_is_no_argument(text):
     with pytest.raises(ValueError, match="no argument of a schema"):
         declared._argument(text)
+
+
+@pytest.mark.parametrize(
+    "arguments, keywords", [((1, 2, 3), {}), ((1, 2, 3, 4, 5), {}), ((1, 2, 3), {"t": 4, "indx": 5}), ((1,), {"x0": 2})]
+)
+def test_arguments_that_do_not_fit(arguments, keywords):
+    op = declared.OPS["q_posterior"]
+    if len(arguments) == 5:
+        arguments += (6,)
+    with pytest.raises(TypeError, match=r"expected the arguments of q_posterior\(Tensor x0"):
+        op.grouped(*arguments, **keywords)
 
 
 def test_every_op_has_a_fake():
@@ -116,15 +129,22 @@ def test_every_stem_is_transformed():
     assert TRANSFORMED.keys() == set(declared.STEMS)
     for stem, file in TRANSFORMED.items():
         text = (Path(__file__).parent / file).read_text()
+        public = [name for name in fastgen.__all__ if getattr(fastgen, name).__module__ == f"fastgen._ops.{stem}"]
         assert "torch.func." in text and "vmap(" in text
-        if file == "test_transforms.py":
-            assert f"fastgen.{stem}(" in inspect.getsource(test_transforms)
+        assert public and any(f"fastgen.{name}(" in text for name in public)
+
+
+def test_every_stem_is_an_option():
+    """Of `pytest --op`, by which `make test-op` chooses its tests."""
+    assert set(conftest.WORDS) == set(declared.STEMS)
 
 
 @sources
 def test_the_machine_code_of_every_stem_is_read():
-    tools = (ROOT / "tests/test_machine_code.py").read_text()
-    assert tools.count('@pytest.mark.parametrize("op", declared.STEMS)') >= 2
+    from tools import machine_code
+
+    # each of them a parameter of tests/test_machine_code.py
+    assert {source.parent.name for source in machine_code.sources()} == set(declared.STEMS)
     if importlib.util.find_spec("triton") is not None:
         from tools import triton_code
 

@@ -58,7 +58,12 @@ class Op(NamedTuple):
     def grouped(self, *arguments, **keywords) -> list:
         """The arguments of a call as `function` takes them: the operands as one."""
         declared, first = self.arguments, len(self.before)
-        values = [*arguments, *(keywords.get(each.name, each.default) for each in declared[len(arguments) :])]
+        rest = declared[len(arguments) :]
+        values = [*arguments, *(keywords.get(each.name, each.default) for each in rest)]
+        unknown = keywords.keys() - {each.name for each in rest}
+        if unknown or len(values) != len(declared) or any(value is REQUIRED for value in values):
+            given = f"{len(arguments)} in order, by name {', '.join(keywords) or 'none'}"
+            raise TypeError(f"expected the arguments of {self.schema}, got {given}")
         if not self.operands:
             return values
         last = first + len(self.operands)
@@ -81,6 +86,8 @@ def _argument(text: str) -> Argument:
         value = REQUIRED
     elif default in _DEFAULTS:
         value = _DEFAULTS[default]
+    elif found["type"] == "Tensor" or found["more"] == "[]":
+        raise ValueError(f"no argument of a schema: {text!r}, whose default is none for its type")
     else:
         value = float(default) if found["type"] == "float" else int(default)
     return Argument(found["type"] + (found["more"] or ""), found["name"], value, found["alias"] is not None, text)

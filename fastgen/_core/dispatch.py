@@ -144,19 +144,19 @@ _compiled: dict[Any, Any] = {}
 
 # {name of a backend: function that returns its op of a name}. A backend whose import takes long is imported only when it is needed,
 # and enters itself here when it is. "cpp" is this module's own.
-BACKENDS: dict[str, Any] = {}
+OPS_OF: dict[str, Any] = {}
 
 
 def op(name, backend):
     """torch.ops.fastgen.<name>, or what another backend has in its place."""
-    if backend != "cpp":
+    if backend == "triton":
         _import_backend(backend)
-        return BACKENDS[backend](name)
+        return OPS_OF[backend](name)
     return OPS[name] if torch.compiler.is_compiling() else DIRECT[name]
 
 
 def _import_backend(backend):
-    if backend not in BACKENDS:
+    if backend not in OPS_OF:
         importlib.import_module(f"fastgen.{backend}")
 
 

@@ -17,8 +17,7 @@ from .._core import declared, dispatch
 from .common.direct import Direct
 from .common.op import INTERPRETED
 
-# How torch reads a schema's types off a function. A tensor that is given by keyword only is one without a default, and torch takes
-# neither where another argument has one: it becomes one that may be None, and never is.
+# How torch reads a schema's types off a function.
 _TYPES = {
     "Tensor": torch.Tensor,
     "Tensor?": torch.Tensor | None,
@@ -26,6 +25,7 @@ _TYPES = {
     "SymInt": int,
     "SymInt?": int | None,
     "int": int,
+    "int?": int | None,
     "float": float,
     "float?": float | None,
     "bool": bool,
@@ -43,6 +43,8 @@ def _signature(op):
     parameters, optional = [], False
     for argument in op.arguments:
         kind, default = _TYPES[argument.type], argument.default
+        # A tensor that is given by keyword only is one without a default, and torch takes neither after an argument that has one:
+        # it becomes one that may be None, and never is.
         if optional and default is declared.REQUIRED:
             kind, default = kind | None, None
         optional = optional or default is not declared.REQUIRED
@@ -88,4 +90,4 @@ def op(name):
     return _TRACED[name] if dispatch.traced() else _CALLED[name]
 
 
-dispatch.BACKENDS["triton"] = op
+dispatch.OPS_OF["triton"] = op
