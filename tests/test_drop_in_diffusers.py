@@ -571,6 +571,44 @@ def test_what_another_library_has_put_in_a_methods_place_stays(monkeypatch, name
         assert [*patch.skipped] == [f"DDIMScheduler.{name}"]
 
 
+def test_a_subclass_that_wraps_a_patched_method_keeps_its_own():
+    """functools.wraps gives its method the patch's mark too; it is the user's all the same, in force and after."""
+    with fast.patch():
+
+        class Doubled(diffusers.DDPMScheduler):
+            @functools.wraps(diffusers.DDPMScheduler.step)
+            def step(self, *arguments, **keywords):
+                return 2 * super().step(*arguments, return_dict=False, **keywords)[0]
+
+    x, m, scheduler = normal((2, 3, 4), 0), normal((2, 3, 4), 1), Doubled()
+    scheduler.set_timesteps(10)
+
+    def step():
+        with Dispatched() as ops:
+            return scheduler.step(m, scheduler.timesteps[3], x, generator=torch.Generator().manual_seed(1)), ops.of_fastgen()
+
+    expected, kernels = step()
+    assert kernels == 0
+    with fast.patch() as patch:
+        assert not patch.skipped
+        found, kernels = step()
+        assert kernels == 1
+    assert_near(found, expected)
+    assert step()[1] == 0
+
+
+@pytest.mark.parametrize("randomness", ["different", "same", "error"])
+def test_fused_noise_under_vmap(randomness):
+    scheduler, x = fast.DDPMScheduler(rng="fused"), torch.zeros(3, 2, 4)
+    scheduler.set_timesteps(10)
+    mapped = torch.func.vmap(lambda x: scheduler.step(x, scheduler.timesteps[3], x).prev_sample, randomness=randomness)
+    if randomness == "error":
+        with pytest.raises(RuntimeError, match="random"):
+            mapped(x)
+    else:
+        assert len(mapped(x).flatten(1).unique(dim=0)) == {"different": 3, "same": 1}[randomness]
+
+
 def test_changes_are_noticed():
     theirs, ours = both("DDPMScheduler")
     x, m = normal((2, 3, 4), 0), normal((2, 3, 4), 1)

@@ -82,7 +82,7 @@ def patch_torchgan() -> Patch:
                 replacements.append((module, name, make))
             else:
                 skipped[full_name(module, name)] = "its code is not that of torchgan 0.1.0, which the tests have run"
-    return Patch(replacements, "functions of torchgan", skipped)
+    return Patch(replacements, "names of torchgan's functions", skipped)
 
 
 def without_sigmoid(network: torch.nn.Sequential, criterion: torch.nn.BCELoss) -> tuple[torch.nn.Sequential, BCEWithLogitsLoss]:

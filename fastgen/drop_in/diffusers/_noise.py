@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from diffusers.utils.torch_utils import randn_tensor
 
+from ..._core.dispatch import functorch_is_active
 from ..._core.rng import random_seed
 
 # Of a step whose coefficient of the noise is 0: neither noise nor a seed is drawn.
@@ -38,8 +39,8 @@ def _drawn_seed(generator, batch):
         if len(generator) != batch:
             raise ValueError(f"generator: expected one, or a list of {batch}, one for each sample, got a list of {len(generator)}")
         return torch.cat([_random_bits(one) for one in generator])
-    if generator is None and _compiling():
-        return None  # the op draws it, in the graph
+    if generator is None and (_compiling() or functorch_is_active()):
+        return None  # the op draws it, in the graph, or for each sample of a vmap
     if generator is None or generator.device.type == "cpu":
         return random_seed(generator)
     return _random_bits(generator)
