@@ -15,7 +15,8 @@ endif
 demo: build
 	$(RUN) examples/demo.py
 
-# In two processes, as on two cores that takes two thirds of the time. The second: the Triton backend, in Triton's interpreter; INTERPRETED="--share 0/2" takes every second test.
+# In two processes, as on two cores that takes two thirds of the time. The second run: the Triton backend, in Triton's interpreter;
+# INTERPRETED="--share 0/2" takes every second test.
 test: build
 	$(RUN) -m pytest -n 2 --dist worksteal
 	TRITON_INTERPRET=1 $(RUN) -m pytest -n 2 --backend triton $(INTERPRETED)
@@ -30,7 +31,8 @@ QUICK := $(patsubst %,tests/test_%.py,$(OPS) declared checks rng schedule device
 
 # All of one op, on every backend that runs here: OP=ddpm_step. The CPU's kernels and eager, the Triton kernels in Triton's
 # interpreter and compiled, and the CUDA kernels' code on the host.
-OF_AN_OP := $(patsubst %,tests/test_%.py,$(OP) declared dispatch compile checks device_code half_precision every_call threads transforms triton_code)
+OF_AN_OP := $(patsubst %,tests/test_%.py,$(OP) declared dispatch compile checks device_code half_precision every_call threads \
+	transforms triton_code)
 test-op: build
 	$(RUN) -m pytest -q -n 2 --dist worksteal --op $(OP) $(OF_AN_OP)
 	TRITON_INTERPRET=1 $(RUN) -m pytest -q -n 2 --backend triton --op $(OP) $(or $(INTERPRETED),--share 0/4) $(OF_AN_OP)
@@ -57,7 +59,8 @@ cuda: $(VENV)/installed
 # there, away from the sources. FASTGEN_CUDA_ARCHS="8.0" makes it faster and the wheel useless on other GPUs.
 wheel: $(VENV)/installed-wheel
 	rm -rf dist build/wheel build/lib build/bdist.*
-	FASTGEN_CUDA=1 FASTGEN_CUDA_ARCHS="$${FASTGEN_CUDA_ARCHS:-$${TORCH_CUDA_ARCH_LIST:-all}}" $(PIP) wheel --no-build-isolation --no-deps --wheel-dir build/wheel/built .
+	FASTGEN_CUDA=1 FASTGEN_CUDA_ARCHS="$${FASTGEN_CUDA_ARCHS:-$${TORCH_CUDA_ARCH_LIST:-all}}" $(PIP) wheel \
+		--no-build-isolation --no-deps --wheel-dir build/wheel/built .
 	PATH="$(abspath $(VENV))/bin:$$PATH" auditwheel repair --plat manylinux_2_28_x86_64 --only-plat \
 		--exclude 'libtorch*.so' --exclude 'libc10*.so' --wheel-dir dist build/wheel/built/*.whl
 	$(VENV)/bin/auditwheel show dist/*.whl  # the symbol versions; its verdict counts torch's libraries, which are excluded above

@@ -18,7 +18,7 @@ from .gpu_check import slug
 KINDS = ("throughput", "overhead", "threads", "end_to_end", "import")
 OURS = "fastgen"
 PEERS = ("limit", OURS, "fastgen triton", "fastgen eager", "eager", "torch.compile", "diffusers")
-OPS = ("q_sample", "ddpm_step", "ddim_step", "q_posterior", "randn", "diffusion_loss", "bce_with_logits", "gan_loss")
+IN_ORDER = ("q_sample", "ddpm_step", "ddim_step", "q_posterior", "randn", "diffusion_loss", "bce_with_logits", "gan_loss")
 VERSIONS = ("torch", "triton", "diffusers", "numpy", "fastgen")
 SAME = ("device", "cpu", "cores", "cache_bytes", *VERSIONS, "backend", "capability", "commit", "dirty")  # in one environment
 STATS = ("min", "q1", "median", "q3")  # those that the reports tell
@@ -209,7 +209,7 @@ def _order(entry):
     texts = [str(info.get(key) or "") for key in ("call", "what", "mode", "passes", "output")]
     usual = [(info.get(key) != first, info.get(key) or "") for key, first in (("layout", "contiguous"), ("dtype", "float32"))]
     sizes = (info.get("elements") or 0, info.get("shape") or [], info.get("threads") or 0)
-    ops = OPS.index(op) if op in OPS else len(OPS)
+    ops = IN_ORDER.index(op) if op in IN_ORDER else len(IN_ORDER)
     return KINDS.index(info["kind"]), ops, op, texts, usual, sizes, entry["group"], PEERS.index(info["peer"])
 
 

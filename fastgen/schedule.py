@@ -255,7 +255,7 @@ class Schedule(Tables):
         return self._table(("ddim_step", prediction, eta), device, dtype)
 
     def diffusion_loss_table(self, prediction: str, snr_gamma: float | None, device: torch.device, dtype: torch.dtype) -> Table:
-        """(T, 3): a, b of the target a·x0 + b·ε, and the min-SNR-γ weight, which is 1 where γ is None."""
+        """(T, 3), `DIFFUSION_LOSS_COLUMNS`: a, b of the target a·x0 + b·ε, and the min-SNR-γ weight, 1 where γ is None."""
         return self._table(("diffusion_loss", prediction, snr_gamma), device, dtype)
 
     def timestep_tensor(self, device: torch.device | str | int | None = None) -> torch.Tensor:

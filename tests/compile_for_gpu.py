@@ -25,7 +25,7 @@ from triton.compiler.compiler import ASTSource
 import fastgen
 from fastgen._core import backends
 from fastgen._core.tables import Table
-from fastgen.triton import FUNCTIONS as OPS
+from fastgen.triton import FUNCTIONS
 
 TARGET = GPUTarget("cuda", 90, 32)
 PROPERTIES = types.SimpleNamespace(
@@ -232,5 +232,5 @@ def every_op():
 
 if __name__ == "__main__":
     pretend()
-    found = {name: [kernel.__name__ for kernel in get_triton_kernels_for_op(f"fastgen_triton::{name}")] for name in OPS}
+    found = {name: [kernel.__name__ for kernel in get_triton_kernels_for_op(f"fastgen_triton::{name}")] for name in FUNCTIONS}
     print(json.dumps({"found": found, **dict(cases()), "ops": dict(every_op()), "gpus": dict(on_other_gpus())}))

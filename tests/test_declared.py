@@ -2,12 +2,17 @@
 
 import importlib.util
 import inspect
+import pickle
+import pickletools
+import runpy
 import sys
 from pathlib import Path
 
 import conftest
 import every_call
 import pytest
+import test_checks
+import test_compile
 import test_dispatch
 import test_threads
 import torch
@@ -129,9 +134,34 @@ def test_every_stem_is_transformed():
     assert TRANSFORMED.keys() == set(declared.STEMS)
     for stem, file in TRANSFORMED.items():
         text = (Path(__file__).parent / file).read_text()
-        public = [name for name in fastgen.__all__ if getattr(fastgen, name).__module__ == f"fastgen._ops.{stem}"]
         assert "torch.func." in text and "vmap(" in text
-        assert public and any(f"fastgen.{name}(" in text for name in public)
+        assert any(f"fastgen.{name}(" in text for name in public_functions(stem))
+
+
+@compiled
+def test_every_stem_compiles():
+    """Under torch.compile(fullgraph=True), in tests/test_compile.py."""
+    x, schedule = torch.linspace(-2, 2, 3 * 4 * 5).reshape(3, 4, 5), fastgen.Schedule.linear(40)
+    with fastgen.use_backend("cpp"), Dispatched() as ops:
+        for function in test_compile.FORWARD.values():
+            function(schedule, x, x.cos(), 7, 11)
+    assert {op.stem for name, op in declared.OPS.items() if ops["fastgen." + name]} == set(declared.STEMS)
+
+
+@pytest.mark.parametrize("stem", declared.STEMS)
+def test_bad_input_of_every_stem_is_refused(stem):
+    """In tests/test_checks.py, by each of its functions."""
+    refused = {op for ops, *_ in test_checks.CASES for op in ops}
+    for name in public_functions(stem):
+        assert name in refused
+        inspect.signature(getattr(fastgen, name)).bind(**test_checks.arguments(name, "cpu"))
+
+
+def public_functions(stem):
+    named = {name: getattr(fastgen, name) for name in fastgen.__all__}
+    found = [name for name, each in named.items() if inspect.isfunction(each) and each.__module__ == f"fastgen._ops.{stem}"]
+    assert found
+    return found
 
 
 def test_every_stem_is_an_option():
@@ -149,3 +179,31 @@ def test_the_machine_code_of_every_stem_is_read():
         from tools import triton_code
 
         assert {declared.OPS[call.op].stem for call in triton_code.CALLS} == set(declared.STEMS)
+
+
+@sources
+def test_both_sides_have_every_type():
+    """C++ (csrc/declarations.py) and Triton's functions (fastgen/triton), of whatever may stand in a schema."""
+    made = runpy.run_path(str(ROOT / "csrc/declarations.py"))
+    used = {argument.type for op in declared.OPS.values() for argument in op.arguments}
+    assert used <= set(made["TYPES"])
+    assert {op.returns for op in declared.OPS.values()} <= set(made["RESULTS"])
+    if importlib.util.find_spec("triton") is not None:
+        import fastgen.triton
+
+        assert set(made["TYPES"]) == set(fastgen.triton._TYPES) and set(made["RESULTS"]) == set(fastgen.triton._RESULTS)
+
+
+@pytest.mark.parametrize("name", ["BCEWithLogitsLoss", "Sampler", "Schedule"])
+def test_pickles_name_no_private_module(name):
+    """So that one can still be read after a module has moved."""
+    schedule = fastgen.Schedule.linear(4)
+    made = {
+        "BCEWithLogitsLoss": lambda: fastgen.BCEWithLogitsLoss(pos_weight=torch.ones(3)),
+        "Sampler": lambda: fastgen.Sampler(torch.nn.Identity(), (2, 3), schedule, steps=2, clip=1.0),
+        "Schedule": lambda: schedule,
+    }[name]()
+    for protocol in (2, pickle.HIGHEST_PROTOCOL):
+        words = [str(argument) for _, argument, _ in pickletools.genops(pickle.dumps(made, protocol)) if argument is not None]
+        named = [word for word in words if word.startswith("fastgen")]
+        assert named and not [word for word in named if "._" in word]

@@ -1,8 +1,8 @@
 """What there is of torch.ops.fastgen: one declaration of each op, in the words of a torch schema.
 
-Whatever has to know an op's arguments reads them here: setup.py writes the C++ side of them (csrc/declarations.py), `dispatch`
-registers fakes, the Triton backend gets the signatures of its functions, the tests their lists of ops. torch is not imported, since
-setup.py runs without it.
+setup.py writes the C++ side of them from this (csrc/declarations.py), `dispatch` registers fakes, the Triton backend gets the
+signatures of its functions; tests/test_declared.py holds the tests' lists of ops to it. torch is not imported, since setup.py runs
+without it.
 
 Most arguments of an op are the operands of its stem, the folder csrc/<stem>: they are declared once, stand for "..." in the
 schemas of its ops, and travel together, in Python as `OPERANDS[stem]`, in C++ as a struct. ddim_step and q_step are other ops under

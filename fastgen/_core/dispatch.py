@@ -15,7 +15,7 @@ from torch.autograd import forward_ad
 
 from . import backends, checks, declared
 
-OPS: dict[str, Any] = {}  # torch.ops.fastgen.<op>.default
+OVERLOADS: dict[str, Any] = {}  # torch.ops.fastgen.<op>.default
 DIRECT: dict[str, Any] = {}  # the same ops without OpOverload's Python frame (0.3 µs), which only a tracer needs
 FAKES: dict[str, Any] = {}  # the fakes of all declared ops, taking the arguments that the op takes
 
@@ -152,7 +152,7 @@ def op(name, backend):
     if backend == "triton":
         _import_backend(backend)
         return OPS_OF[backend](name)
-    return OPS[name] if torch.compiler.is_compiling() else DIRECT[name]
+    return OVERLOADS[name] if torch.compiler.is_compiling() else DIRECT[name]
 
 
 def _import_backend(backend):
@@ -246,5 +246,5 @@ def _register(name, fake):
     if not has(name):  # the library is absent, or lacks an op that is another's (`declared.Op.cuda`)
         return
     torch.library.register_fake(f"fastgen::{name}", fake)
-    OPS[name] = getattr(torch.ops.fastgen, name).default
-    DIRECT[name] = getattr(OPS[name], "_op", OPS[name])
+    OVERLOADS[name] = getattr(torch.ops.fastgen, name).default
+    DIRECT[name] = getattr(OVERLOADS[name], "_op", OVERLOADS[name])

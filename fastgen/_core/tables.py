@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 # The columns, op by op. csrc/<op>/<op>.h names the same columns in the same order. `y_from_x` is the coefficient of x in y, and
 # so on; `step_columns` has the formula.
 Q_SAMPLE_COLUMNS = ("scale", "sigma")
+DIFFUSION_LOSS_COLUMNS = ("target_from_x0", "target_from_noise", "weight")
 Q_POSTERIOR_COLUMNS = ("mean_from_x0", "mean_from_x", "variance", "log_variance")
 DDPM_STEP_COLUMNS = (
     *("x0_from_x", "x0_from_m", "y_from_x0", "y_from_x", "y_from_x_unclipped", "y_from_m_unclipped"),

@@ -12,7 +12,7 @@ from .._core import checks, declared, dispatch
 Reduction = Literal["none", "mean", "sum"]
 REDUCTIONS = get_args(Reduction)
 Operands = declared.OPERANDS["bce_with_logits"]
-OPS = ("bce_with_logits", "bce_with_logits_wide")  # the second: with a result of float32 in place of half precision
+_BY_WIDE = ("bce_with_logits", "bce_with_logits_wide")  # the second: with a result of float32 in place of half precision
 _HALF = frozenset((torch.float16, torch.bfloat16))
 _INTEGERS = frozenset((torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64))
 
@@ -73,7 +73,7 @@ def bce_with_logits(
                 if torch.is_grad_enabled() and (input.requires_grad or target.requires_grad):
                     return _BceWithLogits.apply("cpp", wide, input, target, None, None, REDUCTIONS.index(reduction))
                 if wide:
-                    op = dispatch.op(OPS[True], "cpp")
+                    op = dispatch.op(_BY_WIDE[True], "cpp")
                 return op(input, target, None, None, REDUCTIONS.index(reduction))
             except (AttributeError, RuntimeError, TypeError):
                 _check(input, target, reduction)
@@ -96,7 +96,7 @@ def bce_with_logits(
             return reference(operands, wide)
         if input.requires_grad or target.requires_grad:
             return _BceWithLogits.apply(backend, wide, *dispatch.distinct(operands[:-1]), operands.reduction)
-    return dispatch.op(OPS[wide], backend)(*operands)
+    return dispatch.op(_BY_WIDE[wide], backend)(*operands)
 
 
 class BCEWithLogitsLoss(torch.nn.BCEWithLogitsLoss):
@@ -107,6 +107,8 @@ class BCEWithLogitsLoss(torch.nn.BCEWithLogitsLoss):
     with x = input and y = target of one shape, w = weight and p = pos_weight, which broadcast to it; the mean (or the sum, or every
     value) of it by `reduction`. Dtypes, results, errors and the source are those of `bce_with_logits`.
     """
+
+    __module__ = "fastgen"  # what a pickle says, whatever module this becomes
 
     def forward(self, input: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         return bce_with_logits(input, target, self.weight, self.reduction, self.pos_weight)  # pyright: ignore[reportArgumentType]  # torch: any str
@@ -260,7 +262,7 @@ class _BceWithLogits(torch.autograd.Function):
     def forward(ctx, backend, wide, *arguments):
         ctx.save_for_backward(*arguments[:-1])
         ctx.backend, ctx.reduction = backend, arguments[-1]
-        return dispatch.op(OPS[wide], backend)(*arguments)
+        return dispatch.op(_BY_WIDE[wide], backend)(*arguments)
 
     @staticmethod
     def backward(ctx, gradient):

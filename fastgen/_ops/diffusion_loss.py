@@ -80,8 +80,7 @@ def diffusion_loss(
 
 
 def loss_with(coefficients, model_output, x0, t, *, noise=None, seed=None, prediction="epsilon", reduction="mean"):
-    """`diffusion_loss` with the `Coefficients` of another library: rows of the factors of x0 and of ε in the target, and of the
-    weight."""
+    """`diffusion_loss` with the `Coefficients` of another library: rows of the columns of `tables.DIFFUSION_LOSS_COLUMNS`."""
     plan = dispatch.plan("diffusion_loss", coefficients, model_output, x0, prediction)
     if plan is None:
         _check_tensors(model_output, x0, None)
@@ -177,25 +176,25 @@ def _run(plan, o):
 
 
 def reference(o):
-    """The kernel in plain PyTorch. rows: (T, 3), of x0, of ε and the weight; the options are indices."""
-    factors = dispatch.gathered(o.rows, o.t, o.index, o.x0.dim())
-    r = _residual(o, factors)
-    losses = _weighted(factors[2], o.weights, r.dim()) * _loss(r, o.loss, o.delta)
+    """The kernel in plain PyTorch. rows: (T, 3), the columns of `tables.DIFFUSION_LOSS_COLUMNS`; the options are indices."""
+    from_x0, from_noise, weight = dispatch.gathered(o.rows, o.t, o.index, o.x0.dim())
+    r = _residual(o, from_x0, from_noise)
+    losses = _weighted(weight, o.weights, r.dim()) * _loss(r, o.loss, o.delta)
     if o.reduction == 0:
         return losses.reshape(len(losses), -1).mean(1) if r.numel() else losses.sum(tuple(range(1, r.dim()))) / 0.0
     return losses.mean() if o.reduction == 1 else losses.sum()
 
 
-def _residual(o, factors):
+def _residual(o, from_x0, from_noise):
     dtype, noise = o.rows.dtype, o.noise
     r = o.model_output.to(dtype)
     if o.prediction != EPSILON:
-        r = r - factors[0] * o.x0.to(dtype)
+        r = r - from_x0 * o.x0.to(dtype)
     if o.prediction == SAMPLE:
         return r
     if noise is None:
         noise = rng.normals(o.x0.shape, o.seeds, o.seed, o.offset, o.x0.device, dtype)
-    return dispatch.with_noise(r, -factors[1], noise)
+    return dispatch.with_noise(r, -from_noise, noise)
 
 
 def _loss(r, loss, delta):
@@ -292,12 +291,12 @@ class _DiffusionLoss(torch.autograd.Function):
         o = ctx.others._replace(model_output=model_output, x0=x0, t=t, noise=noise, seeds=seeds, weights=weights)
         to_x0, x0_needed = None, ctx.needs_input_grad[2] and o.prediction != EPSILON
         if decomposed:
-            factors = dispatch.gathered(o.rows, t, o.index, x0.dim())
-            r = _residual(o, factors)
+            from_x0, from_noise, weight = dispatch.gathered(o.rows, t, o.index, x0.dim())
+            r = _residual(o, from_x0, from_noise)
             scale = 1.0 if o.reduction == 2 else 1.0 / max(r.numel() if o.reduction == 1 else r[:1].numel(), 1)
             g = gradient if o.reduction else gradient.reshape(-1, *[1] * (r.dim() - 1))
-            to_r = scale * g * _weighted(factors[2], weights, r.dim()) * _slope(r, o.loss, o.delta)
-            to_x0 = (-factors[0] * to_r).to(x0.dtype) if x0_needed else None
+            to_r = scale * g * _weighted(weight, weights, r.dim()) * _slope(r, o.loss, o.delta)
+            to_x0 = (-from_x0 * to_r).to(x0.dtype) if x0_needed else None
             return None, to_r.to(model_output.dtype), to_x0, None
         if x0_needed:
             to_model_output, to_x0 = dispatch.op("diffusion_loss_backward_x0", ctx.backend)(gradient, *o)

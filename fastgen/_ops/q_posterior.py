@@ -5,11 +5,12 @@ from __future__ import annotations
 import torch
 
 from .._core import checks, declared, dispatch
-from .._core.tables import Coefficients
+from .._core.tables import Q_POSTERIOR_COLUMNS, Coefficients
 from ..schedule import Schedule
 from .q_sample import check_schedule, scaled
 
 Operands = declared.OPERANDS["q_posterior"]
+MEAN_FROM_X0, MEAN_FROM_X = map(Q_POSTERIOR_COLUMNS.index, ("mean_from_x0", "mean_from_x"))
 
 
 def q_posterior(
@@ -106,6 +107,6 @@ class _QPosterior(torch.autograd.Function):
         if gradient is None:
             return None, *dispatch.gradients(Operands)
         (t,), (rows, index), needed = ctx.saved_tensors, ctx.row, Operands(*ctx.needs_input_grad[1:])
-        x0 = scaled(rows, 0, gradient, t, index, ctx.backend).to(ctx.dtypes[0]) if needed.x0 else None
-        x_t = scaled(rows, 1, gradient, t, index, ctx.backend).to(ctx.dtypes[1]) if needed.x_t else None
+        x0 = scaled(rows, MEAN_FROM_X0, gradient, t, index, ctx.backend).to(ctx.dtypes[0]) if needed.x0 else None
+        x_t = scaled(rows, MEAN_FROM_X, gradient, t, index, ctx.backend).to(ctx.dtypes[1]) if needed.x_t else None
         return None, *dispatch.gradients(Operands, x0=x0, x_t=x_t)

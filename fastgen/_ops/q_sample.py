@@ -5,10 +5,11 @@ from __future__ import annotations
 import torch
 
 from .._core import checks, declared, dispatch, rng
-from .._core.tables import Coefficients, plain_tensors
+from .._core.tables import Q_SAMPLE_COLUMNS, Coefficients, plain_tensors
 from ..schedule import Schedule
 
 Operands = declared.OPERANDS["q_sample"]
+SCALE, SIGMA = map(Q_SAMPLE_COLUMNS.index, ("scale", "sigma"))
 
 
 def q_sample(
@@ -172,7 +173,8 @@ def _twice(rows, column):
 
 
 def reference(o):
-    """The kernel in plain PyTorch: scale · x, plus sigma · ε where there is a noise source. rows: (T, 2), scale and sigma."""
+    """The kernel in plain PyTorch: scale · x, plus sigma · ε where there is a noise source. rows: (T, 2), the columns
+    of `tables.Q_SAMPLE_COLUMNS`."""
     scale, sigma = dispatch.gathered(o.rows, o.t, o.index, o.x.dim())
     y, noise = scale * o.x.to(o.rows.dtype), o.noise
     if noise is None and (o.seeds is not None or o.seed is not None):
@@ -205,6 +207,6 @@ class _QSample(torch.autograd.Function):
     @staticmethod
     def backward(ctx, gradient):
         (t,), (rows, index), needed = ctx.saved_tensors, ctx.row, Operands(*ctx.needs_input_grad[1:])
-        x = scaled(rows, 0, gradient, t, index, ctx.backend) if needed.x else None
-        noise = scaled(rows, 1, gradient, t, index, ctx.backend) if needed.noise else None
+        x = scaled(rows, SCALE, gradient, t, index, ctx.backend) if needed.x else None
+        noise = scaled(rows, SIGMA, gradient, t, index, ctx.backend) if needed.noise else None
         return None, *dispatch.gradients(Operands, x=x, noise=noise)

@@ -184,6 +184,8 @@ class Sampler:
     outside graph capture"), unless with a generator of their own: record before such threads start, by a call or, with "auto", two.
     """
 
+    __module__ = "fastgen"  # what a pickle says, whatever module this becomes
+
     def __init__(
         self,
         model: Callable[..., Any],
@@ -203,7 +205,7 @@ class Sampler:
         dtype: torch.dtype | None = None,
         cuda_graph: Literal["auto"] | bool = "auto",
     ):
-        arguments = locals()
+        arguments = locals()  # `Options.checked` takes those that are options, by name
         checks.function("model", model)
         checks.schedule(schedule)
         self._model, self._shape = model, checks.shape(shape)
@@ -240,14 +242,15 @@ class Sampler:
 
     def __getstate__(self) -> dict[str, Any]:
         """For copies and pickles: a copy makes what is on the device anew, records graphs of its own, and while another thread
-        records it does not wait. What torch's graphs could not do for the network they cannot do for its copy."""
-        state = {**vars(self), "_options": self._options._replace(cuda_graph=self._graphs.mode)}
+        records it does not wait. What torch's graphs could not do for the network they cannot do for its copy. The options
+        are a dict: a pickle names no class that is not public."""
+        state = {**vars(self), "_options": self._options._replace(cuda_graph=self._graphs.mode)._asdict()}
         del state["_chain"], state["_graphs"]
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         # The model may be half made: a policy that has a sampler of itself. So the first call will look where it is.
-        vars(self).update(state)
+        vars(self).update({**state, "_options": Options(**state["_options"])})
         self._begin()
 
     @overload
