@@ -12,6 +12,10 @@ endif
 .PHONY: demo test check test-op types build cuda wheel wheel-matrix triton-matrix bench bench-compare figures machine-code gpu docs lint
 .PHONY: format clean
 
+# The CUDA kernels without a GPU: as nvcc has compiled them, on a machine that runs PTX; without nvcc, their threads' code by g++.
+NVCC := $(or $(wildcard $(CUDA_HOME)/bin/nvcc),$(shell command -v nvcc),$(wildcard /usr/local/cuda/bin/nvcc))
+DEVICE_TESTS := $(if $(NVCC),tests/device_on_ptx.py,tests/device_on_host.py)
+
 demo: build
 	$(RUN) examples/demo.py
 
@@ -20,7 +24,7 @@ demo: build
 test: build
 	$(RUN) -m pytest -n 2 --dist worksteal
 	TRITON_INTERPRET=1 $(RUN) -m pytest -n 2 --backend triton $(INTERPRETED)
-	$(RUN) tests/device_on_host.py
+	$(RUN) $(DEVICE_TESTS)
 
 # For an edit, in a minute and a half: lint, types, and the tests that neither compile nor start programs.
 check: build lint types
@@ -122,12 +126,12 @@ $(VENV)/installed-docs: requirements/docs.txt $(VENV)/installed
 lint: $(VENV)/installed
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
-	$(VENV)/bin/clang-format --dry-run --Werror $$(git ls-files 'csrc/*')
+	$(VENV)/bin/clang-format --dry-run --Werror $$(git ls-files 'csrc/*' 'tests/ptx/*')
 
 format: $(VENV)/installed
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
-	$(VENV)/bin/clang-format -i $$(git ls-files 'csrc/*')
+	$(VENV)/bin/clang-format -i $$(git ls-files 'csrc/*' 'tests/ptx/*')
 
 clean:
 	rm -rf build dist *.egg-info fastgen/*.so

@@ -49,8 +49,8 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
-    if "FASTGEN_WAYS" in os.environ and hasattr(config, "workerinput"):  # a file for each of pytest's processes
-        os.environ["FASTGEN_WAYS"] += "." + config.workerinput["workerid"]
+    if "FASTGEN_LAUNCHED" in os.environ and hasattr(config, "workerinput"):  # a file for each of pytest's processes
+        os.environ["FASTGEN_LAUNCHED"] += "." + config.workerinput["workerid"]
     config.addinivalue_line("markers", "cuda: makes sense on an NVIDIA GPU only")
     config.addinivalue_line("markers", "backend(name): is about this backend")
     config.addinivalue_line("markers", "pairs(eager=2): on the CPU only as many parametrisations as have every pair of values")

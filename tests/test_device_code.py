@@ -1,6 +1,7 @@
 """The CUDA kernels' ways through a tensor: their index arithmetic on the host, past 2³² elements too, and shapes for each way.
 
-The second half runs on every device and backend; `tests/device_on_host.py` runs it on the kernels' code compiled for the host.
+The second half runs on every device and backend; `tests/device_on_ptx.py` and `device_on_host.py` run it on the
+kernels' code.
 """
 
 import ctypes
@@ -238,7 +239,7 @@ def test_noising_takes_every_way(device, schedule, dtype, way):
 def test_many_vectors_of_a_thread(device, schedule, dtype):
     """Large enough that a thread takes two vectors, or four, with a rest that makes no whole one. The CPU's own kernels know
     nothing of the kind."""
-    if smaller := int(os.environ.get("FASTGEN_SMALLER", 0)):  # of tests/device_on_host.py
+    if smaller := int(os.environ.get("FASTGEN_SMALLER", 0)):  # of tests/device_tests.py
         counts = 4_200_003 // smaller // 4 * 4 + 3, 16_800_001 // smaller // 4 * 4 + 1
     else:
         counts = (4_200_003, 16_800_001) if device.type == "cuda" else (1_100_003,)

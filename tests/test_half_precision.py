@@ -2,7 +2,8 @@
 
 The CUDA kernels' formulas take approximations of 2ᵃ and 1/a there. The first half compiles them for the host with approximations
 that are as far off as the PTX ISA lets a GPU's be. Both errors act in one direction each on a loss or a slope, so that the worst is
-at the ends. The second half is what every backend must keep; `tests/device_on_host.py` runs it on the kernels' code.
+at the ends. The second half is what every backend must keep; `tests/device_on_ptx.py` and
+`device_on_host.py` run it on the kernels' code.
 """
 
 import ctypes

@@ -19,11 +19,11 @@
 namespace fastgen {
 
 #ifndef __CUDACC__
-// Which ways were run, of all that are compiled, by their types' names; written to the file $FASTGEN_WAYS at the end.
+// Which ways were run, of all that are compiled, by their types' names; written to the file $FASTGEN_LAUNCHED at the end.
 struct Ways {
   std::map<std::string, bool> run;
   ~Ways() {
-    const char* path = getenv("FASTGEN_WAYS");
+    const char* path = getenv("FASTGEN_LAUNCHED");
     FILE* file = path ? fopen(path, "w") : nullptr;
     for (const auto& [name, was_run] : run)
       if (file) fprintf(file, "%s %d\n", name.c_str(), was_run);

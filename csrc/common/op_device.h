@@ -60,8 +60,11 @@ template <class Arguments> void run_cuda(int (*launch)(const Arguments&, void*),
   STD_TORCH_CHECK(error == 0, "CUDA kernel launch failed: ", cudaGetErrorString(static_cast<cudaError_t>(error)));
 }
 #elif defined(FG_DEVICE_ON_HOST)
+extern "C" __attribute__((weak)) const char* fastgen_device_fault(int error);  // of tests/ptx, where that runs the kernels
+
 template <class Arguments> void run_cuda(int (*launch)(const Arguments&, void*), const Arguments& arguments, const View&) {
-  launch(arguments, nullptr);
+  const int error = launch(arguments, nullptr);
+  STD_TORCH_CHECK(error == 0, "CUDA kernel launch failed: ", fastgen_device_fault ? fastgen_device_fault(error) : "");
 }
 #endif
 

@@ -1,0 +1,196 @@
+// Loads and stores, with the checks of every access, and what other blocks may see of a store.
+//
+// With delayed stores, a store to global memory is seen by its own warp at once, by the warps of its block after a barrier, and by
+// other blocks once a release or a fence of such a warp has published it, or the launch has ended; and a load sees what was there
+// when its warp last acquired, which is as old as it may be. Relaxed, acquiring and releasing accesses see memory
+// as it is. So a flag that is not released, or whose reader does not acquire, gives wrong values instead of right ones by chance.
+#include "memory.h"
+
+#include <tuple>
+
+namespace ptx {
+
+Memory memory;
+
+void Memory::publish(Bytes& bytes, u64 by) {
+  ++now;
+  for (const auto& [address, byte] : bytes) {
+    u8* const place = reinterpret_cast<u8*>(address);
+    history[address].push_back({now, *place, by});
+    *place = byte;
+  }
+  bytes.clear();
+}
+
+namespace {
+
+// ---- where
+// -----------------------------------------------------------------------------------------------------------------------
+
+u64 address_of(const Warp& w, const Instruction& i, int lane) {
+  if (i.s[0] == kNone) return i.offset;
+  return i.offset + (i.width[1] == 8 ? w.at<u64>(i.s[0])[lane] : w.at<u32>(i.s[0])[lane]);
+}
+std::string hexadecimal(u64 n) {
+  char text[24];
+  snprintf(text, sizeof text, "0x%llx", static_cast<unsigned long long>(n));
+  return text;
+}
+
+template <Access::Space kSpace>
+u8* place(Warp& w, const Instruction& i, int lane, u64 address, u32 bytes, bool writes, const void* data = nullptr) {
+  if (address % bytes) fault(w, i, lane, "misaligned: " + std::to_string(bytes) + " bytes at " + hexadecimal(address));
+  if constexpr (kSpace == Access::kShared) {
+    return shared_place(w, i, lane, address, bytes, writes, data);
+  } else if constexpr (kSpace == Access::kParameter) {
+    const Launch& launch = *w.block->launch;
+    if (address + bytes > launch.parameters.size()) fault(w, i, lane, "beyond the parameters: byte " + std::to_string(address));
+    return const_cast<u8*>(launch.parameters.data()) + address;
+  } else if constexpr (kSpace == Access::kLocal) {
+    const u32 each = w.block->launch->kernel->local_bytes;
+    if (address + bytes > each) fault(w, i, lane, "beyond local memory: byte " + std::to_string(address));
+    return w.block->local.data() + u64(each) * (w.number * kLanes + lane) + address;
+  } else {
+    if (!is_allocated(address, bytes))
+      fault(w, i, lane, "no such memory: " + std::to_string(bytes) + " bytes at " + hexadecimal(address));
+    return reinterpret_cast<u8*>(address);
+  }
+}
+
+// ---- what is seen
+// ------------------------------------------------------------------------------------------------------------------
+
+// A byte of global memory as the warp sees it, with delayed stores.
+u8 seen(const Warp& w, u64 address, bool as_it_is) {
+  for (const Bytes* own : {static_cast<const Bytes*>(&w.stored), static_cast<const Bytes*>(&w.block->stored)})
+    if (const auto found = own->find(address); found != own->end()) return found->second;
+  if (!as_it_is)
+    if (const auto found = memory.history.find(address); found != memory.history.end())
+      for (const Memory::Stored& store : found->second) {
+        if (store.by == w.block->id) break;
+        if (store.when > w.acquired) return store.before;
+      }
+  return *reinterpret_cast<const u8*>(address);
+}
+void acquire(Warp& w) { w.acquired = memory.now; }
+void release(Warp& w) {
+  memory.publish(w.block->stored, w.block->id);
+  memory.publish(w.stored, w.block->id);
+}
+void full_fence(Warp& w, const Instruction&, Mask) {
+  if (!settings.delayed) return;
+  release(w);
+  acquire(w);
+}
+
+// ---- loads, stores
+// -----------------------------------------------------------------------------------------------------------------
+
+// M: an element in memory, R: its register, which may be wider.
+template <Access::Space kSpace, class M, class R, Access::Order kOrder>
+void load_elements(Warp& w, const Instruction& i, Mask mask) {
+  constexpr bool kDelayed = kSpace == Access::kGlobal;
+  for (Mask rest = mask; rest; rest &= rest - 1) {
+    const int lane = __builtin_ctz(rest);
+    const u8* from = place<kSpace>(w, i, lane, address_of(w, i, lane), sizeof(M) * i.count, false);
+    u8 copy[32];
+    if (kDelayed && settings.delayed) {
+      for (size_t k = 0; k < sizeof(M) * i.count; ++k)
+        copy[k] = seen(w, reinterpret_cast<u64>(from + k), kOrder != Access::kWeak);
+      from = copy;
+    }
+    for (int k = 0; k < i.count; ++k) {
+      M element;
+      memcpy(&element, from + k * sizeof(M), sizeof element);
+      if (i.d[k] != kNone) w.at<R>(i.d[k])[lane] = R(element);
+    }
+  }
+  if (kDelayed && kOrder >= Access::kAcquire) acquire(w);
+}
+template <Access::Space kSpace, class M, class R, Access::Order kOrder>
+void store_elements(Warp& w, const Instruction& i, Mask mask) {
+  constexpr bool kDelayed = kSpace == Access::kGlobal;
+  if (kDelayed && settings.delayed && kOrder >= Access::kAcquire) release(w);
+  for (Mask rest = mask; rest; rest &= rest - 1) {
+    const int lane = __builtin_ctz(rest);
+    M elements[8];
+    for (int k = 0; k < i.count; ++k)
+      elements[k] = M(w.at<R>(i.s[1 + k])[lane]);
+    u8* to = place<kSpace>(w, i, lane, address_of(w, i, lane), sizeof(M) * i.count, true, elements);
+    if (kDelayed && kOrder == Access::kWeak && settings.delayed) {
+      for (size_t k = 0; k < sizeof(M) * i.count; ++k)
+        w.stored[reinterpret_cast<u64>(to + k)] = reinterpret_cast<const u8*>(elements)[k];
+    } else {
+      memcpy(to, elements, sizeof(M) * i.count);
+    }
+  }
+}
+
+template <Access::Space kSpace, class M, class R, Access::Order kOrder> struct Load {
+  static constexpr Function run = load_elements<kSpace, M, R, kOrder>;
+};
+template <Access::Space kSpace, class M, class R, Access::Order kOrder> struct Store {
+  static constexpr Function run = store_elements<kSpace, M, R, kOrder>;
+};
+template <template <Access::Space, class, class, Access::Order> class Which, Access::Space kSpace, class M, class R>
+Function ordered(const Access& a) {
+  if constexpr (kSpace == Access::kGlobal) {
+    if (a.order == Access::kRelaxed) return Which<kSpace, M, R, Access::kRelaxed>::run;
+    if (a.order != Access::kWeak) return Which<kSpace, M, R, Access::kBoth>::run;
+  }
+  return Which<kSpace, M, R, Access::kWeak>::run;
+}
+template <template <Access::Space, class, class, Access::Order> class Which, Access::Space kSpace>
+Function of_widths(const Access& a, int width) {
+  const bool sign = a.type == 's';
+  switch (a.size * 16 + width) {
+    case 0x12: return sign ? ordered<Which, kSpace, s8, u16>(a) : ordered<Which, kSpace, u8, u16>(a);
+    case 0x14: return sign ? ordered<Which, kSpace, s8, u32>(a) : ordered<Which, kSpace, u8, u32>(a);
+    case 0x18: return sign ? ordered<Which, kSpace, s8, u64>(a) : ordered<Which, kSpace, u8, u64>(a);
+    case 0x22: return ordered<Which, kSpace, u16, u16>(a);
+    case 0x24: return sign ? ordered<Which, kSpace, s16, u32>(a) : ordered<Which, kSpace, u16, u32>(a);
+    case 0x28: return sign ? ordered<Which, kSpace, s16, u64>(a) : ordered<Which, kSpace, u16, u64>(a);
+    case 0x44: return ordered<Which, kSpace, u32, u32>(a);
+    case 0x48: return sign ? ordered<Which, kSpace, s32, u64>(a) : ordered<Which, kSpace, u32, u64>(a);
+    case 0x88: return ordered<Which, kSpace, u64, u64>(a);
+    default: return nullptr;
+  }
+}
+template <template <Access::Space, class, class, Access::Order> class Which> Function in_space(const Access& a, int width) {
+  switch (a.space) {
+    case Access::kShared: return of_widths<Which, Access::kShared>(a, width);
+    case Access::kParameter: return of_widths<Which, Access::kParameter>(a, width);
+    case Access::kLocal: return of_widths<Which, Access::kLocal>(a, width);
+    default: return of_widths<Which, Access::kGlobal>(a, width);
+  }
+}
+
+}  // namespace
+
+// Faults where two warps touch a byte without a barrier in between, and one of them writes it: a value that is there already is no
+// change, as where a layout has an element more than once.
+u8* shared_place(Warp& w, const Instruction& i, int lane, u64 address, u32 bytes, bool writes, const void* data) {
+  Block& block = *w.block;
+  if (address + bytes > block.shared.size())
+    fault(w, i, lane, "beyond shared memory: byte " + std::to_string(address) + " of " + std::to_string(block.shared.size()));
+  u8* const at = block.shared.data() + address;
+  const bool changes = writes && !(data && memcmp(at, data, bytes) == 0);
+  for (u32 k = 0; k < bytes; ++k) {
+    Touched& touched = block.touched[address + k];
+    const bool written = touched.written == block.barriers, read = touched.read == block.barriers;
+    if ((changes || !writes) && written && touched.writer != w.number)
+      fault(w, i, lane, "a race on shared memory, with a store of warp " + std::to_string(touched.writer));
+    if (changes && read && touched.reader != w.number) fault(w, i, lane, "a race on shared memory, with a load of another warp");
+    if (writes)
+      touched.writer = w.number, touched.written = block.barriers;
+    else
+      touched.reader = read && touched.reader != w.number ? kSeveral : w.number, touched.read = block.barriers;
+  }
+  return at;
+}
+
+Function load(const Access& access, int width) { return in_space<Load>(access, width); }
+Function store(const Access& access, int width) { return in_space<Store>(access, width); }
+Function fence() { return full_fence; }
+
+}  // namespace ptx
