@@ -276,7 +276,7 @@ def cuda(code: dict | None, results: str, timed: bool) -> str:
     sentences = [
         f"{first}What can be counted without a GPU (`make machine-code`, [machine_code.txt]({results}/machine_code.txt)):",
         f"for {architectures(kernels)} {spills}; a seeded bfloat16 `ddpm_step`: {step}.",
-        "The very code of their threads passes the tests of the values on the host (`python tests/device_on_host.py`).",
+        "Their PTX passes the tests of the values, instruction by instruction (`python tests/device_on_ptx.py`).",
         *([triton(made)] if made else []),
     ]
     return " ".join(sentences)
