@@ -17,7 +17,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for `benchmarks`, under every import mode of pytest
 
 from fastgen._core import declared
-from tools import machine_code, sass
+from tools import bound, machine_code, sass
 
 # Patterns of labels (`machine_code.label`): `python -m tools.machine_code` prints them.
 # Kernels that must move their tensors in 128-bit accesses.
@@ -26,6 +26,11 @@ FAST = r"^(sum_kernel<Added<)?(Vectors|Tiles|BceVectors|GanVectors|.*\bBceVector
 NESTED = r"\bGanVectorSums<"
 LOADS_NOTHING = r"\bRandn<"
 SEEDED_STEP = r"^(Vectors|Tiles)<DdpmStepPlain<float, bf16, bf16, bf16>, seed>"
+# The share of an H100's copy speed that is predicted of the four sums of a GAN's monitors, which are bound by instructions.
+SHORT_OF_COPY = {
+    "sum_kernel<GanVectorSums<f32, true>>": 0.72,
+    **{f"sum_kernel<GanVectorSums<{half}, true>>": 0.63 for half in ("f16", "bf16")},
+}
 LEAST_SPECIAL, MOST_INSTRUCTIONS = 2, 40  # for each element of that step; a prototype had 2 and 36
 # Losses of half precision: for each logit, of a loop over vectors or a whole thread. 22 are what an H100 issues in the time that it
 # reads two bytes in (33 · 10¹² a second beside 3.0 · 10¹² bytes).
@@ -238,3 +243,16 @@ def test_instructions_of_half_precision_losses(op, forward, arch, kernels):
             each = kernel.main.per_element
             assert each["special"] >= special, f"{kernel.label}: {each}"  # else not all of the path
             assert each["instructions"] <= most, f"{kernel.label}: {each}"
+
+
+@needs_disassembler
+@read_archs
+def test_predicted_share_of_copy_speed(arch, kernels):
+    """By what tools/bound.py predicts of an H100."""
+    if arch != "90":
+        pytest.skip("the aim is an H100's")
+    found = {kernel.label: made for kernel in kernels if (made := bound.predicted(kernel))}
+    for name, made in found.items():
+        half = re.search(r"\bb?f16\b", name)
+        needed = SHORT_OF_COPY.get(name, bound.NEEDED["half" if half else "float32"])
+        assert made.share >= needed, f"{name}: {made}"

@@ -28,7 +28,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from unittest import mock
 
-from . import sass
+from . import bound, sass
 
 ROOT = Path(__file__).resolve().parents[1]
 CSRC = ROOT / "csrc"
@@ -483,13 +483,15 @@ def lines(found: list[Kernel]) -> list[str]:
     from benchmarks import common  # imports torch, which the tests of the contract need not
 
     head = ("kernel", "sm", "registers", "stack", "spills", "warps", "KB loading")
-    head += ("elements", "instr/elem", "special", "conversions", "128-bit")
+    head += ("elements", "instr/elem", "special", "conversions", "128-bit", "binds", "of copy")
     cells = {}
     for kernel in found:
-        used, main, resident = kernel.resources, kernel.main, ("", "")
+        used, main, resident, limit = kernel.resources, kernel.main, ("", ""), ("", "")
         if type(kernel) is Kernel:  # how many warps a Triton kernel's block has is its launch's choice
             warps = resident_warps(used.registers, kernel.arch, threads_of_a_block())
             resident = str(warps), f"{kernel.bytes_in_flight / 1000:.0f}" if main is not None else ""
+            found_bound = bound.predicted(kernel)
+            limit = (found_bound.binds, f"{found_bound.share:.2f}") if found_bound else limit
         figures = ("",) * 5
         if main is not None and main.elements:
             each = (main.per_element.get(key, 0.0) for key in ("instructions", "special", "conversion"))
@@ -497,7 +499,7 @@ def lines(found: list[Kernel]) -> list[str]:
             numbers = (f"{flag}{number:.1f}" for number in each)
             figures = (f"{main.elements:g}", *numbers, f"{100 * main.share_of_128:.0f}%")
         spills = str(used.spill_stores + used.spill_loads)
-        row = kernel.label, kernel.arch, str(used.registers), str(used.stack), spills, *resident, *figures
+        row = kernel.label, kernel.arch, str(used.registers), str(used.stack), spills, *resident, *figures, *limit
         cells.setdefault(kernel.op, []).append(row)
     return [line for op, rows in cells.items() for line in (op, "", *common.table(head, rows, left=2), "")]
 
@@ -548,6 +550,8 @@ def main():
     )
     print("where it has one, else its set-up included; Triton's: of the call that is named; AMD's registers are the vector ones")
     print("warps: that a multiprocessor has room for, in whole blocks; KB loading: what these ask memory for at a time")
+    gpus = ", ".join(f"sm_{arch} the {gpu.name}" for arch, gpu in bound.GPUS.items())
+    print(f"binds, of copy: predicted, not measured: what takes longest, the share of copy speed ({gpus}; tools/bound.py)")
     print("elements: of a thread; conversions: F2F, F2I, I2F; 128-bit: share of the bytes; ~: not exact (see sass.Path)\n")
     print(*lines(found), sep="\n")
     if options.json:
