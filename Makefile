@@ -19,8 +19,9 @@ DEVICE_TESTS := $(if $(NVCC),tests/device_on_ptx.py,tests/device_on_host.py)
 demo: build
 	$(RUN) examples/demo.py
 
-# In two processes, as on two cores that takes two thirds of the time. The second run: the Triton backend, in Triton's interpreter;
-# INTERPRETED="--share 0/2" takes every second test.
+# In two processes, as on two cores that takes two thirds of the time. The second run: the Triton backend, in Triton's interpreter,
+# every fourth test, since all of them take as long as the first run; INTERPRETED= takes them all.
+INTERPRETED ?= --share 0/4
 test: build
 	$(RUN) -m pytest -n 2 --dist worksteal
 	TRITON_INTERPRET=1 $(RUN) -m pytest -n 2 --backend triton $(INTERPRETED)
@@ -39,7 +40,7 @@ OF_AN_OP := $(patsubst %,tests/test_%.py,$(OP) declared dispatch compile checks 
 	transforms triton_code)
 test-op: build
 	$(RUN) -m pytest -q -n 2 --dist worksteal --op $(OP) $(OF_AN_OP)
-	TRITON_INTERPRET=1 $(RUN) -m pytest -q -n 2 --backend triton --op $(OP) $(or $(INTERPRETED),--share 0/4) $(OF_AN_OP)
+	TRITON_INTERPRET=1 $(RUN) -m pytest -q -n 2 --backend triton --op $(OP) $(INTERPRETED) $(OF_AN_OP)
 	$(RUN) tests/device_on_host.py --op $(OP) tests/test_$(OP).py tests/test_device_code.py tests/test_half_precision.py
 
 types: $(VENV)/installed
