@@ -26,10 +26,12 @@ FAST = r"^(sum_kernel<Added<)?(Vectors|Tiles|BceVectors|GanVectors|.*\bBceVector
 NESTED = r"\bGanVectorSums<"
 LOADS_NOTHING = r"\bRandn<"
 SEEDED_STEP = r"^(Vectors|Tiles)<DdpmStepPlain<float, bf16, bf16, bf16>, seed>"
-# The share of an H100's copy speed that is predicted of the four sums of a GAN's monitors, which are bound by instructions.
+# The share of an H100's copy speed that is predicted of kernels bound by instructions: the four sums of a GAN's monitors, and noise
+# alone, which reads nothing and writes two bytes for each number that Philox makes.
 SHORT_OF_COPY = {
     "sum_kernel<GanVectorSums<f32, true>>": 0.72,
     **{f"sum_kernel<GanVectorSums<{half}, true>>": 0.63 for half in ("f16", "bf16")},
+    **{f"Vectors<Randn<float, {half}, {half}, {half}>, seed>": 0.63 for half in ("f16", "bf16")},
 }
 LEAST_SPECIAL, MOST_INSTRUCTIONS = 2, 40  # for each element of that step; a prototype had 2 and 36
 # Losses of half precision: for each logit, of a loop over vectors or a whole thread. 22 are what an H100 issues in the time that it
