@@ -44,11 +44,12 @@ u8* place(Warp& w, const Instruction& i, int lane, u64 address, u32 bytes, bool 
     return shared_place(w, i, lane, address, bytes, writes, data);
   } else if constexpr (kSpace == Access::kParameter) {
     const Launch& launch = *w.block->launch;
-    if (address + bytes > launch.parameters.size()) fault(w, i, lane, "beyond the parameters: byte " + std::to_string(address));
+    if (address > launch.parameters.size() || bytes > launch.parameters.size() - address)
+      fault(w, i, lane, "beyond the parameters: byte " + std::to_string(address));
     return const_cast<u8*>(launch.parameters.data()) + address;
   } else if constexpr (kSpace == Access::kLocal) {
     const u32 each = w.block->launch->kernel->local_bytes;
-    if (address + bytes > each) fault(w, i, lane, "beyond local memory: byte " + std::to_string(address));
+    if (address > each || bytes > each - address) fault(w, i, lane, "beyond local memory: byte " + std::to_string(address));
     return w.block->local.data() + u64(each) * (w.number * kLanes + lane) + address;
   } else {
     if (!is_allocated(address, bytes))
@@ -171,7 +172,7 @@ template <template <Access::Space, class, class, Access::Order> class Which> Fun
 // change, as where a layout has an element more than once.
 u8* shared_place(Warp& w, const Instruction& i, int lane, u64 address, u32 bytes, bool writes, const void* data) {
   Block& block = *w.block;
-  if (address + bytes > block.shared.size())
+  if (address > block.shared.size() || bytes > block.shared.size() - address)
     fault(w, i, lane, "beyond shared memory: byte " + std::to_string(address) + " of " + std::to_string(block.shared.size()));
   u8* const at = block.shared.data() + address;
   const bool changes = writes && !(data && memcmp(at, data, bytes) == 0);

@@ -83,10 +83,10 @@ bool ptx::is_allocated(uint64_t address, uint64_t bytes) {
   Allocations& all = allocations();
   const uint64_t change = all.changes;
   for (const Range& range : ranges)
-    if (range.change == change && address >= range.begin && address + bytes <= range.end) return true;
+    if (range.change == change && address >= range.begin && address < range.end && bytes <= range.end - address) return true;
   const Changing changing_here(all);
   const auto found = all.begins.lower_bound(address + bytes);
-  if (found == all.begins.end() || address < found->second) return false;
+  if (address + bytes < address || found == all.begins.end() || address < found->second) return false;
   ranges[next++ % 4] = {found->second, found->first, change};
   return true;
 }
@@ -243,11 +243,12 @@ FG_EXPORTED cudaError_t __cudaPopCallConfiguration(dim3* grid, dim3* block, size
   return cudaSuccess;
 }
 FG_EXPORTED cudaError_t cudaLaunchKernel(const void* host, dim3 grid, dim3 block, void** arguments, size_t shared, cudaStream_t) {
-  return last_error = guarded([&] {
-           const ptx::Launch made{
-               nullptr, {grid.x, grid.y, grid.z}, {block.x, block.y, block.z}, static_cast<uint32_t>(shared), {}};
-           launch(kernel_of(machine().registered.at(host)), made, arguments);
-         });
+  const cudaError_t error = guarded([&] {
+    const ptx::Launch made{nullptr, {grid.x, grid.y, grid.z}, {block.x, block.y, block.z}, static_cast<uint32_t>(shared), {}};
+    launch(kernel_of(machine().registered.at(host)), made, arguments);
+  });
+  if (error) last_error = error;  // which stays until it is asked for, whatever is launched after
+  return error;
 }
 FG_EXPORTED cudaError_t __cudaGetKernel(cudaKernel_t* kernel, const void* host) {
   *kernel = reinterpret_cast<cudaKernel_t>(const_cast<void*>(host));
