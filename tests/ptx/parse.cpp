@@ -478,8 +478,10 @@ std::unique_ptr<Module> parse(const string& source) {
 
 void parse_body(Kernel& kernel) {
   if (!kernel.code.empty()) return;
-  Body(kernel).parse();
-  kernel.body.clear();
+  Kernel parsed = kernel;  // of a body that is refused nothing stays
+  Body(parsed).parse();
+  parsed.body.clear();
+  kernel = std::move(parsed);
 }
 
 }  // namespace ptx
