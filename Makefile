@@ -12,20 +12,16 @@ endif
 .PHONY: demo test check test-op types build cuda wheel wheel-matrix triton-matrix bench bench-compare figures machine-code gpu docs lint
 .PHONY: format clean
 
-# The CUDA kernels without a GPU: as nvcc has compiled them, on a machine that runs PTX; without nvcc, their threads' code by g++.
-NVCC := $(or $(wildcard $(CUDA_HOME)/bin/nvcc),$(shell command -v nvcc),$(wildcard /usr/local/cuda/bin/nvcc))
-DEVICE_TESTS := $(if $(NVCC),tests/device_on_ptx.py,tests/device_on_host.py)
-
 demo: build
 	$(RUN) examples/demo.py
 
 # In two processes, as on two cores that takes two thirds of the time. The second run: the Triton backend, in Triton's interpreter,
-# every fourth test, since all of them take as long as the first run; INTERPRETED= takes them all.
+# every fourth test, since all of them take as long as the first run; INTERPRETED= takes them all. The third: the CUDA kernels' PTX.
 INTERPRETED ?= --share 0/4
 test: build
 	$(RUN) -m pytest -n 2 --dist worksteal
 	TRITON_INTERPRET=1 $(RUN) -m pytest -n 2 --backend triton $(INTERPRETED)
-	$(RUN) $(DEVICE_TESTS)
+	$(RUN) tests/device_on_ptx.py
 
 # For an edit, in a minute and a half: lint, types, and the tests that neither compile nor start programs.
 check: build lint types

@@ -31,6 +31,10 @@ def build() -> None:
     device_tests.make(BUILD, lines)
 
 
-if __name__ == "__main__":
+def main(arguments: list[str]) -> int:
     build()
-    sys.exit(device_tests.run_tests(BUILD, BUILD / "launched", ["--not-backend", "eager", *sys.argv[1:]], {}, []))
+    return device_tests.run_tests(BUILD, BUILD / "launched", ["--not-backend", "eager", *arguments], {}, [])
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -36,10 +36,6 @@ class Module:
         self._module = ctypes.c_void_p(_library.fastgen_ptx_module(text.encode()))
         _checked(not self._module)
 
-    def parse(self):
-        """All bodies, which otherwise a kernel's first launch does."""
-        _checked(_library.fastgen_ptx_parse(self._module))
-
     def launch(self, name, grid, threads, arguments, shared=0):
         """arguments: tensors, and ctypes of numbers."""
         values = [ctypes.c_uint64(a.data_ptr()) if isinstance(a, torch.Tensor) else a for a in arguments]

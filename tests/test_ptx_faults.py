@@ -1,6 +1,5 @@
 """Faults are put into the CUDA code one by one, and the PTX machine has to notice each: by a wrong value, or by itself."""
 
-import contextlib
 import os
 import re
 import shutil
@@ -136,8 +135,7 @@ print("right")
 '''
 
 
-@contextlib.contextmanager
-def faulty(fault: Fault | None, op: str, folder: Path):
+def checked(fault: Fault | None, op: str, folder: Path):
     """The output of the check, beside a package whose kernels of this op are compiled from faulty sources."""
     sys.path.insert(0, str(ROOT))
     import device_on_ptx
@@ -161,7 +159,7 @@ def faulty(fault: Fault | None, op: str, folder: Path):
     shell(f"g++ -shared -o {library} {' '.join(map(str, objects))} {device_on_ptx.LIBRARIES}", environment)
     code = CHECK.format(tests=str(ROOT / "tests"), op=op)
     environment = os.environ | {"PYTHONPATH": str(folder), "FASTGEN_LAUNCHED": ""}
-    yield subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=folder, env=environment, timeout=300)
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=folder, env=environment, timeout=300)
 
 
 def shell(command, environment):
@@ -171,13 +169,13 @@ def shell(command, environment):
 
 @pytest.mark.parametrize("op", OPS)
 def test_no_fault_is_seen_where_none_is(op, tmp_path):
-    with faulty(None, op, tmp_path) as done:
-        assert done.stdout == "right\n", done.stderr[-2000:]
+    done = checked(None, op, tmp_path)
+    assert done.stdout == "right\n", done.stderr[-2000:]
 
 
 @pytest.mark.parametrize("name", FAULTS)
 def test_each_fault_is_noticed(name, tmp_path):
     fault = FAULTS[name]
-    with faulty(fault, fault.op, tmp_path) as done:
-        assert "right" not in done.stdout
-        assert "AssertionError" in done.stderr or "CUDA kernel launch failed" in done.stderr, done.stderr[-2000:]
+    done = checked(fault, fault.op, tmp_path)
+    assert "right" not in done.stdout
+    assert "AssertionError" in done.stderr or "CUDA kernel launch failed" in done.stderr, done.stderr[-2000:]

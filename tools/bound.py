@@ -22,8 +22,7 @@ class Gpu:
     name: str
     multiprocessors: int
     hertz: float  # boost
-    copy: float  # bytes per second, read and written
-    measured: bool  # whether that was; else it is nine tenths of the data sheet's bandwidth
+    copy: float  # bytes per second, read and written: some nine tenths of the data sheet's bandwidth
     fp32: int  # lanes a cycle and multiprocessor
 
     def lanes(self, kind: str) -> int:
@@ -33,9 +32,9 @@ class Gpu:
 
 
 GPUS = {  # by the machine code that runs on it
-    "80": Gpu("A100", 108, 1.41e9, 0.9 * 2.039e12, False, 64),
-    "90": Gpu("H100", 132, 1.98e9, 3.0e12, True, 128),
-    "100": Gpu("B200", 148, 1.96e9, 0.9 * 8.0e12, False, 128),
+    "80": Gpu("A100", 108, 1.41e9, 0.9 * 2.039e12, 64),
+    "90": Gpu("H100", 132, 1.98e9, 3.0e12, 128),
+    "100": Gpu("B200", 148, 1.96e9, 0.9 * 8.0e12, 128),
 }
 ISSUED = 128  # lanes of all instructions together: four schedulers, a warp each
 

@@ -490,8 +490,8 @@ def lines(found: list[Kernel]) -> list[str]:
         if type(kernel) is Kernel:  # how many warps a Triton kernel's block has is its launch's choice
             warps = resident_warps(used.registers, kernel.arch, threads_of_a_block())
             resident = str(warps), f"{kernel.bytes_in_flight / 1000:.0f}" if main is not None else ""
-            found_bound = bound.predicted(kernel)
-            limit = (found_bound.binds, f"{found_bound.share:.2f}") if found_bound else limit
+            if expected := bound.predicted(kernel):
+                limit = expected.binds, f"{expected.share:.2f}"
         figures = ("",) * 5
         if main is not None and main.elements:
             each = (main.per_element.get(key, 0.0) for key in ("instructions", "special", "conversion"))

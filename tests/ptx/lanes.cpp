@@ -36,9 +36,9 @@ template <bool kStores> void matrices(Warp& w, const Instruction& i, Mask mask) 
   for (int k = 0; k < i.count; ++k)
     for (int row = 0; row < 8; ++row) {
       const int lane = 8 * k + row;
-      const u64 base = i.s[0] == kNone ? 0 : i.width[1] == 8 ? w.at<u64>(i.s[0])[lane] : w.at<u32>(i.s[0])[lane];
-      if ((base + i.offset) % 16) fault(w, i, lane, "misaligned: a row of a matrix");
-      u8* const at = shared_place(w, i, lane, base + i.offset, 16, kStores);
+      const u64 address = address_of(w, i, lane);
+      if (address % 16) fault(w, i, lane, "misaligned: a row of a matrix");
+      u8* const at = shared_place(w, i, lane, address, 16, kStores);
       for (int column = 0; column < 8; ++column) {
         u16& part = parts[k][i.flags ? 8 * column + row : 8 * row + column];  // lane 4·column + row/2, its half row%2
         if (kStores)
@@ -58,14 +58,12 @@ void enter_lanes(Opcodes& opcodes) {
   auto shuffles = [&](const std::string& way, Function run) { opcodes["shfl.sync." + way + ".b32"] = {run, 4, {4, 4, 4, 4}}; };
   shuffles("up", shuffle<kUp>), shuffles("down", shuffle<kDown>), shuffles("bfly", shuffle<kButterfly>),
       shuffles("idx", shuffle<kIndex>);
-  for (const std::string count : {"x1", "x2", "x4"}) {
-    const std::string name = "matrix.sync.aligned.m8n8." + count;
-    for (const std::string space : {".shared.b16", ".shared::cta.b16"}) {
-      opcodes["ld" + name + space] = {matrices<false>, 4, {}},
-                            opcodes["ld" + name + ".trans" + space] = {matrices<false>, 4, {}, 1};
-      opcodes["st" + name + space] = {matrices<true>, 4, {}}, opcodes["st" + name + ".trans" + space] = {matrices<true>, 4, {}, 1};
-    }
-  }
+  for (const std::string count : {"x1", "x2", "x4"})
+    for (const std::string space : {".shared.b16", ".shared::cta.b16"})
+      for (u32 transposed = 0; transposed < 2; ++transposed) {
+        const std::string name = "matrix.sync.aligned.m8n8." + count + (transposed ? ".trans" : "") + space;
+        opcodes["ld" + name] = {matrices<false>, 4, {}, transposed}, opcodes["st" + name] = {matrices<true>, 4, {}, transposed};
+      }
 }
 
 }  // namespace ptx

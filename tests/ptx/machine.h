@@ -3,7 +3,7 @@
 //   parse.cpp       a text becomes a Module of Kernels, lists of Instructions with their operands and the function that does each
 //   arithmetic.cpp  the functions of values
 //   memory.cpp      of memory, with the checks of every access, and what other blocks may see of a store
-//   lanes.cpp       of what the lanes of a warp do together: shuffles, votes, matrices
+//   lanes.cpp       of what the lanes of a warp do together: shuffles, matrices
 //   run.cpp         launches: which block and which warp goes on, barriers, what hangs
 //   runtime.cpp     what nvcc's host code calls of the CUDA runtime, the memory that a kernel may touch, and what Python calls
 //
@@ -27,6 +27,11 @@ namespace ptx {
 using Mask = uint32_t;  // a bit for each lane of a warp
 constexpr int kLanes = 32;
 constexpr Mask kAll = ~Mask(0);
+
+template <class F> void each_of(Mask mask, F f) {
+  for (; mask; mask &= mask - 1)
+    f(__builtin_ctz(mask));
+}
 
 struct Warp;
 struct Instruction;
@@ -52,7 +57,6 @@ struct Instruction {
   Kind kind = Kind::kPlain;
   bool guard_negated = false;
   uint8_t count = 1;          // of a load or a store: elements
-  uint8_t size = 0;           // bytes of one in memory
   uint8_t width[2] = {0, 0};  // bytes of a register of the data, and of the address or the source; where the type does not say
   uint32_t flags = 0;         // what else the function wants to know
   Operand guard = kNone;
@@ -110,8 +114,8 @@ void enter_lanes(Opcodes& opcodes);
 
 struct Access {
   enum Space : uint8_t { kGlobal, kShared, kParameter, kLocal } space = kGlobal;
-  enum Order : uint8_t { kWeak, kRelaxed, kAcquire, kRelease, kBoth } order = kWeak;
-  char type = 'b';  // s, u, b or f
+  enum Order : uint8_t { kWeak, kRelaxed, kOrdered } order = kWeak;  // the last: a load acquires, a store releases
+  char type = 'b';                                                   // s, u, b or f
   int size = 0;
 };
 Function load(const Access& access, int width);

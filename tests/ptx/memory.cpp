@@ -2,11 +2,9 @@
 //
 // With delayed stores, a store to global memory is seen by its own warp at once, by the warps of its block after a barrier, and by
 // other blocks once a release or a fence of such a warp has published it, or the launch has ended; and a load sees what was there
-// when its warp last acquired, which is as old as it may be. Relaxed, acquiring and releasing accesses see memory
+// when its warp last acquired: began, or passed a fence or an acquiring load. Relaxed, acquiring and releasing accesses see memory
 // as it is. So a flag that is not released, or whose reader does not acquire, gives wrong values instead of right ones by chance.
 #include "memory.h"
-
-#include <tuple>
 
 namespace ptx {
 
@@ -24,13 +22,8 @@ void Memory::publish(Bytes& bytes, u64 by) {
 
 namespace {
 
-// ---- where
-// -----------------------------------------------------------------------------------------------------------------------
+// ---- where ---------------------------------------------------------------------------------------------------------------------
 
-u64 address_of(const Warp& w, const Instruction& i, int lane) {
-  if (i.s[0] == kNone) return i.offset;
-  return i.offset + (i.width[1] == 8 ? w.at<u64>(i.s[0])[lane] : w.at<u32>(i.s[0])[lane]);
-}
 std::string hexadecimal(u64 n) {
   char text[24];
   snprintf(text, sizeof text, "0x%llx", static_cast<unsigned long long>(n));
@@ -58,8 +51,7 @@ u8* place(Warp& w, const Instruction& i, int lane, u64 address, u32 bytes, bool 
   }
 }
 
-// ---- what is seen
-// ------------------------------------------------------------------------------------------------------------------
+// ---- what is seen --------------------------------------------------------------------------------------------------------------
 
 // A byte of global memory as the warp sees it, with delayed stores.
 u8 seen(const Warp& w, u64 address, bool as_it_is) {
@@ -84,15 +76,13 @@ void full_fence(Warp& w, const Instruction&, Mask) {
   acquire(w);
 }
 
-// ---- loads, stores
-// -----------------------------------------------------------------------------------------------------------------
+// ---- loads, stores -------------------------------------------------------------------------------------------------------------
 
 // M: an element in memory, R: its register, which may be wider.
 template <Access::Space kSpace, class M, class R, Access::Order kOrder>
 void load_elements(Warp& w, const Instruction& i, Mask mask) {
   constexpr bool kDelayed = kSpace == Access::kGlobal;
-  for (Mask rest = mask; rest; rest &= rest - 1) {
-    const int lane = __builtin_ctz(rest);
+  each_of(mask, [&](int lane) {
     const u8* from = place<kSpace>(w, i, lane, address_of(w, i, lane), sizeof(M) * i.count, false);
     u8 copy[32];
     if (kDelayed && settings.delayed) {
@@ -105,15 +95,14 @@ void load_elements(Warp& w, const Instruction& i, Mask mask) {
       memcpy(&element, from + k * sizeof(M), sizeof element);
       if (i.d[k] != kNone) w.at<R>(i.d[k])[lane] = R(element);
     }
-  }
-  if (kDelayed && kOrder >= Access::kAcquire) acquire(w);
+  });
+  if (kDelayed && kOrder == Access::kOrdered) acquire(w);
 }
 template <Access::Space kSpace, class M, class R, Access::Order kOrder>
 void store_elements(Warp& w, const Instruction& i, Mask mask) {
   constexpr bool kDelayed = kSpace == Access::kGlobal;
-  if (kDelayed && settings.delayed && kOrder >= Access::kAcquire) release(w);
-  for (Mask rest = mask; rest; rest &= rest - 1) {
-    const int lane = __builtin_ctz(rest);
+  if (kDelayed && settings.delayed && kOrder == Access::kOrdered) release(w);
+  each_of(mask, [&](int lane) {
     M elements[8];
     for (int k = 0; k < i.count; ++k)
       elements[k] = M(w.at<R>(i.s[1 + k])[lane]);
@@ -124,7 +113,7 @@ void store_elements(Warp& w, const Instruction& i, Mask mask) {
     } else {
       memcpy(to, elements, sizeof(M) * i.count);
     }
-  }
+  });
 }
 
 template <Access::Space kSpace, class M, class R, Access::Order kOrder> struct Load {
@@ -137,7 +126,7 @@ template <template <Access::Space, class, class, Access::Order> class Which, Acc
 Function ordered(const Access& a) {
   if constexpr (kSpace == Access::kGlobal) {
     if (a.order == Access::kRelaxed) return Which<kSpace, M, R, Access::kRelaxed>::run;
-    if (a.order != Access::kWeak) return Which<kSpace, M, R, Access::kBoth>::run;
+    if (a.order == Access::kOrdered) return Which<kSpace, M, R, Access::kOrdered>::run;
   }
   return Which<kSpace, M, R, Access::kWeak>::run;
 }
@@ -167,6 +156,11 @@ template <template <Access::Space, class, class, Access::Order> class Which> Fun
 }
 
 }  // namespace
+
+u64 address_of(const Warp& w, const Instruction& i, int lane) {
+  if (i.s[0] == kNone) return i.offset;
+  return i.offset + (i.width[1] == 8 ? w.at<u64>(i.s[0])[lane] : w.at<u32>(i.s[0])[lane]);
+}
 
 // Faults where two warps touch a byte without a barrier in between, and one of them writes it: a value that is there already is no
 // change, as where a layout has an element more than once.

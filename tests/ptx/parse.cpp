@@ -20,8 +20,7 @@ using std::string;
 using std::vector;
 using Words = vector<string>;
 
-// ---- texts
-// -----------------------------------------------------------------------------------------------------------------------
+// ---- texts ---------------------------------------------------------------------------------------------------------------------
 
 bool is_space(char c) { return isspace(static_cast<unsigned char>(c)); }
 string trimmed(const string& s) {
@@ -117,8 +116,7 @@ Variable declared(const string& text, uint32_t& total) {
   return found;
 }
 
-// ---- a body
-// ----------------------------------------------------------------------------------------------------------------------
+// ---- a body --------------------------------------------------------------------------------------------------------------------
 
 const Opcodes& opcodes() {
   static const Opcodes all = [] {
@@ -354,12 +352,8 @@ class Body {
         a.space = Access::kLocal;
       else if (part == "relaxed" || part == "volatile")
         a.order = Access::kRelaxed;
-      else if (part == "acquire")
-        a.order = Access::kAcquire;
-      else if (part == "release")
-        a.order = Access::kRelease;
-      else if (part == "acq_rel")
-        a.order = Access::kBoth;
+      else if (part == "acquire" || part == "release")
+        a.order = Access::kOrdered;
       else if (part != "global" && !hints.count(part) && !begins(part, "L1::") && !begins(part, "L2::"))
         refuse("." + part);
     }
@@ -371,7 +365,7 @@ class Body {
     const string& data = operands.at(loads ? 0 : 1);
     address(i, operands.at(loads ? 1 : 0));  // what may come behind is a cache policy
     const Words names = data[0] == '{' ? split(data.substr(1, data.size() - 2)) : Words{data};
-    i.count = names.size(), i.size = access.size;
+    i.count = names.size();
     for (size_t k = 0; k < names.size(); ++k) {
       uint8_t width = 0;
       const bool number = !find_register(names[k]) && names[k] != "_";
@@ -423,8 +417,7 @@ class Body {
   int line_ = 0;
 };
 
-// ---- a module
-// ----------------------------------------------------------------------------------------------------------------------
+// ---- a module ------------------------------------------------------------------------------------------------------------------
 
 std::unique_ptr<Kernel> kernel_of(const string& text, size_t entry, size_t& end) {
   auto kernel = std::make_unique<Kernel>();

@@ -35,13 +35,8 @@ namespace {
 std::mt19937 dice;
 bool chance(unsigned one_in) { return settings.order == 2 && dice() % one_in == 0; }
 
-// ---- a warp
-// ------------------------------------------------------------------------------------------------------------------------
+// ---- a warp --------------------------------------------------------------------------------------------------------------------
 
-template <class F> void each_of(Mask mask, F f) {
-  for (; mask; mask &= mask - 1)
-    f(__builtin_ctz(mask));
-}
 void put(Warp& w, Mask lanes, uint32_t next) {
   each_of(lanes, [&](int lane) { w.next[lane] = next; });
 }
@@ -151,8 +146,7 @@ bool run(Warp& w, int turn) {
   return moved;
 }
 
-// ---- a block
-// -----------------------------------------------------------------------------------------------------------------------
+// ---- a block -------------------------------------------------------------------------------------------------------------------
 
 uint32_t special(const Launch& launch, const Size& block, uint32_t thread, int number) {
   const Size &threads = launch.block, &grid = launch.grid;
@@ -228,23 +222,22 @@ bool pass_barrier(Block& b) {
   return true;
 }
 
-enum class Turn { kWaited, kSpun, kMoved, kEnded };
+enum class Turn { kStill, kMoved, kEnded };  // the first: all warps wait, at a barrier or in a loop
 
 Turn take_turn(Block& b) {
-  bool moved = false, spun = false;
+  bool moved = false;
   for (size_t n = 0; n < b.warps.size(); ++n) {
     Warp& w = b.warps[settings.order == 2 ? dice() % b.warps.size() : settings.order == 1 ? b.warps.size() - 1 - n : n];
     if (!(w.live & ~w.at_barrier)) continue;
     const bool did = run(w, settings.order == 2 ? 1 + dice() % 200 : settings.turn);
-    (w.yielded && w.live ? spun : moved) |= did;
+    moved |= did && !(w.yielded && w.live);
   }
   moved |= pass_barrier(b);
   if (std::none_of(b.warps.begin(), b.warps.end(), [](const Warp& w) { return w.live; })) return Turn::kEnded;
-  return moved ? Turn::kMoved : spun ? Turn::kSpun : Turn::kWaited;
+  return moved ? Turn::kMoved : Turn::kStill;
 }
 
-// ---- launches
-// ----------------------------------------------------------------------------------------------------------------------
+// ---- launches ------------------------------------------------------------------------------------------------------------------
 
 std::vector<uint32_t> block_order(uint64_t count) {
   std::vector<uint32_t> order(count);
@@ -321,7 +314,7 @@ void run(const std::vector<std::vector<const Launch*>>& streams) {
       idle.push_back(running[at]);
       running.erase(running.begin() + at);
     }
-    still = took == Turn::kEnded || took == Turn::kMoved ? 0 : still + 1;
+    still = took == Turn::kStill ? still + 1 : 0;
     if (still > 20000 + 200 * running.size()) hang(running);
   }
 }

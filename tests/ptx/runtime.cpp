@@ -17,8 +17,7 @@
 extern "C" void* __libc_memalign(size_t alignment, size_t size);
 extern "C" void __libc_free(void* data);
 
-// ---- memory
-// ------------------------------------------------------------------------------------------------------------------------
+// ---- memory --------------------------------------------------------------------------------------------------------------------
 
 namespace {
 
@@ -91,8 +90,7 @@ bool ptx::is_allocated(uint64_t address, uint64_t bytes) {
   return true;
 }
 
-// ---- launches
-// ------------------------------------------------------------------------------------------------------------------------
+// ---- launches ------------------------------------------------------------------------------------------------------------------
 
 namespace {
 
@@ -214,8 +212,7 @@ void set(const char* text) {
 
 }  // namespace
 
-// ---- of nvcc's host code
-// -----------------------------------------------------------------------------------------------------------------
+// ---- of nvcc's host code -------------------------------------------------------------------------------------------------------
 
 FG_EXPORTED void** __cudaRegisterFatBinary(void* wrapper) {
   struct Wrapper {
@@ -265,8 +262,7 @@ FG_EXPORTED cudaError_t cudaGetLastError() {
 }
 FG_EXPORTED const char* fastgen_device_fault(int error) { return error ? machine().error.c_str() : ""; }
 
-// ---- of Python
-// -------------------------------------------------------------------------------------------------------------------------
+// ---- of Python -----------------------------------------------------------------------------------------------------------------
 
 // Each returns 0, or not, with a message in fastgen_device_fault.
 FG_EXPORTED int fastgen_ptx_settings(const char* text) {
@@ -276,12 +272,6 @@ FG_EXPORTED void* fastgen_ptx_module(const char* text) {
   ptx::Module* made = nullptr;
   guarded([&] { made = ptx::parse(text).release(); });
   return made;
-}
-FG_EXPORTED int fastgen_ptx_parse(void* module) {  // all bodies
-  return guarded([&] {
-    for (auto& [name, kernel] : static_cast<ptx::Module*>(module)->kernels)
-      ptx::parse_body(*kernel);
-  });
 }
 FG_EXPORTED int fastgen_ptx_launch(void* module, const char* name, const unsigned* grid, unsigned threads, unsigned shared,
                                    void** arguments) {

@@ -1,6 +1,7 @@
 // Types of values, and how a function of one lane becomes that of an instruction.
 #pragma once
 #include <cmath>
+#include <tuple>
 #include <type_traits>
 #include <utility>
 
@@ -68,16 +69,15 @@ void each_lane(Warp& w, const Instruction& i, Mask mask, std::index_sequence<k..
   for_lanes(mask, w.at<D>(i.d[0]),
             [of = std::make_tuple(w.at<const S>(i.s[k])...)](int lane) { return canonical(D(F()(std::get<k>(of)[lane]...))); });
 }
-template <class F, class D, class... S> Opcode opcode(u32 flags = 0) {
+template <class D, class... S, class F> Opcode made(F) {
   const Function run = [](Warp& w, const Instruction& i, Mask mask) {
     each_lane<F, D, S...>(w, i, mask, std::index_sequence_for<S...>());
   };
-  return {run, sizeof(D), {sizeof(S)...}, flags};
+  return {run, sizeof(D), {sizeof(S)...}};
 }
 
 // "u32", "s64", "f16": with the letter that the opcode has for it.
 template <class T> std::string type_name(char letter) { return letter + std::to_string(8 * sizeof(T)); }
-template <class D, class... S, class F> Opcode made(F) { return opcode<F, D, S...>(); }
 // name.<type> of one, two or three values of one type, for each of the types.
 template <int kSources, class... T, class F> void enter_same(Opcodes& opcodes, const std::string& name, char letter, F f) {
   auto of = [&]<class One>(One) {
