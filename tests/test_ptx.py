@@ -337,12 +337,10 @@ def test_barriers(order):
 FAULTS = {
     "misaligned": ("add.s64 %d1, %p0, 8; ld.global.v4.u32 {%r1, %r2, %r3, %r4}, [%d1];", "misaligned: 16 bytes"),
     "behind a tensor": ("add.s64 %d1, %p0, 512; ld.global.u32 %r1, [%d1];", "no such memory: 4 bytes"),
-    "across a tensor's end": (
-        "add.s64 %d1, %p0, 256; ld.global.v4.u64 {%d2, %d3, %d4, %d5}, [%d1+-16];",
-        "misaligned|no such memory",
-    ),
+    "across a tensor's end": ("ld.global.v4.u32 {%r1, %r2, %r3, %r4}, [%p0+496];", "no such memory: 16 bytes"),
     "before a tensor": ("st.global.u32 [%p0+-4], %r0;", "no such memory"),
-    "an address that nothing has set": ("ld.global.u32 %r1, [%d9];", "misaligned|no such memory"),
+    "an address that nothing has set": ("ld.global.u8 %h1, [%d9];", "no such memory: 1 bytes"),
+    "before shared memory": ("mov.u32 %r1, room; ld.shared.u32 %r2, [%r1+-4];", "beyond shared memory: byte 18446744073709551612"),
     "beyond shared memory": ("mov.u32 %r1, room; st.shared.u32 [%r1+512], %r0;", "beyond shared memory: byte 512 of 512"),
     "beyond the parameters": ("ld.param.u64 %d1, [p0+8];", "beyond the parameters"),
     "a predicate that nothing has set": ("@%q5 mov.u32 %r1, 0;", "a predicate that nothing has set"),
@@ -360,7 +358,7 @@ FAULTS = {
 def test_faults(name):
     text, message = FAULTS[name]
     with pytest.raises(RuntimeError, match=message) as raised:
-        run(text, torch.zeros(128, dtype=torch.int32), more=SHARED)
+        run(text, torch.zeros(127, dtype=torch.int32), more=SHARED)
     assert "a barrier" in str(raised.value) or re.search(
         r"thread \(\d+, 0, 0\) of block \(0, 0, 0\), line \d+ of k: ", str(raised.value)
     )
@@ -382,6 +380,16 @@ def test_what_is_not_understood_is_refused(text, why):
     with pytest.raises(RuntimeError, match=rf"PTX not understood, line \d+ of k: .*{re.escape(why)}") as raised:
         run(text, torch.zeros(4))
     assert line - 1 <= int(re.search(r"line (\d+)", str(raised.value))[1]) <= line + 3
+
+
+def test_nothing_stays_of_what_was_refused():
+    """A second launch would run the half that was understood."""
+    out = torch.zeros(1, dtype=torch.int32)
+    module = ptx_machine.Module(kernel("st.global.u32 [%p0], 7; add.sat.s32 %r1, %r0, 1;"))
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="no such opcode: add.sat.s32"):
+            module.launch("k", 1, 1, (out,))
+    assert out.item() == 0
 
 
 def test_launches_that_no_gpu_takes():

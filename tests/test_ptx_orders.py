@@ -68,6 +68,13 @@ def test_the_last_block_waits_for_earlier_ones():
         fastgen.bce_with_logits(x, y)
 
 
+def test_the_error_of_a_launch_stays_until_it_is_asked_for():
+    """Of 33 tensors an op makes two launches, and asks once; the second one's goes well."""
+    many = [torch.linspace(-3, 3, 3000)] * 32 + [torch.ones(1)]
+    with ptx_machine.settings(order=1, resident=1), pytest.raises(RuntimeError, match="a hang, thread .*sum_kernel"):
+        fastgen.generator_loss(many)
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_launches_side_by_side(seed):
     """On two streams, whose blocks come in any order; on each stream one launch after the other, of which the second needs what the
