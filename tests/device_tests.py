@@ -51,8 +51,9 @@ def run_tests(build: Path, reports: Path | None, arguments: list[str], environme
     # the working directory comes first on the path of `python -m pytest`: from there the copy of the package is the one imported
     options = ["-q", "-p", "no:cacheprovider", "--rootdir", str(ROOT), "-c", str(ROOT / "pyproject.toml")]
     options += ["-n", "2", "--dist", "worksteal"]
-    some = any(a.startswith("tests/") or a == "-k" for a in arguments)
-    chosen = [str(ROOT / a) if a.startswith("tests/") else a for a in (arguments if some else [*arguments, *TESTS, *more])]
+    named = any(a.startswith("tests/") for a in arguments)
+    some = named or any(a in ("-k", "--op", "--share") for a in arguments)  # which reach some kernels only
+    chosen = [str(ROOT / a) if a.startswith("tests/") else a for a in (arguments if named else [*arguments, *TESTS, *more])]
     environment = os.environ | {"FASTGEN_SMALLER": str(SMALLER)} | environment
     if reports:
         environment["FASTGEN_LAUNCHED"] = str(reports)
