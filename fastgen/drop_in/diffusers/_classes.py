@@ -76,9 +76,9 @@ def patch(*, rng: str = "exact", float32_coefficients: bool = False) -> Patch:
 
     rng: "exact" or "fused"; float32_coefficients: see the module. Raises ValueError and TypeError for others.
 
-    A method whose code the tests have not run keeps it: see the module, and `Patch.skipped`. That is looked at here and now: what
-    is put in the place of a helper that it calls, while this is in force, is noticed by the next `patch` only; a method of the
-    class or of a scheduler, as the module says.
+    A method whose code the tests have not run keeps it: see the module, and `Patch.skipped`. The code is looked at once, by this
+    call: a function that a method calls, and that is replaced while the patch is in force, is noticed by the next `patch` only.
+    When a replaced method of a scheduler is noticed, the module says.
     """
     options = _checked_options(rng, float32_coefficients)
     covered, skipped = [], {}
