@@ -31,13 +31,13 @@ OPS := $(notdir $(patsubst %/,%,$(filter-out csrc/common/,$(wildcard csrc/*/))))
 QUICK := $(patsubst %,tests/test_%.py,$(OPS) declared checks rng schedule device_code half_precision models patch source threads)
 
 # All of one op, on every backend that runs here: OP=ddpm_step. The CPU's kernels and eager, the Triton kernels in Triton's
-# interpreter and compiled, and the CUDA kernels' code on the host.
+# interpreter and compiled, and the CUDA kernels' PTX on the host.
 OF_AN_OP := $(patsubst %,tests/test_%.py,$(OP) declared dispatch compile checks device_code half_precision every_call threads \
 	transforms triton_code)
 test-op: build
 	$(RUN) -m pytest -q -n 2 --dist worksteal --op $(OP) $(OF_AN_OP)
 	TRITON_INTERPRET=1 $(RUN) -m pytest -q -n 2 --backend triton --op $(OP) $(INTERPRETED) $(OF_AN_OP)
-	$(RUN) tests/device_on_host.py --op $(OP) tests/test_$(OP).py tests/test_device_code.py tests/test_half_precision.py
+	$(RUN) tests/device_on_ptx.py --op $(OP) tests/test_$(OP).py tests/test_device_code.py tests/test_half_precision.py
 
 types: $(VENV)/installed
 	$(RUN) -m basedpyright

@@ -213,13 +213,15 @@ template <class D, class S> D converted(S a, u32 how) {
   if constexpr (std::is_same_v<S, half> || std::is_same_v<S, bf16>) {
     if constexpr (std::is_same_v<D, float>)
       return canonical(widened(a));
+    else if constexpr (std::is_same_v<D, S>)
+      return narrowed<D>(rounded(widened(a), how));
     else
       return converted<D>(widened(a), how);
   } else if constexpr (std::is_same_v<D, half> || std::is_same_v<D, bf16>) {
     return narrowed<D>(float(a));
   } else if constexpr (std::is_floating_point_v<S> && std::is_integral_v<D>) {
     constexpr D low = std::numeric_limits<D>::min(), high = std::numeric_limits<D>::max();
-    if (a != a) return sizeof(D) == 8 ? D(u64(1) << 63) : 0;
+    if (a != a) return sizeof(D) == 8 || sizeof(S) == 8 ? D(D(1) << (8 * sizeof(D) - 1)) : 0;
     const S nearest = rounded(a, how);
     return nearest <= S(low) ? low : nearest >= S(high) ? high : D(nearest);
   } else if constexpr (std::is_floating_point_v<S> && std::is_same_v<S, D>) {
@@ -254,6 +256,7 @@ template <class D, class S> void convert(Warp& w, const Instruction& i, Mask mas
 }
 template <class T> constexpr bool is_real = std::is_floating_point_v<T> || std::is_same_v<T, half> || std::is_same_v<T, bf16>;
 template <class D, class S> void enter_conversion(Opcodes& opcodes, const std::string& d, const std::string& s) {
+  if (is_real<D> && sizeof(D) == 2 && sizeof(S) > 2 && !std::is_same_v<S, float>) return;  // it would be rounded twice
   const std::string types = "." + d + "." + s;
   auto enter = [&](const std::string& how, u32 flags) { opcodes["cvt" + how + types] = {convert<D, S>, 0, {0}, flags}; };
   if (is_real<S> && (!is_real<D> || std::is_same_v<D, S>)) {
@@ -292,13 +295,11 @@ void enter_arithmetic(Opcodes& opcodes) {
   integers("div", Divide()), reals("div.rn", Divide()), integers("rem", Remainder());
   integers("min", Extremum<true>()), reals("min", Extremum<true>()), reals("min.NaN", ExtremumOrNan<true>());
   integers("max", Extremum<false>()), reals("max", Extremum<false>()), reals("max.NaN", ExtremumOrNan<false>());
-  auto wide = [](auto a, auto b) { return s64(a) * s64(b); };  // of 32 bits at most
-  opcodes["mul.wide.u16"] = made<u32, u16, u16>(wide), opcodes["mul.wide.s16"] = made<s32, s16, s16>(wide);
-  opcodes["mul.wide.u32"] = made<u64, u32, u32>(wide), opcodes["mul.wide.s32"] = made<s64, s32, s32>(wide);
-  opcodes["mad.wide.u16"] = made<u32, u16, u16, u32>(MultiplyAdd()),
-  opcodes["mad.wide.s16"] = made<s32, s16, s16, s32>(MultiplyAdd());
-  opcodes["mad.wide.u32"] = made<u64, u32, u32, u64>(MultiplyAdd()),
-  opcodes["mad.wide.s32"] = made<s64, s32, s32, s64>(MultiplyAdd());
+  auto wide = [&]<class T, class D>(T, D, const std::string& type) {
+    opcodes["mul.wide." + type] = made<D, T, T>([](T a, T b) { return MultiplyAdd()(a, b, D()); });
+    opcodes["mad.wide." + type] = made<D, T, T, D>(MultiplyAdd());
+  };
+  wide(u16(), u32(), "u16"), wide(s16(), s32(), "s16"), wide(u32(), u64(), "u32"), wide(s32(), s64(), "s32");
   for (const std::string sign : {"u", "s"}) {
     opcodes["mad.lo." + sign + "32"] = made<u32, u32, u32, u32>(MultiplyAdd());
     opcodes["mad.lo." + sign + "64"] = made<u64, u64, u64, u64>(MultiplyAdd());

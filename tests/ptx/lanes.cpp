@@ -1,5 +1,5 @@
 // What the lanes of a warp do together: all lanes of the instruction's own mask are there when it is done.
-#include "memory.h"
+#include "values.h"
 
 namespace ptx {
 namespace {

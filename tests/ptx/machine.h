@@ -114,7 +114,7 @@ void enter_lanes(Opcodes& opcodes);
 
 struct Access {
   enum Space : uint8_t { kGlobal, kShared, kParameter, kLocal } space = kGlobal;
-  enum Order : uint8_t { kWeak, kRelaxed, kOrdered } order = kWeak;  // the last: a load acquires, a store releases
+  enum Order : uint8_t { kWeak, kRelaxed, kOrdered } order = kWeak;  // for `flags`; the last: a load acquires, a store releases
   char type = 'b';                                                   // s, u, b or f
   int size = 0;
 };
@@ -147,6 +147,7 @@ struct Warp {
   Mask all, live, at_barrier;  // of those that there are, those that have not ended, and that wait
   uint32_t next[kLanes];       // instruction of each lane
   bool yielded;
+  int64_t left;       // instructions before it counts as hanging
   Bytes stored;       // with delayed stores: what no other warp sees yet
   uint64_t acquired;  // the moment since when it has to see what others had stored
 

@@ -4,7 +4,7 @@
 // other blocks once a release or a fence of such a warp has published it, or the launch has ended; and a load sees what was there
 // when its warp last acquired: began, or passed a fence or an acquiring load. Relaxed, acquiring and releasing accesses see memory
 // as it is. So a flag that is not released, or whose reader does not acquire, gives wrong values instead of right ones by chance.
-#include "memory.h"
+#include "values.h"
 
 namespace ptx {
 
@@ -53,17 +53,19 @@ u8* place(Warp& w, const Instruction& i, int lane, u64 address, u32 bytes, bool 
 
 // ---- what is seen --------------------------------------------------------------------------------------------------------------
 
-// A byte of global memory as the warp sees it, with delayed stores.
+// A byte of global memory as the warp sees it, with delayed stores: what was there when it last acquired, or what its block has
+// stored since.
 u8 seen(const Warp& w, u64 address, bool as_it_is) {
   for (const Bytes* own : {static_cast<const Bytes*>(&w.stored), static_cast<const Bytes*>(&w.block->stored)})
     if (const auto found = own->find(address); found != own->end()) return found->second;
-  if (!as_it_is)
-    if (const auto found = memory.history.find(address); found != memory.history.end())
-      for (const Memory::Stored& store : found->second) {
-        if (store.by == w.block->id) break;
-        if (store.when > w.acquired) return store.before;
-      }
-  return *reinterpret_cast<const u8*>(address);
+  u8 byte = *reinterpret_cast<const u8*>(address);
+  const auto found = memory.history.find(address);
+  if (as_it_is || found == memory.history.end()) return byte;
+  for (auto store = found->second.rbegin(); store != found->second.rend(); ++store) {
+    if (store->by == w.block->id || store->when <= w.acquired) break;
+    byte = store->before;
+  }
+  return byte;
 }
 void acquire(Warp& w) { w.acquired = memory.now; }
 void release(Warp& w) {
@@ -79,15 +81,14 @@ void full_fence(Warp& w, const Instruction&, Mask) {
 // ---- loads, stores -------------------------------------------------------------------------------------------------------------
 
 // M: an element in memory, R: its register, which may be wider.
-template <Access::Space kSpace, class M, class R, Access::Order kOrder>
-void load_elements(Warp& w, const Instruction& i, Mask mask) {
-  constexpr bool kDelayed = kSpace == Access::kGlobal;
+template <Access::Space kSpace, class M, class R> void load_elements(Warp& w, const Instruction& i, Mask mask) {
+  const bool delayed = kSpace == Access::kGlobal && settings.delayed;
   each_of(mask, [&](int lane) {
     const u8* from = place<kSpace>(w, i, lane, address_of(w, i, lane), sizeof(M) * i.count, false);
     u8 copy[32];
-    if (kDelayed && settings.delayed) {
+    if (delayed) {
       for (size_t k = 0; k < sizeof(M) * i.count; ++k)
-        copy[k] = seen(w, reinterpret_cast<u64>(from + k), kOrder != Access::kWeak);
+        copy[k] = seen(w, reinterpret_cast<u64>(from + k), i.flags != Access::kWeak);
       from = copy;
     }
     for (int k = 0; k < i.count; ++k) {
@@ -96,62 +97,57 @@ void load_elements(Warp& w, const Instruction& i, Mask mask) {
       if (i.d[k] != kNone) w.at<R>(i.d[k])[lane] = R(element);
     }
   });
-  if (kDelayed && kOrder == Access::kOrdered) acquire(w);
+  if (delayed && i.flags == Access::kOrdered) acquire(w);
 }
-template <Access::Space kSpace, class M, class R, Access::Order kOrder>
-void store_elements(Warp& w, const Instruction& i, Mask mask) {
-  constexpr bool kDelayed = kSpace == Access::kGlobal;
-  if (kDelayed && settings.delayed && kOrder == Access::kOrdered) release(w);
+template <Access::Space kSpace, class M, class R> void store_elements(Warp& w, const Instruction& i, Mask mask) {
+  const bool delayed = kSpace == Access::kGlobal && settings.delayed;
+  if (delayed && i.flags == Access::kOrdered) release(w);
   each_of(mask, [&](int lane) {
     M elements[8];
     for (int k = 0; k < i.count; ++k)
       elements[k] = M(w.at<R>(i.s[1 + k])[lane]);
     u8* to = place<kSpace>(w, i, lane, address_of(w, i, lane), sizeof(M) * i.count, true, elements);
-    if (kDelayed && kOrder == Access::kWeak && settings.delayed) {
-      for (size_t k = 0; k < sizeof(M) * i.count; ++k)
-        w.stored[reinterpret_cast<u64>(to + k)] = reinterpret_cast<const u8*>(elements)[k];
-    } else {
+    if (!delayed) {
       memcpy(to, elements, sizeof(M) * i.count);
+      return;
+    }
+    Bytes bytes;
+    for (size_t k = 0; k < sizeof(M) * i.count; ++k)
+      bytes[reinterpret_cast<u64>(to + k)] = reinterpret_cast<const u8*>(elements)[k];
+    if (i.flags == Access::kWeak) {
+      for (const auto& [address, byte] : bytes)
+        w.stored[address] = byte;
+    } else {  // behind what the warp and its block have stored there before
+      for (const auto& [address, byte] : bytes)
+        w.stored.erase(address), w.block->stored.erase(address);
+      memory.publish(bytes, w.block->id);
     }
   });
 }
 
-template <Access::Space kSpace, class M, class R, Access::Order kOrder> struct Load {
-  static constexpr Function run = load_elements<kSpace, M, R, kOrder>;
-};
-template <Access::Space kSpace, class M, class R, Access::Order kOrder> struct Store {
-  static constexpr Function run = store_elements<kSpace, M, R, kOrder>;
-};
-template <template <Access::Space, class, class, Access::Order> class Which, Access::Space kSpace, class M, class R>
-Function ordered(const Access& a) {
-  if constexpr (kSpace == Access::kGlobal) {
-    if (a.order == Access::kRelaxed) return Which<kSpace, M, R, Access::kRelaxed>::run;
-    if (a.order == Access::kOrdered) return Which<kSpace, M, R, Access::kOrdered>::run;
-  }
-  return Which<kSpace, M, R, Access::kWeak>::run;
-}
-template <template <Access::Space, class, class, Access::Order> class Which, Access::Space kSpace>
-Function of_widths(const Access& a, int width) {
+template <bool kLoads, Access::Space kSpace, class M, class R> constexpr Function kElements =
+    kLoads ? load_elements<kSpace, M, R> : store_elements<kSpace, M, R>;
+template <bool kLoads, Access::Space kSpace> Function of_widths(const Access& a, int width) {
   const bool sign = a.type == 's';
   switch (a.size * 16 + width) {
-    case 0x12: return sign ? ordered<Which, kSpace, s8, u16>(a) : ordered<Which, kSpace, u8, u16>(a);
-    case 0x14: return sign ? ordered<Which, kSpace, s8, u32>(a) : ordered<Which, kSpace, u8, u32>(a);
-    case 0x18: return sign ? ordered<Which, kSpace, s8, u64>(a) : ordered<Which, kSpace, u8, u64>(a);
-    case 0x22: return ordered<Which, kSpace, u16, u16>(a);
-    case 0x24: return sign ? ordered<Which, kSpace, s16, u32>(a) : ordered<Which, kSpace, u16, u32>(a);
-    case 0x28: return sign ? ordered<Which, kSpace, s16, u64>(a) : ordered<Which, kSpace, u16, u64>(a);
-    case 0x44: return ordered<Which, kSpace, u32, u32>(a);
-    case 0x48: return sign ? ordered<Which, kSpace, s32, u64>(a) : ordered<Which, kSpace, u32, u64>(a);
-    case 0x88: return ordered<Which, kSpace, u64, u64>(a);
+    case 0x12: return sign ? kElements<kLoads, kSpace, s8, u16> : kElements<kLoads, kSpace, u8, u16>;
+    case 0x14: return sign ? kElements<kLoads, kSpace, s8, u32> : kElements<kLoads, kSpace, u8, u32>;
+    case 0x18: return sign ? kElements<kLoads, kSpace, s8, u64> : kElements<kLoads, kSpace, u8, u64>;
+    case 0x22: return kElements<kLoads, kSpace, u16, u16>;
+    case 0x24: return sign ? kElements<kLoads, kSpace, s16, u32> : kElements<kLoads, kSpace, u16, u32>;
+    case 0x28: return sign ? kElements<kLoads, kSpace, s16, u64> : kElements<kLoads, kSpace, u16, u64>;
+    case 0x44: return kElements<kLoads, kSpace, u32, u32>;
+    case 0x48: return sign ? kElements<kLoads, kSpace, s32, u64> : kElements<kLoads, kSpace, u32, u64>;
+    case 0x88: return kElements<kLoads, kSpace, u64, u64>;
     default: return nullptr;
   }
 }
-template <template <Access::Space, class, class, Access::Order> class Which> Function in_space(const Access& a, int width) {
+template <bool kLoads> Function in_space(const Access& a, int width) {
   switch (a.space) {
-    case Access::kShared: return of_widths<Which, Access::kShared>(a, width);
-    case Access::kParameter: return of_widths<Which, Access::kParameter>(a, width);
-    case Access::kLocal: return of_widths<Which, Access::kLocal>(a, width);
-    default: return of_widths<Which, Access::kGlobal>(a, width);
+    case Access::kShared: return of_widths<kLoads, Access::kShared>(a, width);
+    case Access::kParameter: return of_widths<kLoads, Access::kParameter>(a, width);
+    case Access::kLocal: return of_widths<kLoads, Access::kLocal>(a, width);
+    default: return of_widths<kLoads, Access::kGlobal>(a, width);
   }
 }
 
@@ -184,8 +180,8 @@ u8* shared_place(Warp& w, const Instruction& i, int lane, u64 address, u32 bytes
   return at;
 }
 
-Function load(const Access& access, int width) { return in_space<Load>(access, width); }
-Function store(const Access& access, int width) { return in_space<Store>(access, width); }
+Function load(const Access& access, int width) { return in_space<true>(access, width); }
+Function store(const Access& access, int width) { return in_space<false>(access, width); }
 Function fence() { return full_fence; }
 
 }  // namespace ptx

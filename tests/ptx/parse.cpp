@@ -170,8 +170,8 @@ class Body {
       kernel_.code[index].target = labels_[label];
     }
     Instruction end;
-    end.kind = Kind::kExit, end.text = "the end";
-    kernel_.code.push_back(end);
+    end.kind = Kind::kExit;
+    statement_ = "the end", push(end);
   }
 
  private:
@@ -220,6 +220,8 @@ class Body {
       if (each.empty()) continue;
       const bool local = begins(each, ".local");
       const Variable found = declared(each, local ? kernel_.local_bytes : kernel_.shared_bytes);
+      if (!local && found.size && sized_by_launch_) refuse("shared memory behind that whose size comes with the launch");
+      sized_by_launch_ |= !local && !found.size;
       addresses_[found.name] = found.offset;
     }
   }
@@ -260,14 +262,18 @@ class Body {
   }
   // A number, or the address of a variable, plus a number.
   uint64_t value(const string& text) {
-    if (begins(text, "0f") || begins(text, "0F") || begins(text, "0d") || begins(text, "0D"))
-      return strtoull(text.c_str() + 2, nullptr, 16);
-    if (isdigit(static_cast<unsigned char>(text[0]))) return strtoull(text.c_str(), nullptr, 0);
-    if (text[0] == '-') return -strtoll(text.c_str() + 1, nullptr, 0);
+    if (text[0] == '-') return -value(text.substr(1));
+    if (isdigit(static_cast<unsigned char>(text[0]))) {
+      const bool real = text[0] == '0' && text[1] && strchr("fFdD", text[1]);  // its bits
+      char* end;
+      const uint64_t number = strtoull(text.c_str() + 2 * real, &end, real ? 16 : 0);
+      if (*end && *end != 'U') refuse("no such number: " + text);
+      return number;
+    }
     const size_t plus = text.find('+');
     const auto found = addresses_.find(trimmed(text.substr(0, plus)));
     if (found == addresses_.end()) refuse("no such operand: " + text);
-    return found->second + (plus == string::npos ? 0 : strtoll(text.c_str() + plus + 1, nullptr, 0));
+    return found->second + (plus == string::npos ? 0 : value(trimmed(text.substr(plus + 1))));
   }
   // bytes: of its register, 0 if that is as it is; width: what they are.
   Operand operand(const string& text, int bytes, uint8_t* width = nullptr) {
@@ -287,7 +293,7 @@ class Body {
     const size_t plus = inside.find('+');
     if (const Register* base = find_register(trimmed(inside.substr(0, plus)))) {
       i.s[0] = base->place, i.width[1] = base->bytes;
-      if (plus != string::npos) i.offset = strtoll(inside.c_str() + plus + 1, nullptr, 0);
+      if (plus != string::npos) i.offset = value(trimmed(inside.substr(plus + 1)));
     } else {
       i.offset = value(inside);
     }
@@ -311,7 +317,7 @@ class Body {
     const size_t end = rest.find(' ');
     const string name = rest.substr(0, end);
     const Words operands = end == string::npos ? Words() : split(rest.substr(end)), parts = split(name, '.');
-    static const std::set<string> hints = {"prefetch", "prefetchu", "griddepcontrol", "createpolicy", "nanosleep", "discard"};
+    static const std::set<string> hints = {"prefetch", "prefetchu", "griddepcontrol", "createpolicy", "nanosleep"};
     const string& what = parts[0];
     if (hints.count(what)) return;
     if (what == "bra") {
@@ -337,8 +343,7 @@ class Body {
     push(i);
   }
   Access access_of(const Words& parts) const {
-    static const std::set<string> hints = {"weak", "nc",  "ca",  "cg",  "cs", "cv", "lu", "wb",
-                                           "wt",   "gpu", "sys", "cta", "v2", "v4", "v8"};
+    static const std::set<string> hints = {"weak", "nc", "ca", "cg", "cs", "cv", "lu", "wb", "wt", "gpu", "sys", "v2", "v4", "v8"};
     Access a;
     a.type = parts.back()[0], a.size = bytes_of(parts.back());
     if (!a.size) refuse("no such type");
@@ -372,7 +377,8 @@ class Body {
       (loads ? i.d[k] : i.s[k + 1]) = operand(names[k], number ? std::max(access.size, 2) : 0, &width);
       if (width) i.width[0] = width;
     }
-    if (access.order != Access::kWeak) i.kind = Kind::kOrdered;
+    i.flags = access.order;
+    if (i.flags != Access::kWeak) i.kind = Kind::kOrdered;
     i.run = loads ? load(access, i.width[0]) : store(access, i.width[0]);
     if (!i.run) refuse("no such access");
   }
@@ -415,6 +421,7 @@ class Body {
   vector<std::pair<size_t, string>> branches_;
   string statement_;
   int line_ = 0;
+  bool sized_by_launch_ = false;  // whether there is shared memory that is
 };
 
 // ---- a module ------------------------------------------------------------------------------------------------------------------

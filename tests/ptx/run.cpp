@@ -24,8 +24,8 @@ void fault(const Warp& w, const Instruction& i, int lane, const std::string& wha
 // A launch that has begun.
 struct Grid {
   const Launch* launch;
-  std::vector<uint32_t> order;  // of its blocks
-  uint64_t started = 0, ended = 0;
+  std::vector<uint32_t> order;                   // of its blocks
+  uint64_t started = 0, ended = 0, began = 0;    // the last: when, for what other launches have stored
   std::vector<std::pair<Bytes, uint64_t>> left;  // stored by blocks that have ended, and not seen yet
   int64_t instructions = 0;
 };
@@ -104,17 +104,21 @@ bool run(Warp& w, int turn) {
     const Group group = chosen(w);
     const Mask lanes = group.lanes;
     if (!lanes) return moved;
+    if (w.left < 0) fault(w, code[group.next], __builtin_ctz(lanes), "a hang");
     uint32_t at = group.next;
     for (bool together = true; together;) {
       const Instruction& i = code[at];
       if (waits(w, i, lanes)) break;
       const Mask mask = guarded(w, i, lanes);
       moved = true;
-      --turn, ++w.block->grid->instructions;
+      --turn, --w.left, ++w.block->grid->instructions;
       switch (i.kind) {
         case Kind::kTogether:
           if (mask & ~members(w, i, lanes))
             fault(w, i, __builtin_ctz(mask & ~members(w, i, lanes)), "a lane that its mask leaves out");
+          each_of(mask, [&](int lane) {
+            if (members(w, i, mask) != w.at<Mask>(i.target)[lane]) fault(w, i, lane, "a mask that is not that of other lanes");
+          });
           [[fallthrough]];
         case Kind::kOrdered: w.yielded = i.kind == Kind::kOrdered; [[fallthrough]];
         case Kind::kPlain:
@@ -149,29 +153,20 @@ bool run(Warp& w, int turn) {
 // ---- a block -------------------------------------------------------------------------------------------------------------------
 
 uint32_t special(const Launch& launch, const Size& block, uint32_t thread, int number) {
-  const Size &threads = launch.block, &grid = launch.grid;
-  const uint32_t values[] = {thread % threads.x,
-                             thread / threads.x % threads.y,
-                             thread / threads.x / threads.y,
-                             threads.x,
-                             threads.y,
-                             threads.z,
-                             block.x,
-                             block.y,
-                             block.z,
-                             grid.x,
-                             grid.y,
-                             grid.z,
-                             thread % kLanes,
-                             thread / kLanes};
-  return values[number];
+  const Size& threads = launch.block;
+  const Size place = {thread % threads.x, thread / threads.x % threads.y, thread / threads.x / threads.y};
+  const Size all[] = {place, threads, block, launch.grid, {thread % kLanes, thread / kLanes}};
+  const Size& found = all[number / 3];
+  return number % 3 == 0 ? found.x : number % 3 == 1 ? found.y : found.z;
 }
 
-constexpr uint8_t kUnwritten = 0xFF;  // what nothing has written is NaN, and no address
+constexpr int64_t kMostInstructions = 1 << 21;  // of a warp that does not hang
+constexpr uint8_t kUnwritten = 0xFF;            // what nothing has written is NaN, and no address
 
 void start(Block& b, Grid& grid) {
   const Launch& launch = *grid.launch;
   Kernel& kernel = *launch.kernel;
+  if (!grid.started) grid.began = memory.now;
   const uint32_t number = grid.order[grid.started++], threads = launch.block.count(), warps = (threads + kLanes - 1) / kLanes;
   static uint64_t blocks = 0;
   b.id = ++blocks, b.launch = &launch, b.grid = &grid;
@@ -189,7 +184,7 @@ void start(Block& b, Grid& grid) {
     w.bases[0] = registers + uint64_t(kernel.register_bytes) * n, w.bases[1] = kernel.constants.data();
     w.block = &b, w.number = n;
     w.all = w.live = threads - kLanes * n >= kLanes ? kAll : (Mask(1) << (threads - kLanes * n)) - 1;
-    w.at_barrier = 0, w.yielded = false, w.acquired = memory.now;
+    w.at_barrier = 0, w.yielded = false, w.acquired = grid.began, w.left = kMostInstructions;
     w.stored.clear();
     std::fill(std::begin(w.next), std::end(w.next), 0);
     for (const Kernel::Special& each : kernel.specials)
@@ -208,7 +203,11 @@ bool pass_barrier(Block& b) {
   if (!waiting) return false;
   uint64_t acquired = 0;
   for (Warp& w : b.warps) {
-    if (w.at_barrier != w.all) throw std::runtime_error("a barrier without threads that have ended, in " + b.launch->kernel->name);
+    const std::vector<Instruction>& code = b.launch->kernel->code;
+    if (w.at_barrier != w.all) fault(w, code.back(), __builtin_ctz(w.all & ~w.at_barrier), "a barrier behind the end of a thread");
+    each_of(w.all, [&](int lane) {
+      if (w.next[lane] != w.next[0]) fault(w, code[w.next[lane] - 1], lane, "another barrier than that of other lanes");
+    });
     w.at_barrier = 0;
     b.stored.merge(w.stored);
     for (const auto& [address, byte] : w.stored)  // what a warp had stored there before
@@ -256,13 +255,12 @@ void end(Block& b) {
 }
 
 [[noreturn]] void hang(const std::vector<Block*>& running) {
-  for (const Block* b : running)
-    for (const Warp& w : b->warps)
-      if (w.live) {
-        const Instruction& i = b->launch->kernel->code[w.next[__builtin_ctz(w.live)]];
-        fault(w, i, __builtin_ctz(w.live), w.at_barrier ? "a hang, at a barrier" : "a hang");
-      }
-  throw std::runtime_error("a hang");
+  for (const Warp& w : running[0]->warps)  // of which none can go on
+    if (w.live) {
+      const int lane = __builtin_ctz(w.live);
+      fault(w, running[0]->launch->kernel->code[w.next[lane]], lane, w.at_barrier ? "a hang, at a barrier" : "a hang");
+    }
+  __builtin_unreachable();  // a block without such a warp has ended
 }
 
 }  // namespace

@@ -3,6 +3,7 @@
 // touch.
 #include <cuda_runtime_api.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cstdio>
 #include <cstdlib>
@@ -47,7 +48,7 @@ Allocations& allocations() {  // never destroyed: memory is freed until the very
 FG_EXPORTED int posix_memalign(void** data, size_t alignment, size_t size) {
   *data = __libc_memalign(alignment, size);
   if (*data == nullptr) return 12;  // ENOMEM
-  if (alignment != kTorchAlignment) return 0;
+  if (alignment != kTorchAlignment || size == 0) return 0;
   memset(*data, 0xFF, size);  // NaN, of every floating type
   Allocations& all = allocations();
   const Changing changing_here(all);
@@ -148,12 +149,19 @@ ptx::Kernel& kernel_of(Registered& function) {
   return *function.kernel;
 }
 
-void launch(ptx::Kernel& kernel, ptx::Launch launch, void** arguments) {
+constexpr size_t kSharedBytes = 48 * 1024;  // that a block has without asking: Triton asks for more
+
+ptx::Launch launch_of(dim3 grid, dim3 block, size_t shared) {
+  return {nullptr, {grid.x, grid.y, grid.z}, {block.x, block.y, block.z}, static_cast<uint32_t>(shared), {}};
+}
+void launch(ptx::Kernel& kernel, ptx::Launch launch, void** arguments, size_t most_shared) {
+  ptx::parse_body(kernel);  // which finds the shared memory
   launch.kernel = &kernel;
   const ptx::Size &grid = launch.grid, &block = launch.block;
   const uint64_t threads = block.count();
   const bool fits = grid.count() && grid.x <= 0x7FFFFFFF && grid.y <= 0xFFFF && grid.z <= 0xFFFF && threads && block.z <= 64;
-  if (!fits || threads > kernel.most_threads || launch.dynamic_shared + kernel.shared_bytes > 227 * 1024)
+  if (!fits || threads > kernel.most_threads || kernel.shared_bytes > kSharedBytes ||
+      launch.dynamic_shared + kernel.shared_bytes > most_shared)
     throw std::runtime_error("a launch that no GPU takes: " + std::to_string(grid.x) + " × " + std::to_string(grid.y) + " × " +
                              std::to_string(grid.z) + " blocks of " + std::to_string(threads) + " threads, of " + kernel.name);
   launch.parameters.resize(kernel.parameter_bytes);
@@ -189,22 +197,16 @@ struct Report {
   }
 } report;
 
-void set(const char* text) {
+void set(const std::string& text) {
   ptx::Settings made;
-  struct Named {
-    const char* name;
-    int* value;
-  } const all[] = {{"order", &made.order},     {"seed", &made.seed},           {"resident", &made.resident},
-                   {"delayed", &made.delayed}, {"perturbed", &made.perturbed}, {"turn", &made.turn}};
-  for (const char* at = text; *at;) {
-    const size_t length = strcspn(at, " ");
-    const Named* found = nullptr;
-    for (const Named& each : all)
-      if (strncmp(at, each.name, strlen(each.name)) == 0 && at[strlen(each.name)] == '=') found = &each;
-    if (length && !found) throw std::runtime_error("no such setting: " + std::string(at));
-    if (found) *found->value = atoi(at + strlen(found->name) + 1);
-    at += length + strspn(at + length, " ");
-  }
+  auto taken = [&](const std::string& name, int& value) {
+    const size_t at = text.find(name + "=");
+    if (at != std::string::npos) value = atoi(text.c_str() + at + name.size() + 1);
+    return at != std::string::npos;
+  };
+  const int known = taken("order", made.order) + taken("seed", made.seed) + taken("resident", made.resident) +
+                    taken("delayed", made.delayed) + taken("perturbed", made.perturbed) + taken("turn", made.turn);
+  if (known != std::count(text.begin(), text.end(), '=')) throw std::runtime_error("not all are settings: " + text);
   if (made.resident < 1 || made.turn < 1) throw std::runtime_error("resident, turn: expected 1 or more");
   ptx::settings = made;
 }
@@ -229,7 +231,7 @@ FG_EXPORTED void __cudaRegisterFunction(void** binary, const char* host, char*, 
   machine().registered[host] = {reinterpret_cast<Binary*>(binary), name};
 }
 FG_EXPORTED unsigned __cudaPushCallConfiguration(dim3 grid, dim3 block, size_t shared, void*) {
-  configured.push_back({nullptr, {grid.x, grid.y, grid.z}, {block.x, block.y, block.z}, static_cast<uint32_t>(shared), {}});
+  configured.push_back(launch_of(grid, block, shared));
   return 0;
 }
 FG_EXPORTED cudaError_t __cudaPopCallConfiguration(dim3* grid, dim3* block, size_t* shared, void* stream_of_it) {
@@ -240,10 +242,8 @@ FG_EXPORTED cudaError_t __cudaPopCallConfiguration(dim3* grid, dim3* block, size
   return cudaSuccess;
 }
 FG_EXPORTED cudaError_t cudaLaunchKernel(const void* host, dim3 grid, dim3 block, void** arguments, size_t shared, cudaStream_t) {
-  const cudaError_t error = guarded([&] {
-    const ptx::Launch made{nullptr, {grid.x, grid.y, grid.z}, {block.x, block.y, block.z}, static_cast<uint32_t>(shared), {}};
-    launch(kernel_of(machine().registered.at(host)), made, arguments);
-  });
+  const cudaError_t error =
+      guarded([&] { launch(kernel_of(machine().registered.at(host)), launch_of(grid, block, shared), arguments, kSharedBytes); });
   if (error) last_error = error;  // which stays until it is asked for, whatever is launched after
   return error;
 }
@@ -276,8 +276,8 @@ FG_EXPORTED void* fastgen_ptx_module(const char* text) {
 FG_EXPORTED int fastgen_ptx_launch(void* module, const char* name, const unsigned* grid, unsigned threads, unsigned shared,
                                    void** arguments) {
   return guarded([&] {
-    launch(*static_cast<ptx::Module*>(module)->kernels.at(name),
-           {nullptr, {grid[0], grid[1], grid[2]}, {threads, 1, 1}, shared, {}}, arguments);
+    launch(*static_cast<ptx::Module*>(module)->kernels.at(name), launch_of({grid[0], grid[1], grid[2]}, threads, shared), arguments,
+           227 * 1024);
   });
 }
 // Launches wait, each on the stream that its thread has chosen, and the memory that they may read is not given back.
