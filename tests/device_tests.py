@@ -21,11 +21,11 @@ TORCH = Path(torch.__file__).parent
 LIBRARIES = f"-L{TORCH}/lib -ltorch_cpu"
 
 
-def op_flags(build: Path, *more: str) -> str:
+def op_flags(build: Path, *more: str, library: tuple[str, ...] = ("-DFG_DEVICE_ON_HOST",)) -> str:
     """g++'s, of an op's file in such a library."""
     flags = [
         *("-std=c++17", "-O0", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-march=native", "-Wno-unknown-pragmas"),
-        *("-DFG_DEVICE_ON_HOST", "-DTORCH_TARGET_VERSION=0x020a000000000000", "-DTORCH_STABLE_ONLY", MANY_ITEMS),
+        *(*library, "-DTORCH_TARGET_VERSION=0x020a000000000000", "-DTORCH_STABLE_ONLY", MANY_ITEMS),
     ]
     includes = [f"-I{CSRC}", f"-I{build}", f"-isystem {TORCH}/include", f"-isystem {TORCH}/include/torch/csrc/api/include"]
     return " ".join((*(f"'{flag}'" for flag in (*flags, *more)), *includes))
@@ -36,9 +36,14 @@ def rule(name: str, command: str) -> str:
     return f"rule {name}\n  command = {command} -MD -MF $out.d -c $in -o $out\n  depfile = $out.d\n  deps = gcc"
 
 
-def make(build: Path, lines: list[str]) -> None:
-    """Copies the package, which looks for its library beside itself, and runs ninja."""
+def copy_package(build: Path) -> None:
+    """It looks for its libraries beside itself."""
     shutil.copytree(ROOT / "fastgen", build / "fastgen", ignore=shutil.ignore_patterns("*.so", "__pycache__"), dirs_exist_ok=True)
+
+
+def make(build: Path, lines: list[str]) -> None:
+    """Copies the package, and runs ninja."""
+    copy_package(build)
     DECLARATIONS["write"](build)
     (build / "build.ninja").write_text("\n".join(lines) + "\n")
     ninja = Path(sys.executable).parent / "ninja"

@@ -22,7 +22,8 @@ extern "C" void __libc_free(void* data);
 
 namespace {
 
-constexpr size_t kTorchAlignment = 64;  // of every tensor's memory, which torch asks of posix_memalign
+constexpr size_t kTorchAlignment = 64;     // of every tensor's memory on the CPU, which torch asks of posix_memalign
+size_t known_alignment = kTorchAlignment;  // of the memory that a kernel may touch: a multiple
 
 struct Allocations {
   std::mutex mutex;
@@ -48,7 +49,7 @@ Allocations& allocations() {  // never destroyed: memory is freed until the very
 FG_EXPORTED int posix_memalign(void** data, size_t alignment, size_t size) {
   *data = __libc_memalign(alignment, size);
   if (*data == nullptr) return 12;  // ENOMEM
-  if (alignment != kTorchAlignment || size == 0) return 0;
+  if (alignment != known_alignment || size == 0) return 0;
   memset(*data, 0xFF, size);  // NaN, of every floating type
   Allocations& all = allocations();
   const Changing changing_here(all);
@@ -110,12 +111,17 @@ struct Machine {
   bool holds = false;
   std::vector<std::vector<std::unique_ptr<ptx::Launch>>> held;  // by stream
   std::string error;
+  void* (*launching)(const char* kernel) = nullptr;  // see fastgen_ptx_devices
 };
 Machine& machine() {
   static Machine* const the = new Machine;
   return *the;
 }
-thread_local std::vector<ptx::Launch> configured;  // by <<<…>>>
+struct Configured {
+  ptx::Launch launch;
+  void* stream;
+};
+thread_local std::vector<Configured> configured;  // by <<<…>>>
 thread_local cudaError_t last_error = cudaSuccess;
 thread_local size_t stream = 0;
 
@@ -230,20 +236,24 @@ FG_EXPORTED void __cudaRegisterFunction(void** binary, const char* host, char*, 
                                         int*) {
   machine().registered[host] = {reinterpret_cast<Binary*>(binary), name};
 }
-FG_EXPORTED unsigned __cudaPushCallConfiguration(dim3 grid, dim3 block, size_t shared, void*) {
-  configured.push_back(launch_of(grid, block, shared));
+FG_EXPORTED unsigned __cudaPushCallConfiguration(dim3 grid, dim3 block, size_t shared, void* on) {
+  configured.push_back({launch_of(grid, block, shared), on});
   return 0;
 }
 FG_EXPORTED cudaError_t __cudaPopCallConfiguration(dim3* grid, dim3* block, size_t* shared, void* stream_of_it) {
-  const ptx::Launch& last = configured.back();
+  const ptx::Launch& last = configured.back().launch;
   *grid = dim3(last.grid.x, last.grid.y, last.grid.z), *block = dim3(last.block.x, last.block.y, last.block.z);
-  *shared = last.dynamic_shared, *static_cast<void**>(stream_of_it) = nullptr;
+  *shared = last.dynamic_shared, *static_cast<void**>(stream_of_it) = configured.back().stream;
   configured.pop_back();
   return cudaSuccess;
 }
-FG_EXPORTED cudaError_t cudaLaunchKernel(const void* host, dim3 grid, dim3 block, void** arguments, size_t shared, cudaStream_t) {
-  const cudaError_t error =
-      guarded([&] { launch(kernel_of(machine().registered.at(host)), launch_of(grid, block, shared), arguments, kSharedBytes); });
+FG_EXPORTED cudaError_t cudaLaunchKernel(const void* host, dim3 grid, dim3 block, void** arguments, size_t shared,
+                                         cudaStream_t on) {
+  const cudaError_t error = guarded([&] {
+    if (machine().launching && machine().launching(machine().registered.at(host).name.c_str()) != on)
+      throw std::runtime_error("a launch on another stream than torch's current one of the current device");
+    launch(kernel_of(machine().registered.at(host)), launch_of(grid, block, shared), arguments, kSharedBytes);
+  });
   if (error) last_error = error;  // which stays until it is asked for, whatever is launched after
   return error;
 }
@@ -259,6 +269,11 @@ FG_EXPORTED cudaError_t cudaGetLastError() {
   const cudaError_t error = last_error;
   last_error = cudaSuccess;
   return error;
+}
+FG_EXPORTED const char* cudaGetErrorString(cudaError_t error) { return error ? machine().error.c_str() : "no error"; }
+FG_EXPORTED cudaError_t cudaDriverGetVersion(int* version) {
+  *version = CUDART_VERSION;
+  return cudaSuccess;
 }
 FG_EXPORTED const char* fastgen_device_fault(int error) { return error ? machine().error.c_str() : ""; }
 
@@ -279,6 +294,12 @@ FG_EXPORTED int fastgen_ptx_launch(void* module, const char* name, const unsigne
     launch(*static_cast<ptx::Module*>(module)->kernels.at(name), launch_of({grid[0], grid[1], grid[2]}, threads, shared), arguments,
            227 * 1024);
   });
+}
+// For devices of torch's (tests/fake_cuda.cpp): what a kernel may touch is no longer the memory of the CPU's tensors, but what is
+// allocated with this alignment; and at each launch `launching` is told the kernel's name, and says which stream it has to be on.
+FG_EXPORTED void fastgen_ptx_devices(size_t alignment, void* (*launching)(const char* kernel)) {
+  known_alignment = alignment;
+  machine().launching = launching;
 }
 // Launches wait, each on the stream that its thread has chosen, and the memory that they may read is not given back.
 FG_EXPORTED void fastgen_ptx_hold() {
