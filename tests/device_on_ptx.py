@@ -100,7 +100,7 @@ def cuda_problem() -> str:
         return f"torch is {torch.__version__}, and the fake devices are written for {pinned}"
     if torch.version.cuda:
         return f"torch {torch.__version__} has devices of its own"
-    return "" if CPU_LIBRARY.exists() else f"{CPU_LIBRARY} is missing: build the package in its place first"
+    return ""
 
 
 def build(arch: str, cuda: bool) -> Path:
@@ -129,12 +129,18 @@ def main() -> int:
     parser.add_argument("--cuda", action="store_true", help="the CUDA library itself, on fake devices")
     parser.add_argument("--faults", action="store_true", help="and whether faults that are put in are noticed")
     options, arguments = parser.parse_known_args()
+    if options.cuda and not CPU_LIBRARY.exists():
+        print(f"device_on_ptx: {CPU_LIBRARY} is missing: build the package in its place first", file=sys.stderr)
+        return 1
     if options.cuda and (problem := cuda_problem()):
         print(f"device_on_ptx: --cuda is skipped: {problem}", file=sys.stderr)
         return 0
     try:
         here = build(options.arch, options.cuda)
     except machine_code.Missing as missing:
+        if options.cuda:
+            print(f"device_on_ptx: --cuda is skipped: {missing}", file=sys.stderr)
+            return 0
         print(f"device_on_ptx: {missing}: tests/device_on_host.py runs the code of the kernels' threads instead", file=sys.stderr)
         return device_on_host.main(arguments)
     library = str(here / "libptx.so")

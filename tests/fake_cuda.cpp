@@ -65,6 +65,13 @@ DeviceIndex exchange(DeviceIndex device) {
   return std::exchange(current, device);
 }
 
+enum SyncDebugMode { kDefault, kWarn, kError };
+std::atomic<int> sync_debug_mode{kDefault};
+// Called where torch's CUDA code has the host wait for the device, and asks what torch.cuda.set_sync_debug_mode has set.
+void host_waits(const std::string& operation) {
+  TORCH_CHECK(sync_debug_mode != kError, "called a synchronizing CUDA operation: ", operation);
+}
+
 struct Guard final : c10::impl::DeviceGuardImplInterface {
   c10::DeviceType type() const override { return c10::DeviceType::CUDA; }
   Device exchangeDevice(Device device) const override { return cuda(exchange(device.index())); }
@@ -90,7 +97,7 @@ struct Guard final : c10::impl::DeviceGuardImplInterface {
   bool isStreamCapturing(const Stream&) const override { return false; }
   void destroyEvent(void*, const DeviceIndex) const noexcept override {}
   void synchronizeEvent(void*) const override {}
-  void synchronizeStream(const Stream&) const override {}
+  void synchronizeStream(const Stream&) const override { host_waits("a stream's end"); }
   void synchronizeDevice(const DeviceIndex) const override {}
   void recordDataPtrOnStream(const c10::DataPtr&, const Stream&) const override {}
 };
@@ -131,13 +138,6 @@ struct Log {
 void* launching(const char* kernel) {
   log_.add(kernel);
   return handle(current, current_streams[current]);
-}
-
-enum SyncDebugMode { kDefault, kWarn, kError };
-std::atomic<int> sync_debug_mode{kDefault};
-// Called where torch's CUDA code has the host wait for the device, and asks what torch.cuda.set_sync_debug_mode has set.
-void host_waits(const std::string& operation) {
-  TORCH_CHECK(sync_debug_mode != kError, "called a synchronizing CUDA operation: ", operation);
 }
 
 // ---- memory --------------------------------------------------------------------------------------------------------------------
@@ -206,11 +206,17 @@ Tensor copy_on_device(const Tensor& x, Device device) {
 }
 
 // Where the values decide about shapes or go to the host, so that it has to wait for them.
-const std::set<std::string> kWaiting = {
-    "aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select", "aten::equal", "aten::_unique2", "aten::bincount",
-    "aten::is_nonzero"};
+const std::set<std::string> kWaiting = {"aten::_local_scalar_dense",
+                                        "aten::nonzero",
+                                        "aten::masked_select",
+                                        "aten::equal",
+                                        "aten::_unique2",
+                                        "aten::bincount",
+                                        "aten::repeat_interleave",
+                                        "aten::unique_consecutive",
+                                        "aten::unique_dim"};
 // These may have indices on the CPU.
-const std::set<std::string> kIndexing = {"aten::index", "aten::index_put_", "aten::_index_put_impl_", "aten::index_put"};
+const std::set<std::string> kIndexing = {"aten::index", "aten::_index_put_impl_"};
 
 // Runs an operator on the host, for which there is no function of its own below.
 struct OnHost {
@@ -308,6 +314,10 @@ Tensor& copy_(Tensor& to, const Tensor& from, bool non_blocking) {
   alias_on_host(to).copy_(alias_on_host(from));
   return to;
 }
+const Tensor& resize_(const Tensor& self, at::IntArrayRef size, std::optional<at::MemoryFormat> format) {
+  const c10::DeviceGuard guard(self.device());  // the CPU's function allocates on the current device
+  return at::native::resize_(self, size, format);
+}
 Tensor& set_(Tensor& self, at::Storage source, int64_t offset, at::IntArrayRef size, at::IntArrayRef stride) {
   return at::native::set_storage_cpu_(self, std::move(source), offset, size, stride);
 }
@@ -320,7 +330,7 @@ TORCH_LIBRARY_IMPL(aten, CUDA, library) {
   library.impl("copy_", copy_);
   library.impl("record_stream", record_stream);
   library.impl("set_.source_Storage_storage_offset", set_);
-  library.impl("resize_", TORCH_FN(at::native::resize_));
+  library.impl("resize_", resize_);
   library.impl("as_strided", TORCH_FN(at::native::as_strided_tensorimpl));
   library.impl("view", TORCH_FN(at::native::view));
   library.impl("_reshape_alias", TORCH_FN(at::native::_reshape_alias));

@@ -184,9 +184,7 @@ BACKWARDS = {
 }
 
 
-@pytest.mark.parametrize("name", BACKWARDS)
-def test_the_backward_does_not_synchronise(name):
-    """Nor can what synchronises be captured in a graph, hence a training step with it."""
+def backward_step(name):
     i = inputs(DEVICE, SHAPE)
     leaf = i.x.clone().requires_grad_()
 
@@ -194,13 +192,26 @@ def test_the_backward_does_not_synchronise(name):
         y = BACKWARDS[name](leaf, i)
         return torch.autograd.grad(y, leaf, torch.ones_like(y))
 
-    expected = step()
+    return step
+
+
+@pytest.mark.parametrize("name", BACKWARDS)
+def test_the_backward_does_not_synchronise(name):
+    step = backward_step(name)
+    step()
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
     try:
         step()
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("name", BACKWARDS)
+def test_the_backward_in_a_graph(name):
+    """What synchronises cannot be captured, nor then a training step with it."""
+    step = backward_step(name)
+    expected = step()
     graph, (gradient,) = captured(step)
     gradient.fill_(torch.nan)
     graph.replay()

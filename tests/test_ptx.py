@@ -2,6 +2,7 @@
 
 import ctypes
 import math
+import os
 import re
 
 import numpy as np
@@ -425,12 +426,15 @@ FAULTS = {
     "a predicate that nothing has set": ("@%q5 mov.u32 %r1, 0;", "a predicate that nothing has set"),
     "a lane that takes no part": ("setp.lt.u32 %q1, %r0, 16; @%q1 shfl.sync.down.b32 %r1, %r0, 8, 31, 0xFFFF;", "takes no part"),
     "a lane that its mask leaves out": ("shfl.sync.down.b32 %r1, %r0, 8, 31, 0xFFFF;", "its mask leaves out"),
-    "half a warp at the barrier": ("setp.lt.u32 %q1, %r0, 16; @%q1 ret; bar.sync 0;", "a barrier behind the end of a thread"),
+    "half a warp at the barrier": ("setp.lt.u32 %q1, %r0, 16; @%q1 ret; bar.sync 0;", "a barrier behind the end of this thread"),
     "two barriers for one": (
         "setp.lt.u32 %q1, %r0, 16; @%q1 bra $L_a; bar.sync 0; bra $L_b; $L_a: bar.sync 0; $L_b:",
         "another barrier than that of other lanes",
     ),
-    "masks that differ": ("add.u32 %r2, %r0, 0xFFFFFFE0; or.b32 %r2, %r2, 1; bar.warp.sync %r2;", "that of other lanes|leaves out"),
+    "masks that differ": (
+        "setp.eq.u32 %q1, %r0, 0; selp.b32 %r2, -1, 0xFFFFFFFE, %q1; bar.warp.sync %r2;",
+        "a mask that is not that of other lanes",
+    ),
     "a loop without an end": (
         "$L_loop: ld.relaxed.gpu.global.u32 %r1, [%p0]; setp.eq.u32 %q1, %r1, 0; @%q1 bra $L_loop;",
         "a hang",
@@ -444,8 +448,7 @@ def test_faults(name):
     text, message = FAULTS[name]
     with pytest.raises(RuntimeError, match=message) as raised:
         run(text, torch.zeros(127, dtype=torch.int32), more=SHARED)
-    line = 12 if "the end of a thread" in message else 10  # of the kernel's end, or of the text in it
-    assert re.search(rf"thread \(\d+, 0, 0\) of block \(0, 0, 0\), line {line} of k: ", str(raised.value))
+    assert re.search(r"thread \(\d+, 0, 0\) of block \(0, 0, 0\), line 10 of k: ", str(raised.value))
 
 
 @pytest.mark.parametrize(
@@ -457,7 +460,9 @@ def test_faults(name):
         ("bra $L_nowhere;", "no label"),
         ("bar.sync 1;", "a barrier of part of a block"),
         ("mov.u32 %r1, nothing;", "no such operand: nothing"),
+        ("barrier.sync 0;", "a barrier of part of a block, or of lanes by themselves"),
         ("mov.f32 %f1, 1.5;", "no such number: 1.5"),
+        ("mov.u32 %r1, 4U9;", "no such number: 4U9"),
         ("ld.global.u32 %r1, [%p0+4x];", "no such number: 4x"),
         ("discard.global.L2 [%p0], 128;", "no such opcode: discard.global.L2"),
         ("st.release.cta.global.u32 [%p0], 1;", ".cta"),
@@ -567,6 +572,21 @@ def test_a_warp_sees_its_own_stores_in_their_order(order):
         delayed=1,
     )
     assert out.tolist() == [112] * LANES
+
+
+@pytest.mark.parametrize("delayed", [0, 1])
+def test_what_is_stored_behind_a_barrier_stays(delayed):
+    out = torch.zeros(1, dtype=torch.int32)
+    run("st.global.u32 [%p0], 1; bar.sync 0; st.global.u32 [%p0], 2;", out, threads=64, delayed=delayed)
+    assert out.item() == 2
+
+
+@pytest.mark.parametrize("text", ["delayed", "order 2", "reorder=2", "order=1 =3", "turn=0", "resident=0"])
+def test_settings_that_there_are_not(text):
+    library = ptx_machine._library
+    assert library.fastgen_ptx_settings(text.encode()) != 0
+    assert library.fastgen_ptx_settings(b" order=1  seed=5 ") == 0
+    assert library.fastgen_ptx_settings(os.environ.get("FASTGEN_PTX", "").encode()) == 0
 
 
 def test_a_block_does_not_see_what_another_one_of_its_launch_has_published():

@@ -1,9 +1,10 @@
 // Loads and stores, with the checks of every access, and what other blocks may see of a store.
 //
-// With delayed stores, a store to global memory is seen by its own warp at once, by the warps of its block after a barrier, and by
-// other blocks once a release or a fence of such a warp has published it, or the launch has ended; and a load sees what was there
-// when its warp last acquired: began, or passed a fence or an acquiring load. Relaxed, acquiring and releasing accesses see memory
-// as it is. So a flag that is not released, or whose reader does not acquire, gives wrong values instead of right ones by chance.
+// With delayed stores, a store to global memory is seen by its own warp at once, by the warps of its block after a barrier or once
+// it is published, and by other blocks once a release or a fence of such a warp has published it, or the launch has ended; and a
+// load sees what was there when its launch began, or its warp last passed a fence or an acquiring load. Relaxed, acquiring and
+// releasing accesses see memory as it is. So a flag that is not released, or whose reader does not acquire, gives wrong values
+// instead of right ones by chance.
 #include "values.h"
 
 namespace ptx {

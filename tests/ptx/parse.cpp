@@ -267,7 +267,7 @@ class Body {
       const bool real = text[0] == '0' && text[1] && strchr("fFdD", text[1]);  // its bits
       char* end;
       const uint64_t number = strtoull(text.c_str() + 2 * real, &end, real ? 16 : 0);
-      if (*end && *end != 'U') refuse("no such number: " + text);
+      if (strcmp(end, "") && strcmp(end, "U")) refuse("no such number: " + text);
       return number;
     }
     const size_t plus = text.find('+');
@@ -330,7 +330,8 @@ class Body {
       i.run = [](Warp&, const Instruction&, Mask) {};
       i.target = operand(operands.at(0), 4);
     } else if (what == "bar" || what == "barrier") {
-      if (parts.at(1) != "sync" || operands.size() != 1 || operands[0] != "0") refuse("a barrier of part of a block");
+      const bool aligned = name == "bar.sync" || name == "barrier.sync.aligned";  // all lanes of a warp at one of them
+      if (!aligned || operands.size() != 1 || operands[0] != "0") refuse("a barrier of part of a block, or of lanes by themselves");
       i.kind = Kind::kBarrier;
     } else if (what == "fence" || what == "membar") {
       if (name == "membar.cta" || begins(name, "fence.proxy") || parts.back() == "cta") return;

@@ -32,6 +32,8 @@ struct Grid {
 
 namespace {
 
+constexpr int64_t kMostInstructions = 1 << 21;  // of a warp that does not hang
+
 std::mt19937 dice;
 bool chance(unsigned one_in) { return settings.order == 2 && dice() % one_in == 0; }
 
@@ -104,7 +106,8 @@ bool run(Warp& w, int turn) {
     const Group group = chosen(w);
     const Mask lanes = group.lanes;
     if (!lanes) return moved;
-    if (w.left < 0) fault(w, code[group.next], __builtin_ctz(lanes), "a hang");
+    if (w.left < 0)
+      fault(w, code[group.next], __builtin_ctz(lanes), "more than " + std::to_string(kMostInstructions) + " instructions: a hang");
     uint32_t at = group.next;
     for (bool together = true; together;) {
       const Instruction& i = code[at];
@@ -160,8 +163,7 @@ uint32_t special(const Launch& launch, const Size& block, uint32_t thread, int n
   return number % 3 == 0 ? found.x : number % 3 == 1 ? found.y : found.z;
 }
 
-constexpr int64_t kMostInstructions = 1 << 21;  // of a warp that does not hang
-constexpr uint8_t kUnwritten = 0xFF;            // what nothing has written is NaN, and no address
+constexpr uint8_t kUnwritten = 0xFF;  // what nothing has written is NaN, and no address
 
 void start(Block& b, Grid& grid) {
   const Launch& launch = *grid.launch;
@@ -196,15 +198,17 @@ void start(Block& b, Grid& grid) {
 // Lets the threads go on that wait at the barrier, once all are there.
 bool pass_barrier(Block& b) {
   bool waiting = false;
+  uint32_t waits_at = 0;  // one of the barriers
   for (const Warp& w : b.warps) {
     if (w.live & ~w.at_barrier) return false;
-    waiting = waiting || w.at_barrier;
+    if (w.at_barrier) waiting = true, waits_at = w.next[__builtin_ctz(w.at_barrier)] - 1;
   }
   if (!waiting) return false;
   uint64_t acquired = 0;
   for (Warp& w : b.warps) {
     const std::vector<Instruction>& code = b.launch->kernel->code;
-    if (w.at_barrier != w.all) fault(w, code.back(), __builtin_ctz(w.all & ~w.at_barrier), "a barrier behind the end of a thread");
+    if (w.at_barrier != w.all)
+      fault(w, code[waits_at], __builtin_ctz(w.all & ~w.at_barrier), "a barrier behind the end of this thread");
     each_of(w.all, [&](int lane) {
       if (w.next[lane] != w.next[0]) fault(w, code[w.next[lane] - 1], lane, "another barrier than that of other lanes");
     });
@@ -249,9 +253,9 @@ std::vector<uint32_t> block_order(uint64_t count) {
 void end(Block& b) {
   Grid& grid = *b.grid;
   ++grid.ended;
+  grid.left.emplace_back(std::move(b.stored), b.id);  // from before the last barrier
   for (Warp& w : b.warps)
     grid.left.emplace_back(std::move(w.stored), b.id);
-  grid.left.emplace_back(std::move(b.stored), b.id);
 }
 
 [[noreturn]] void hang(const std::vector<Block*>& running) {

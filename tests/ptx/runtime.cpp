@@ -205,14 +205,17 @@ struct Report {
 
 void set(const std::string& text) {
   ptx::Settings made;
+  size_t words = 0;
+  for (size_t at = 0; (at = text.find_first_not_of(' ', at)) < text.size(); ++words)
+    at = std::min(text.find(' ', at), text.size());
   auto taken = [&](const std::string& name, int& value) {
-    const size_t at = text.find(name + "=");
+    const size_t at = (" " + text).find(" " + name + "=");
     if (at != std::string::npos) value = atoi(text.c_str() + at + name.size() + 1);
     return at != std::string::npos;
   };
-  const int known = taken("order", made.order) + taken("seed", made.seed) + taken("resident", made.resident) +
-                    taken("delayed", made.delayed) + taken("perturbed", made.perturbed) + taken("turn", made.turn);
-  if (known != std::count(text.begin(), text.end(), '=')) throw std::runtime_error("not all are settings: " + text);
+  const size_t known = taken("order", made.order) + taken("seed", made.seed) + taken("resident", made.resident) +
+                       taken("delayed", made.delayed) + taken("perturbed", made.perturbed) + taken("turn", made.turn);
+  if (known != words) throw std::runtime_error("not all are settings: " + text);
   if (made.resident < 1 || made.turn < 1) throw std::runtime_error("resident, turn: expected 1 or more");
   ptx::settings = made;
 }
