@@ -33,7 +33,7 @@ def build() -> None:
 
 def main(arguments: list[str]) -> int:
     build()
-    return device_tests.run_tests(BUILD, BUILD / "launched", ["--not-backend", "eager", *arguments], {}, [])
+    return device_tests.run_tests(BUILD, BUILD / "launched", ["--not-backend", "eager", *arguments], {}, device_tests.TESTS)
 
 
 if __name__ == "__main__":

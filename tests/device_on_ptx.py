@@ -24,7 +24,7 @@ from pathlib import Path
 import device_on_host
 import device_tests
 import torch
-from device_tests import CSRC, LIBRARIES, ROOT, STEMS, TORCH
+from device_tests import CSRC, LIBRARIES, ROOT, STEMS, TESTS, TORCH
 
 sys.path.insert(0, str(ROOT))
 from tools import machine_code  # noqa: E402  # for nvcc and setup.py's flags of it
@@ -148,14 +148,13 @@ def main() -> int:
     if options.cuda:
         environment |= {"FASTGEN_FAKE_CUDA": str(here / "cuda/libtorch_cuda.so"), "FASTGEN_PTX_ARCH": options.arch}
         environment["PYTHONPATH"] = os.pathsep.join((str(here / "cuda"), str(ROOT / "tests")))
-        chosen = [] if any(a.startswith("tests/") for a in arguments) else CUDA_TESTS
-        arguments = ["-p", "fake_cuda", "--device", "cuda", "--not-backend", "triton", *arguments, *chosen]
-        return device_tests.run_tests(here / "cuda", None, arguments, environment, [])
+        arguments = ["-p", "fake_cuda", "--device", "cuda", "--not-backend", "triton", *arguments]
+        return device_tests.run_tests(here / "cuda", None, arguments, environment, CUDA_TESTS)
     if options.triton:
         environment |= {"PYTHONPATH": os.pathsep.join((str(here), str(ROOT / "tests"))), "FASTGEN_PTX_ARCH": options.arch}
-        return device_tests.run_tests(here, None, ["-p", "triton_on_ptx", "--backend", "triton", *arguments], environment, [])
-    more = [*MORE_TESTS, FAULTS] if options.faults else MORE_TESTS
-    return device_tests.run_tests(here, here / "launched", ["--not-backend", "eager", *arguments], environment, more)
+        return device_tests.run_tests(here, None, ["-p", "triton_on_ptx", "--backend", "triton", *arguments], environment, TESTS)
+    tests = [*TESTS, *MORE_TESTS, *([FAULTS] if options.faults else [])]
+    return device_tests.run_tests(here, here / "launched", ["--not-backend", "eager", *arguments], environment, tests)
 
 
 if __name__ == "__main__":

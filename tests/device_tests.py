@@ -50,15 +50,15 @@ def make(build: Path, lines: list[str]) -> None:
     subprocess.check_call([ninja if ninja.exists() else "ninja", "-C", build, "--quiet"])
 
 
-def run_tests(build: Path, reports: Path | None, arguments: list[str], environment: dict[str, str], more: list[str]) -> int:
+def run_tests(build: Path, reports: Path | None, arguments: list[str], environment: dict[str, str], tests: list[str]) -> int:
     """pytest's status, or 1 where a kernel was not reached by all tests together. Each process writes to a file `reports`* how
-    often each kernel ran: lines that begin with its name and that number. `more`: tests beside those of the values."""
+    often each kernel ran: lines that begin with its name and that number. `tests`: the files, unless the arguments name some."""
     # the working directory comes first on the path of `python -m pytest`: from there the copy of the package is the one imported
     options = ["-q", "-p", "no:cacheprovider", "--rootdir", str(ROOT), "-c", str(ROOT / "pyproject.toml")]
     options += ["-n", "2", "--dist", "worksteal"]
     named = any(a.startswith("tests/") for a in arguments)
     some = named or any(a in ("-k", "--op", "--share") for a in arguments)  # which reach some kernels only
-    chosen = [str(ROOT / a) if a.startswith("tests/") else a for a in (arguments if named else [*arguments, *TESTS, *more])]
+    chosen = [str(ROOT / a) if a.startswith("tests/") else a for a in (arguments if named else [*arguments, *tests])]
     environment = os.environ | {"FASTGEN_SMALLER": str(SMALLER)} | environment
     if reports:
         environment["FASTGEN_LAUNCHED"] = str(reports)

@@ -42,6 +42,10 @@ def run(body, *arguments, grid=1, threads=LANES, more="", **settings):
         ptx_machine.Module(kernel(body, len(arguments), more)).launch("k", grid, threads, arguments)
 
 
+# behind a setp of two predicates: 1 where the first holds, and 2 where the second does
+BOTH_PREDICATES = "%q1|%q2, %s0, %s1; selp.u32 %r9, 1, 0, %q1; selp.u32 %r10, 2, 0, %q2; or.b32 %result, %r9, %r10; //"
+
+
 def bits(width):
     return {1: ".pred", 2: ".b16", 4: ".b32", 8: ".b64"}[width]
 
@@ -176,8 +180,7 @@ def test_comparisons(relation, expected, name):
     opcode = f"setp.{relation}.{name}"
 
     def asked(opcode):
-        text = "%q1|%q2, %s0, %s1; selp.u32 %r9, 1, 0, %q1; selp.u32 %r10, 2, 0, %q2; or.b32 %result, %r9, %r10; mov.b32"
-        return elementwise(f"{opcode} {text} %r11, %result; //", np.uint32, a, b)
+        return elementwise(f"{opcode} {BOTH_PREDICATES}", np.uint32, a, b)
 
     truth = expected(a, b)
     same(asked(opcode), np.where(truth, 1, 2))
@@ -304,9 +307,8 @@ def test_two_in_a_register(name, dtype):
         found = torch.tensor(elementwise(f"{opcode}.{name}x2", np.uint32, packed[0]).view(np.int16)).view(dtype)
         torch.testing.assert_close(found, expected, rtol=0, atol=0, equal_nan=True)
         same(found.signbit().numpy(), expected.signbit().numpy())
-    text = "%q1|%q2, %s0, %s1; selp.u32 %r9, 1, 0, %q1; selp.u32 %r10, 2, 0, %q2; or.b32 %result, %r9, %r10; mov.b32 %r11, 0; //"
     for relation, function in (("lt", torch.lt), ("gtu", lambda x, y: (x > y) | x.isnan() | y.isnan())):
-        found = elementwise(f"setp.{relation}.{name}x2 {text}", np.uint32, *packed)
+        found = elementwise(f"setp.{relation}.{name}x2 {BOTH_PREDICATES}", np.uint32, *packed)
         same(found, (function(low(a), low(b)).int() + 2 * function(high(a), high(b)).int()).numpy())
         one = f"setp.{relation}.{name} %q1, %h1, %h2; selp.u32 %result, 1, 0, %q1; //"
         found = elementwise(f"mov.b32 {{%h1, _}}, %s0; mov.b32 {{%h2, _}}, %s1; {one}", np.uint32, *packed)

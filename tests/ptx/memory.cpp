@@ -112,17 +112,14 @@ template <Access::Space kSpace, class M, class R> void store_elements(Warp& w, c
       memcpy(to, elements, sizeof(M) * i.count);
       return;
     }
-    Bytes bytes;
-    for (size_t k = 0; k < sizeof(M) * i.count; ++k)
-      bytes[reinterpret_cast<u64>(to + k)] = reinterpret_cast<const u8*>(elements)[k];
-    if (i.flags == Access::kWeak) {
-      for (const auto& [address, byte] : bytes)
-        w.stored[address] = byte;
-    } else {  // behind what the warp and its block have stored there before
-      for (const auto& [address, byte] : bytes)
-        w.stored.erase(address), w.block->stored.erase(address);
-      memory.publish(bytes, w.block->id);
+    const bool weak = i.flags == Access::kWeak;
+    Bytes at_once;  // behind what the warp and its block have stored there before
+    for (size_t k = 0; k < sizeof(M) * i.count; ++k) {
+      const u64 address = reinterpret_cast<u64>(to + k);
+      if (!weak) w.stored.erase(address), w.block->stored.erase(address);
+      (weak ? w.stored : at_once)[address] = reinterpret_cast<const u8*>(elements)[k];
     }
+    if (!weak) memory.publish(at_once, w.block->id);
   });
 }
 

@@ -60,6 +60,15 @@ Mask guarded(const Warp& w, const Instruction& i, Mask mask) {
 
 // The lanes that an instruction of the kind kTogether is for, by the first of `lanes`.
 Mask members(const Warp& w, const Instruction& i, Mask lanes) { return w.at<uint32_t>(i.target)[__builtin_ctz(lanes)]; }
+// That these are all of `mask`, the lanes that do it, each of which has to name the same ones.
+void check_members(const Warp& w, const Instruction& i, Mask lanes, Mask mask) {
+  if (!mask) return;
+  const Mask beyond = mask & ~members(w, i, lanes), named = members(w, i, mask);
+  if (beyond) fault(w, i, __builtin_ctz(beyond), "a lane that its mask leaves out");
+  each_of(mask, [&](int lane) {
+    if (w.at<Mask>(i.target)[lane] != named) fault(w, i, lane, "a mask that is not that of other lanes");
+  });
+}
 bool waits(const Warp& w, const Instruction& i, Mask lanes) {
   if (i.kind != Kind::kTogether) return false;
   const Mask needed = members(w, i, lanes) & w.live;
@@ -116,13 +125,7 @@ bool run(Warp& w, int turn) {
       moved = true;
       --turn, --w.left, ++w.block->grid->instructions;
       switch (i.kind) {
-        case Kind::kTogether:
-          if (mask & ~members(w, i, lanes))
-            fault(w, i, __builtin_ctz(mask & ~members(w, i, lanes)), "a lane that its mask leaves out");
-          each_of(mask, [&](int lane) {
-            if (members(w, i, mask) != w.at<Mask>(i.target)[lane]) fault(w, i, lane, "a mask that is not that of other lanes");
-          });
-          [[fallthrough]];
+        case Kind::kTogether: check_members(w, i, lanes, mask); [[fallthrough]];
         case Kind::kOrdered: w.yielded = i.kind == Kind::kOrdered; [[fallthrough]];
         case Kind::kPlain:
           if (mask) i.run(w, i, mask);
@@ -205,8 +208,8 @@ bool pass_barrier(Block& b) {
   }
   if (!waiting) return false;
   uint64_t acquired = 0;
+  const std::vector<Instruction>& code = b.launch->kernel->code;
   for (Warp& w : b.warps) {
-    const std::vector<Instruction>& code = b.launch->kernel->code;
     if (w.at_barrier != w.all)
       fault(w, code[waits_at], __builtin_ctz(w.all & ~w.at_barrier), "a barrier behind the end of this thread");
     each_of(w.all, [&](int lane) {

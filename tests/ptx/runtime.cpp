@@ -155,7 +155,7 @@ ptx::Kernel& kernel_of(Registered& function) {
   return *function.kernel;
 }
 
-constexpr size_t kSharedBytes = 48 * 1024;  // that a block has without asking: Triton asks for more
+constexpr size_t kSharedBytes = 48 * 1024, kMostSharedBytes = 227 * 1024;  // of a block: without asking, and where Triton asks
 
 ptx::Launch launch_of(dim3 grid, dim3 block, size_t shared) {
   return {nullptr, {grid.x, grid.y, grid.z}, {block.x, block.y, block.z}, static_cast<uint32_t>(shared), {}};
@@ -295,7 +295,7 @@ FG_EXPORTED int fastgen_ptx_launch(void* module, const char* name, const unsigne
                                    void** arguments) {
   return guarded([&] {
     launch(*static_cast<ptx::Module*>(module)->kernels.at(name), launch_of({grid[0], grid[1], grid[2]}, threads, shared), arguments,
-           227 * 1024);
+           kMostSharedBytes);
   });
 }
 // For devices of torch's (tests/fake_cuda.cpp): what a kernel may touch is no longer the memory of the CPU's tensors, but what is
