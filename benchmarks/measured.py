@@ -18,7 +18,17 @@ from .gpu_check import slug
 KINDS = ("throughput", "overhead", "threads", "end_to_end", "import")
 OURS = "fastgen"
 PEERS = ("limit", OURS, "fastgen triton", "fastgen eager", "eager", "torch.compile", "diffusers")
-IN_ORDER = ("q_sample", "ddpm_step", "ddim_step", "q_posterior", "randn", "diffusion_loss", "bce_with_logits", "gan_loss")
+IN_ORDER = (
+    "q_sample",
+    "ddpm_step",
+    "ddim_step",
+    "q_posterior",
+    "randn",
+    "diffusion_loss",
+    "vlb_terms",
+    "bce_with_logits",
+    "gan_loss",
+)
 VERSIONS = ("torch", "triton", "diffusers", "numpy", "fastgen")
 SAME = ("device", "cpu", "cores", "cache_bytes", *VERSIONS, "backend", "capability", "commit", "dirty")  # in one environment
 STATS = ("min", "q1", "median", "q3")  # those that the reports tell

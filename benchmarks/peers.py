@@ -287,6 +287,14 @@ _variance = _betas * (1 - _bar_prev) / (1 - _bar)
 Q_SAMPLE = _tables(_bar.sqrt(), (1 - _bar).sqrt())
 DDPM_STEP = _tables(_alphas.rsqrt(), _betas / (1 - _bar).sqrt(), _variance.sqrt())
 DDIM_STEP = _tables(_bar.rsqrt(), (1 - _bar).sqrt(), _bar_prev.sqrt(), (1 - _bar_prev).sqrt())
+VLB_TERMS = _tables(
+    _bar.rsqrt(),
+    -((1 - _bar) / _bar).sqrt(),
+    _betas * _bar_prev.sqrt() / (1 - _bar),
+    _alphas.sqrt() * (1 - _bar_prev) / (1 - _bar),
+    torch.cat([_variance[1:2], _variance[1:]]).log(),
+    _betas.log(),
+)
 Q_POSTERIOR = _tables(
     _betas * _bar_prev.sqrt() / (1 - _bar),
     _alphas.sqrt() * (1 - _bar_prev) / (1 - _bar),
@@ -339,6 +347,24 @@ def eager_training_step(m, x0, t, tables):
     noise = torch.randn_like(x0)
     x_t = eager_q_sample(x0, t, noise, None, tables)
     return F.mse_loss(m, noise), x_t
+
+
+def eager_vlb_terms(m, x0, x_t, t, tables):
+    """As training code has it, in float32: both terms of all elements, of which each sample takes one."""
+    from_x, from_m, mean_from_x0, mean_from_x, low, high = (gather(table, t, x0).float() for table in tables)
+    x0, x_t = x0.float(), x_t.float()
+    said, v = m.float().chunk(2, 1)
+    share = 0.5 * (v + 1)
+    log_variance = share * high + (1 - share) * low
+    mean = mean_from_x0 * (from_x * x_t + from_m * said) + mean_from_x * x_t
+    true_mean = mean_from_x0 * x0 + mean_from_x * x_t
+    kl = 0.5 * (log_variance - low - 1 + torch.exp(low - log_variance) + (true_mean - mean) ** 2 * torch.exp(-log_variance))
+    inverse = torch.exp(-0.5 * log_variance)
+    above, below = (torch.special.ndtr((x0 - mean + end) * inverse) for end in (1 / 255, -1 / 255))
+    inner = (above - below).clamp(min=1e-12).log()
+    low_end, high_end = above.clamp(min=1e-12).log(), (1 - below).clamp(min=1e-12).log()
+    decoded = -torch.where(x0 < -0.999, low_end, torch.where(x0 > 0.999, high_end, inner))
+    return torch.where(t == 0, decoded.flatten(1).sum(1), kl.flatten(1).sum(1)).mean(), x_t
 
 
 def training_gradient(step, m, *arguments):
@@ -450,6 +476,25 @@ def diffusion_loss(shape, dtype):
     bind = partial(partial, training_gradient)
     ours = partial(bind, step)
     return Case("diffusion_loss", "seed", "fresh", shape, dtype, 4, inputs, ours, eager_training_step, bind, passes=BACKWARD)
+
+
+def vlb_terms(shape, dtype):
+    """With a learned variance, and its gradient: x0, x_t and the network's output of twice the channels are read, and as much as
+    that is written."""
+
+    def inputs():
+        x0, noise, off, v = _normal(4, shape, dtype)
+        t = _timesteps(shape)
+        x_t = eager_q_sample(x0, t, noise, None, _on_device(Q_SAMPLE))
+        m = torch.cat([noise + 0.1 * off, v], 1)  # near what is right: far from it eager's clamp shows
+        return m.requires_grad_(), x0, x_t, t, _on_device(VLB_TERMS)
+
+    def step(m, x0, x_t, t, tables):
+        return fastgen.vlb_terms(m, x0, t, SCHEDULE, x_t=x_t, variance="learned_range", reduction="mean"), x_t
+
+    bind = partial(partial, training_gradient)
+    ours = partial(bind, step)
+    return Case("vlb_terms", "x_t", "fresh", shape, dtype, 6, inputs, ours, eager_vlb_terms, bind, passes=BACKWARD)
 
 
 def bce_with_logits(shape, dtype, passes=FORWARD):

@@ -37,7 +37,7 @@ def targets(case) -> dict[str, float]:
         return {"eager": 3.0}
     elif case.op == "gan_loss":
         return {"eager": 4.0} if backward else {}
-    return {"eager": 5.0} if case.op == "diffusion_loss" else {}
+    return {"eager": 5.0} if case.op == "diffusion_loss" else {"eager": 10.0} if case.op == "vlb_terms" else {}
 
 
 def noisy(times: dict) -> bool:

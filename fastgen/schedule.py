@@ -258,6 +258,11 @@ class Schedule(Tables):
         """(T, 3), `DIFFUSION_LOSS_COLUMNS`: a, b of the target a·x0 + b·ε, and the min-SNR-γ weight, 1 where γ is None."""
         return self._table(("diffusion_loss", prediction, snr_gamma), device, dtype)
 
+    def vlb_terms_table(self, prediction: str, variance: str, device: torch.device, dtype: torch.dtype) -> Table:
+        """(T, 11), `VLB_TERMS_COLUMNS`: those of x_t, of x0 and of the posterior mean; log β̃; log σ² = slope·v + intercept; of a
+        variance that is not learned what the divergence is at equal means, and 1/σ²; and whether the term is the decoder's."""
+        return self._table(("vlb_terms", prediction, variance), device, dtype)
+
     def timestep_tensor(self, device: torch.device | str | int | None = None) -> torch.Tensor:
         """`timesteps` as an int64 tensor on `device`, cached: `schedule.timestep_tensor(device)[t]` is what the network gets.
 
@@ -371,6 +376,15 @@ def _x0_columns(s: Schedule, prediction: str):
     return root, -noise
 
 
+def _learned_log_variance(s: Schedule, variance: str):
+    """The slope and the intercept of log σ² in v: the network says v = log σ², or of a range f·log β + (1 − f)·log β̃ with
+    f = (v + 1)/2."""
+    if variance == "learned":
+        return np.ones(len(s)), np.zeros(len(s))
+    low, high = _log_posterior_variance(s), np.log(s.betas)
+    return 0.5 * (high - low), 0.5 * (high + low)
+
+
 def _ddpm_step_columns(s: Schedule, prediction: str, variance: str):
     ones, zeros = np.ones(len(s)), np.zeros(len(s))
     sigma, slope, intercept = ones.copy(), zeros, zeros
@@ -378,11 +392,8 @@ def _ddpm_step_columns(s: Schedule, prediction: str, variance: str):
         sigma = np.sqrt(s.posterior_variance)
     elif variance == "beta":
         sigma = np.sqrt(s.betas)
-    elif variance == "learned":  # the network says v = log σ²
-        slope = 0.5 * ones
-    else:  # learned_range: log σ² = f·log β + (1 − f)·log β̃ with f = (v + 1)/2
-        low, high = _log_posterior_variance(s), np.log(s.betas)
-        slope, intercept = 0.25 * (high - low), 0.25 * (high + low)
+    else:  # of log σ
+        slope, intercept = (0.5 * column for column in _learned_log_variance(s, variance))
     sigma[0] = 0.0
     return step_columns(*_x0_columns(s, prediction), *_posterior_mean(s), sigma, slope, intercept).T
 
@@ -415,7 +426,25 @@ def _diffusion_loss_columns(s: Schedule, prediction: str, gamma: float | None):
     return x0, epsilon, weight
 
 
+def _vlb_terms_columns(s: Schedule, prediction: str, variance: str):
+    low, zeros = _log_posterior_variance(s), np.zeros(len(s))
+    mean_from_x0, _ = _posterior_mean(s)
+    decoder = zeros.copy()
+    decoder[0] = 1.0
+    constant, precision = zeros, zeros
+    if variance in FIXED_VARIANCES:  # at t = 0 both are β̃_1
+        slope, intercept = zeros, low.copy() if variance == "posterior" else np.log(s.betas)
+        intercept[0] = low[0]
+        excess = intercept - low
+        constant, precision = 0.5 * (excess + np.expm1(-excess)), np.exp(-intercept)
+    else:
+        slope, intercept = _learned_log_variance(s, variance)
+    x0 = _x0_columns(s, prediction)
+    return *_q_sample_columns(s), *x0, mean_from_x0, low, slope, intercept, constant, precision, decoder
+
+
 _COLUMNS = {
+    "vlb_terms": _vlb_terms_columns,
     "q_sample": _q_sample_columns,
     "q_step": _q_step_columns,
     "q_posterior": _q_posterior_columns,

@@ -34,6 +34,7 @@ WORDS = {  # by which the tests outside an op's own file name it
     "bce_with_logits": ("bce", "many_vectors"),
     "gan_loss": ("gan", "discriminator", "generator"),
     "diffusion_loss": ("diffusion_loss", "[loss", "-loss"),
+    "vlb_terms": ("vlb",),
 }
 TIMESTEPS = {"first": 0, "middle": 17, "last": 39, "mixed": [39, 0, 17]}  # of `schedule`
 

@@ -171,6 +171,27 @@ def _diffusion_gradient(source, prediction, reduction=1, weights=False):
     return call
 
 
+def _vlb(**options):
+    return _forward(fastgen.vlb_terms, "x0", **({"model_output": "m"} | options))
+
+
+def _vlb_gradient(source, learned=False):
+    """The kernel of the way back alone."""
+
+    def call(i):
+        m, computed = (i.wide if learned else i.m), torch.float64 if torch.float64 in (i.x.dtype, i.m.dtype) else torch.float32
+        rows = SCHEDULE.vlb_terms_table("epsilon", "learned" if learned else "beta", i.x.device, computed).rows
+        x_t, noise, seeds = (given if name == source else None for name, given in _sources(i))
+        others = x_t, noise, seeds, None, 0, 1.5, learned, False, 1.0, False
+        return torch.ops.fastgen.vlb_terms_backward(i.threshold, m, i.x, rows, i.t, 0, *others)
+
+    return call
+
+
+def _sources(i):
+    return ("x_t", i.target), ("noise", i.noise), ("seeds", i.seeds)
+
+
 def _gan(smoothing=0.0, monitors=False):
     """The loss and the monitors as the op returns them, which are views elsewhere."""
     return lambda i: torch.ops.fastgen.gan_loss([i.x, i.target, i.m], 2, 0, smoothing, 1, monitors, False)
@@ -234,6 +255,14 @@ CALLS = INTO | {
     "loss back noise": _diffusion_gradient("noise", 0, weights=True),
     "loss back sample": _diffusion_gradient("seeds", 1),
     "loss back v each": _diffusion_gradient("seeds", 2, 0),
+    "vlb": _vlb(seed="seed"),
+    "vlb noise beta": _vlb(noise="noise", variance="beta", clip=1.0),
+    "vlb x_t": _vlb(x_t="target", t=7, decoder="gaussian"),
+    "vlb learned": _vlb(model_output="wide", seed="seeds", variance="learned", prediction="v_prediction"),
+    "vlb learned x_t": _vlb(model_output="wide", x_t="target", variance="learned_range", unit="bits_per_dim"),
+    "vlb back": _vlb_gradient("seeds"),
+    "vlb back noise": _vlb_gradient("noise", learned=True),
+    "vlb back x_t": _vlb_gradient("x_t", learned=True),
     "bce mean": _loss(),
     "bce sum": _loss("sum"),
     "bce each": _loss("none"),

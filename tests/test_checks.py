@@ -26,6 +26,7 @@ def arguments(op, device):
         "ddpm_step": {"x_t": x, "model_output": y, "t": 5, "schedule": schedule},
         "ddim_step": {"x_t": x, "model_output": y, "t": 5, "schedule": schedule, "eta": 0.5},
         "diffusion_loss": {"x0": x, "model_output": y, "t": 5, "schedule": schedule, "seed": 1},
+        "vlb_terms": {"x0": x, "model_output": y, "t": 5, "schedule": schedule, "seed": 1},
         "bce_with_logits": {"input": x, "target": y},
         "discriminator_loss": {"real_logits": x, "fake_logits": y},
         "generator_loss": {"fake_logits": y},
@@ -35,8 +36,9 @@ def arguments(op, device):
 
 NOISY = ("q_sample", "q_step", "ddpm_step", "ddim_step")
 STEPS = ("ddpm_step", "ddim_step")
-TIMED = (*NOISY, "q_posterior", "diffusion_loss")
+TIMED = (*NOISY, "q_posterior", "diffusion_loss", "vlb_terms")
 LOSS = ("diffusion_loss",)
+VLB = ("vlb_terms",)
 GAN = ("discriminator_loss", "generator_loss")
 DATA = {
     "q_sample": "x0",
@@ -45,8 +47,12 @@ DATA = {
     "ddpm_step": "x_t",
     "ddim_step": "x_t",
     "diffusion_loss": "x0",
+    "vlb_terms": "x0",
 }
-SECOND = {"q_posterior": "x_t", "ddpm_step": "model_output", "ddim_step": "model_output", "diffusion_loss": "model_output"}
+SECOND = {
+    "q_posterior": "x_t",
+    **dict.fromkeys(("ddpm_step", "ddim_step", "diffusion_loss", "vlb_terms"), "model_output"),
+}
 
 
 def guidance(scale, output=None):
@@ -171,6 +177,25 @@ CASES = [
     (("randn",), {"device": "nowhere"}, ValueError, "device"),
     (("randn",), {"device": 1.5}, TypeError, "device"),
     # the losses
+    (VLB, {"seed": None}, ValueError, "x_t, noise, seed"),
+    (VLB, {"x_t": torch.zeros(SHAPE)}, ValueError, "x_t, noise, seed"),
+    (VLB, {"seed": None, "x_t": 0.0}, TypeError, "x_t"),
+    (VLB, {"seed": None, "x_t": torch.zeros(SHAPE, dtype=torch.int64)}, TypeError, "x_t"),
+    (VLB, {"seed": None, "x_t": torch.zeros(3, 5, 4)}, ValueError, "x_t"),
+    (VLB, {"seed": None, "x_t": torch.zeros(SHAPE, device="meta")}, ValueError, "x_t"),
+    (VLB, {"seed": None, "noise": torch.zeros(3, 5, 4)}, ValueError, "noise"),
+    (VLB, {"seed": 1.0}, TypeError, "seed"),
+    (VLB, {"offset": -1}, ValueError, "offset"),
+    (VLB, {"prediction": "noise"}, ValueError, "prediction"),
+    (VLB, {"variance": "fixed"}, ValueError, "variance"),
+    (VLB, {"variance": "learned", "model_output": torch.zeros(3, 8, 4)}, ValueError, "model_output"),
+    (VLB, {"variance": "learned"}, ValueError, "model_output"),
+    (VLB, {"clip": 0.0}, ValueError, "clip"),
+    (VLB, {"clip": "1"}, TypeError, "clip"),
+    (VLB, {"decoder": "discretised"}, ValueError, "decoder"),
+    (VLB, {"unit": "bits"}, ValueError, "unit"),
+    (VLB, {"detach_mean": 1}, TypeError, "detach_mean"),
+    (VLB, {"reduction": "batchmean"}, ValueError, "reduction"),
     (LOSS, {"seed": None}, ValueError, "noise, seed"),
     (LOSS, {"seed": None, "prediction": "v_prediction"}, ValueError, "noise, seed"),
     (LOSS, {"noise": torch.zeros(SHAPE)}, ValueError, "noise, seed, generator"),

@@ -48,6 +48,10 @@ FORWARD = {
     "diffusion_loss_v": lambda s, x, m, t, seed: fastgen.diffusion_loss(
         m.bfloat16(), x, t, s, seed=seed, prediction="v_prediction", loss="huber", weighting=x[:, 0, 0].abs(), reduction="none"
     ),
+    "vlb_terms": lambda s, x, m, t, seed: fastgen.vlb_terms(m, x, t, s, seed=seed, clip=1.0),
+    "vlb_terms_learned": lambda s, x, m, t, seed: fastgen.vlb_terms(
+        torch.cat([m, x], 1), x, t, s, x_t=m.cos(), variance="learned_range", reduction="mean", unit="bits_per_dim"
+    ),
     "bce_with_logits": lambda s, x, m, t, seed: fastgen.bce_with_logits(x, m.sigmoid(), m.abs(), "sum", x[0].abs()),
     "discriminator_loss": lambda s, x, m, t, seed: fastgen.discriminator_loss([x, m[0]], m, label_smoothing=0.1),
     "discriminator_loss_monitors": lambda s, x, m, t, seed: tuple(fastgen.discriminator_loss(x, m, monitors=True)[1]),
@@ -76,6 +80,7 @@ BACKWARD = {
     "ddpm_step_clip": lambda s, x, m, t: fastgen.ddpm_step(x, m, t, s, seed=3, clip=1.0, return_x0=True)[1],
     "diffusion_loss": lambda s, x, m, t: fastgen.diffusion_loss(m, x, t, s, seed=3, prediction="v_prediction"),
     "diffusion_loss_each": lambda s, x, m, t: fastgen.diffusion_loss(m, x, t, s, noise=x.detach(), loss="l1", reduction="none"),
+    "vlb_terms": lambda s, x, m, t: fastgen.vlb_terms(torch.cat([m, m], 1), x.detach(), t, s, seed=3, variance="learned"),
     "bce_with_logits": lambda s, x, m, t: fastgen.bce_with_logits(x, m.sigmoid(), reduction="none"),
     "discriminator_loss": lambda s, x, m, t: fastgen.discriminator_loss(x, [m, x[0]], label_smoothing=0.1),
     "discriminator_loss_monitors": lambda s, x, m, t: fastgen.discriminator_loss(x, m, monitors=True)[0],

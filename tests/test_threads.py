@@ -46,6 +46,14 @@ def bce_with_logits(schedule, x, t):
         yield torch.autograd.grad(loss.sum(), leaf)[0]
 
 
+def vlb_terms(schedule, x, t):
+    for arrange, options in ((torch.clone, {"seed": 5}), (channels_last, {"seed": t}), (channels_last, {"x_t": x.flip(2)})):
+        leaf = arrange(torch.cat([x, x.flip(0)], 1)).requires_grad_()
+        terms = fastgen.vlb_terms(leaf, x.flip(0), t, schedule, variance="learned_range", **options)
+        yield terms.detach()
+        yield torch.autograd.grad(terms.sum(), leaf)[0]
+
+
 def diffusion_loss(schedule, x, t):
     for arrange, options in (
         (torch.clone, {"seed": 5}),
@@ -87,7 +95,7 @@ def with_threads():
     torch.set_num_threads(before)
 
 
-FUNCTIONS = [randn, q_sample, q_posterior, ddpm_step, learned_variance, bce_with_logits, diffusion_loss, gan_losses]
+FUNCTIONS = [randn, q_sample, q_posterior, ddpm_step, learned_variance, bce_with_logits, diffusion_loss, gan_losses, vlb_terms]
 
 
 @pytest.mark.parametrize("function", FUNCTIONS)
@@ -100,6 +108,6 @@ def test_number_of_threads_changes_no_bit(backend, device, schedule, with_thread
     for a, b in zip(two, again, strict=True):
         assert_same(a, b)
     # PyTorch's own exponentials round by where a thread's share begins, so eager owes no more than that here
-    eager = backend == "eager" and function in (learned_variance, bce_with_logits, diffusion_loss, gan_losses)
+    eager = backend == "eager" and function in (learned_variance, bce_with_logits, diffusion_loss, gan_losses, vlb_terms)
     for a, b in zip(two, one, strict=True):
         (assert_close if eager else assert_same)(a, b)

@@ -86,6 +86,14 @@ EPSILON_MSE_MEAN = {"prediction": 0, "loss": 0, "delta": 1.0, "reduction": 1}
 V_HUBER_EACH = {"prediction": 2, "loss": 2, "reduction": 0}
 
 
+def bounded(m, x0=None, gradient=None, **more):
+    x0 = m if x0 is None else x0
+    options = {"x_t": None, "noise": None, "seeds": None, "seed": None, "offset": 0, "clip": None, "learned": False}
+    back = {} if gradient is None else {"detach_mean": False}
+    first = {} if gradient is None else {"gradient": gradient}
+    return {**first, "model_output": m, "x0": x0, **at(x0, 11), **options, "gaussian": False, "scale": 1.0, **more, **back}
+
+
 def crossed(x, weight=None, pos_weight=None, reduction=1, **more):
     return {"input": x, "target": x, "weight": weight, "pos_weight": pos_weight, "reduction": reduction, **more}
 
@@ -155,6 +163,14 @@ CALLS = (
         "Vectors<DiffusionLossItems<{two}, true>, seed>"),
     Call("diffusion_loss_backward_x0", "v, seed, huber, each",
         lambda d: lossy(x(d), seed=5, gradient=number(d, SHAPE[0]), **V_HUBER_EACH)),
+    Call("vlb_terms", "seed", lambda d: bounded(x(d), seed=5),
+        "sum_kernel<Added<Vectors<VlbTermsItems<{two}, false>, seed>>>", False),
+    Call("vlb_terms", "x_t, learned", lambda d: bounded(wide(d), x(d), x_t=x(d), learned=True),
+        "sum_kernel<Added<Vectors<VlbTermsItems<{two}, false>, no noise>>>", False),
+    Call("vlb_terms", "noise, learned, clip, gaussian",
+        lambda d: bounded(wide(d), x(d), noise=x(d), learned=True, clip=1.0, gaussian=True), "", False, ALL),
+    Call("vlb_terms_backward", "seed, learned", lambda d: bounded(wide(d), x(d), number(d, SHAPE[0]), seed=5, learned=True),
+        "Vectors<VlbTermsItems<{two}, true>, seed>", False),
     Call("bce_with_logits", "mean", lambda d: crossed(x(d)), "sum_kernel<BceVectorSum<BceTypes<{0}, {0}>>>"),
     Call("bce_with_logits", "mean, weights", lambda d: crossed(x(d), x(d), number(d)), "", False, ALL),
     Call("bce_with_logits", "none", lambda d: crossed(x(d), reduction=0), "BceVectors<BceTypes<{0}, {0}>, false>"),

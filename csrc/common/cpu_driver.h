@@ -277,7 +277,7 @@ template <class R, class Op> struct Driver {
     bool direct[kMaxOutputs];
     for (int i = 0; i < kWritten; ++i) {
       const Operand& out = a.out[i];
-      direct[i] = out.dtype == kNative<R>;
+      direct[i] = out.dtype == kNative<R> && one_run(out, samples);
       t.out[i] = !out.data ? nullptr : direct[i] ? static_cast<R*>(out.data) + b * out.batch_stride + first : buffers.out[i];
     }
     if (Op::kSums) t.out[kWritten] = buffers.out[kWritten];
@@ -288,32 +288,48 @@ template <class R, class Op> struct Driver {
     }
     if constexpr (Op::kSums) op.add(b, samples, t.out[kWritten], n);
     for (int i = 0; i < kWritten; ++i)
-      if (t.out[i] && !direct[i]) write(t.out[i], n, a.out[i], b * a.out[i].batch_stride + first);
+      if (t.out[i] && !direct[i]) scatter(t.out[i], a.out[i], b, first, n, rows, width, samples);
+  }
+
+  // Whether what a tile has of an operand lies together in it.
+  FG_HD bool one_run(const Operand& x, int64_t samples) const {
+    const Geometry& g = a.geometry;
+    return (samples == 1 || x.batch_stride == g.event) && (!g.channels_last() || x.position_stride == g.channels);
+  }
+  // f(begin, count, offset) for each run of a tile whose positions are further apart in an operand than their channels are many, as
+  // in the halves of a learned variance's output; or whose samples are.
+  template <class F> FG_HD void each_run(const Operand& x, int64_t b, int64_t first, int64_t n, int64_t rows, int64_t width,
+                                         int64_t samples, const F& f) const {
+    const Geometry& g = a.geometry;
+    if (!g.channels_last() || x.position_stride == g.channels) {
+      const int64_t each = n / samples;
+      for (int64_t s = 0; s < samples; ++s)
+        f(s * each, each, (b + s) * x.batch_stride + first);
+      return;
+    }
+    const int64_t per_sample = rows / samples, p = first / g.channels, c = first % g.channels;
+    for (int64_t s = 0; s < samples; ++s)
+      for (int64_t q = 0; q < per_sample; ++q)
+        f((s * per_sample + q) * width, width, (b + s) * x.batch_stride + (p + q) * x.position_stride + c);
+  }
+  FG_HD void scatter(const R* from, const Operand& out, int64_t b, int64_t first, int64_t n, int64_t rows, int64_t width,
+                     int64_t samples) const {
+    if (one_run(out, samples)) return write(from, n, out, b * out.batch_stride + first);
+    each_run(out, b, first, n, rows, width, samples,
+             [&](int64_t begin, int64_t count, int64_t offset) { write(from + begin, count, out, offset); });
   }
 
   // Returns where the tile's elements of an operand lie as R: in place if they are of type R and in one run, else in `buffer`.
   FG_HD const R* gathered(const Operand& in, int64_t b, int64_t first, int64_t n, int64_t rows, int64_t width, int64_t samples,
                           R* buffer) {
-    const Geometry& g = a.geometry;
-    const bool one_run =
-        (samples == 1 || in.batch_stride == g.event) && (rows == samples || !g.channels_last() || in.position_stride == g.channels);
-    if (!g.channels_last() || in.position_stride == g.channels) {
+    if (one_run(in, samples)) {
       const int64_t offset = b * in.batch_stride + first;
-      if (one_run) {
-        if (in.dtype == kNative<R>) return static_cast<const R*>(in.data) + offset;
-        read(in, offset, n, buffer);
-      } else {
-        const int64_t each = n / samples;
-        for (int64_t s = 0; s < samples; ++s)
-          read(in, offset + s * in.batch_stride, each, buffer + s * each);
-      }
-      return buffer;
+      if (in.dtype == kNative<R>) return static_cast<const R*>(in.data) + offset;
+      read(in, offset, n, buffer);
+    } else {
+      each_run(in, b, first, n, rows, width, samples,
+               [&](int64_t begin, int64_t count, int64_t offset) { read(in, offset, count, buffer + begin); });
     }
-    // positions further apart than their channels: the halves of a learned variance's output
-    const int64_t per_sample = rows / samples, p = first / g.channels, c = first % g.channels;
-    for (int64_t s = 0; s < samples; ++s)
-      for (int64_t q = 0; q < per_sample; ++q)
-        read(in, (b + s) * in.batch_stride + (p + q) * in.position_stride + c, width, buffer + (s * per_sample + q) * width);
     return buffer;
   }
 

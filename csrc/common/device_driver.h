@@ -9,8 +9,8 @@
 //
 // An op supplies, for the types that it is compiled for, what DeviceOp does not give it or gives it otherwise:
 //
-//   R; X, M, Out, Noise                            type of the arithmetic; Float32 … or Any: of input 0, of the other inputs,
-//                                                  of the outputs, of given noise
+//   R; X, M, Out, Noise                            type of the arithmetic; Float32 … or Any: of input 0 (and of those inputs whose
+//                                                  bits kStates has), of the other inputs, of the outputs, of given noise
 //   kInputs, kAlways, kOutputs                     inputs, how many of them are never absent, outputs
 //   kNoises, kNoiseInput                           the kinds of noise that it takes, as bits 1 << kind; which input given noise is
 //   kTiled                                         for which of these channels-last tensors are worth Tiles: without a seed the
@@ -34,6 +34,7 @@ template <class R_, class X_, class M_, class Out_, class Arguments> struct Devi
   using M = M_;
   using Out = Out_;
   using Noise = Out_;
+  static constexpr int kStates = 1 << 0;
   static constexpr int kNoises = 1 << kNoNoise | 1 << kGivenNoise | 1 << kSeededNoise;
   Arguments a;
 
@@ -50,10 +51,7 @@ template <class R, int kCount> struct ColumnRow {
 // Elements of a vector: 16 bytes of the narrowest type, and no fewer than share a Philox call.
 template <class Op> constexpr int kVector = Op::X::kBytes == 2 || Op::M::kBytes == 2 ? 8 : 4;
 template <class Op, int k> struct TypeOfInput {
-  using Type = typename Op::M;
-};
-template <class Op> struct TypeOfInput<Op, 0> {
-  using Type = typename Op::X;
+  using Type = std::conditional_t<(Op::kStates >> k & 1) != 0, typename Op::X, typename Op::M>;
 };
 constexpr int at_least_one(int n) { return n > 0 ? n : 1; }
 
@@ -443,7 +441,7 @@ template <class Op> bool fits_words(const Op& op, bool positions) {
            (!positions || x.position_stride % kVector<Op> == 0);
   };
   for (int k = 0; k < Op::kInputs; ++k)
-    if (!fits(a.in[k], k == 0 ? Op::X::kDType : Op::M::kDType)) return false;
+    if (!fits(a.in[k], Op::kStates >> k & 1 ? Op::X::kDType : Op::M::kDType)) return false;
   for (int k = 0; k < Op::kOutputs; ++k)
     if (!fits(a.out[k], Op::Out::kDType)) return false;
   return a.noise.kind != kGivenNoise || fits(a.in[Op::kNoiseInput], Op::Noise::kDType);

@@ -1,6 +1,8 @@
 // The layout that an op works in, contiguous or channels-last: its first input has it, the others are copied where theirs is
 // another, and the results are allocated in it.
 #pragma once
+#include <vector>
+
 #include "common/op_checks.h"
 #include "common/op_device.h"
 
@@ -82,7 +84,13 @@ struct Batch {
     check_fits(view, name, like, channel_factor);
     return Input(x, view, channels_last, name);
   }
-  Tensor output(DType dtype) const { return empty(like.sizes, like.dim, channels_last, dtype, like); }
+  // A tensor of this shape, or of `channel_factor` times the channels.
+  Tensor output(DType dtype, int64_t channel_factor = 1) const {
+    if (channel_factor == 1) return empty(like.sizes, like.dim, channels_last, dtype, like);
+    std::vector<int64_t> sizes(like.sizes, like.sizes + like.dim);
+    sizes[1] *= channel_factor;
+    return empty(sizes.data(), like.dim, channels_last, dtype, like);
+  }
 
   // How a tensor of this layout is addressed, its channels `channel_factor` times the batch's.
   Operand operand(void* data, DType dtype, int64_t channel_factor = 1) const {

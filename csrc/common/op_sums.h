@@ -5,7 +5,8 @@
 #include <vector>
 
 #include "common/index.h"  // kThreads: more work than a thread block has threads needs Scratch
-#include "common/op_layout.h"
+#include "common/op_arguments.h"
+#include "common/sum_blocks.h"
 
 namespace fastgen {
 
@@ -50,6 +51,26 @@ struct BlockSums {
   }
   double total() const { return total(0, count); }
 };
+
+#ifndef FG_DEVICE_KERNELS
+// Runs a kernel that adds up elements, of each sample or of all, and writes the results: see cpu_sums.h.
+template <class Arguments> void run_sample_sums(CpuKernel<Arguments> kernel, Arguments& a, bool each_sample) {
+  const SumBlocks blocks(a);
+  const int64_t batch = a.geometry.batch;
+  const bool own = each_sample && a.small_events() && a.geometry.event > 0;
+  const BlockSums sums(own ? 0 : blocks.count);
+  if (!own) a.sums = sums.data;
+  const int64_t per_block = blocks.count ? batch * a.geometry.event / blocks.count : 0;
+  run_blocks(kernel, a, blocks.count, grain(a.noise) / (per_block + 1) + 1);
+  auto write = [&](auto* result) {
+    using R = std::remove_pointer_t<decltype(result)>;
+    for (int64_t b = 0; each_sample && b < batch; ++b)
+      result[b] = static_cast<R>(sums.total(b * blocks.per_sample, (b + 1) * blocks.per_sample) * a.scale);
+    if (!each_sample) *result = static_cast<R>(sums.total() * a.scale);
+  };
+  if (!own) a.is_double ? write(static_cast<double*>(a.result)) : write(static_cast<float*>(a.result));
+}
+#endif
 
 inline void store_scalar(void* data, DType dtype, double value) {
   switch (dtype) {

@@ -1,4 +1,4 @@
-#include "common/cpu_driver.h"  // before the formulas, which find the vector operations by their names
+#include "common/cpu_sums.h"  // before the formulas, which find the vector operations by their names
 #include "common/isa.h"
 
 #include "diffusion_loss/diffusion_loss.h"
@@ -31,9 +31,10 @@ template <class R, bool kNoise, class C> struct Residuals {
   FG_HD Vec<R> weight(int64_t i) const { return get(Columns::kWeight, i); }
 };
 
-template <class R> struct DiffusionLossOp {
+template <class R> struct DiffusionLossOp : Summed<R, DiffusionLossArguments> {
   static constexpr int kInputs = 2, kColumns = DiffusionLossColumns::kCount;
-  const DiffusionLossArguments& a;
+  using Summed<R, DiffusionLossArguments>::a;
+  explicit DiffusionLossOp(const DiffusionLossArguments& arguments) : Summed<R, DiffusionLossArguments>{arguments} {}
 
   void load_row(int64_t b, R* row) const { diffusion_loss_row(a, b, row); }
   bool own_rows() const { return a.rows.t || a.weights || (a.gradient && a.gradient_each); }
@@ -44,7 +45,7 @@ template <class R> struct DiffusionLossOp {
 template <class R> struct Losses : DiffusionLossOp<R> {
   static constexpr int kOutputs = 2;  // the derivative; the losses
   static constexpr bool kSums = true;
-  double* sum;  // of a block; null where each sample's goes to the result
+  using DiffusionLossOp<R>::DiffusionLossOp;
 
   template <bool kNoise, class C> struct Loop : Residuals<R, kNoise, C> {
     Vec<R> delta, scale;
@@ -64,20 +65,12 @@ template <class R> struct Losses : DiffusionLossOp<R> {
     const auto& a = this->a;
     choose_loss(a, t.in[0], Loop<kNoise, C>{{row, t, first}, splat<Vec<R>>(a.delta), splat<Vec<R>>(a.scale)});
   }
-  // The n losses of `samples` samples from b on.
-  void add(int64_t b, int64_t samples, const R* losses, int64_t n) const {
-    if (sum) {
-      *sum += sum_of(losses, n);
-      return;
-    }
-    for (int64_t s = 0, each = n / samples; s < samples; ++s)
-      static_cast<R*>(this->a.result)[b + s] = static_cast<R>(sum_of(losses + s * each, each) * this->a.scale);
-  }
 };
 
 template <class R> struct LossGradients : DiffusionLossOp<R> {
   static constexpr int kOutputs = 2;
   static constexpr bool kSums = false;
+  using DiffusionLossOp<R>::DiffusionLossOp;
 
   template <bool kNoise, class C> struct Loop : Residuals<R, kNoise, C> {
     Vec<R> delta;
@@ -95,27 +88,13 @@ template <class R> struct LossGradients : DiffusionLossOp<R> {
   }
 };
 
-// Blocks begin … end-1 of the forward: each a part of one sample, or some whole samples where these are small.
-template <class R> void sum_blocks(const DiffusionLossArguments& a, int64_t begin, int64_t end) {
-  const LossBlocks blocks(a);
-  Losses<R> op{{a}, nullptr};
-  Driver<R, Losses<R>> driver(a, op);
-  for (int64_t block = begin; block < end; ++block) {
-    if (a.sums) {
-      op.sum = a.sums + block;
-      *op.sum = 0;
-    }
-    driver.run(blocks.first(block), blocks.last(block));
-  }
-}
-
 }  // namespace
 
 FG_CPU_KERNEL(diffusion_loss, DiffusionLossArguments) {
   if (arguments.gradient) {
     run_elementwise<LossGradients>(arguments, begin, end);
   } else {
-    arguments.is_double ? sum_blocks<double>(arguments, begin, end) : sum_blocks<float>(arguments, begin, end);
+    run_sums<Losses>(arguments, begin, end);
   }
 }
 

@@ -67,18 +67,6 @@ struct Call {
   }
 };
 
-#ifndef FG_DEVICE_KERNELS
-template <class R> void finish(const BlockSums& sums, const LossBlocks& blocks, const DiffusionLossArguments& a) {
-  R* const result = static_cast<R*>(a.result);
-  if (!a.each_sample) {
-    *result = static_cast<R>(sums.total() * a.scale);
-    return;
-  }
-  for (int64_t b = 0; b < a.geometry.batch; ++b)
-    result[b] = static_cast<R>(sums.total(b * blocks.per_sample, (b + 1) * blocks.per_sample) * a.scale);
-}
-#endif
-
 Tensor run_forward(Call& call) {
   DiffusionLossArguments& a = call.a;
   const int64_t batch = a.geometry.batch;
@@ -91,13 +79,7 @@ Tensor run_forward(Call& call) {
   if (call.batch.like.numel > kThreads || batch > kThreads) a.scratch = scratch.emplace(1, call.batch.like).for_kernel;
   run_cuda(fastgen_diffusion_loss_cuda, a, call.batch.like);
 #else
-  const LossBlocks blocks(a);
-  const bool own = a.each_sample && a.small_events() && a.geometry.event > 0;
-  const BlockSums sums(own ? 0 : blocks.count);
-  if (!own) a.sums = sums.data;
-  const int64_t per_block = blocks.count ? call.batch.like.numel / blocks.count : 0;
-  run_blocks(diffusion_loss_cpu(isa_for(a)), a, blocks.count, grain(a.noise) / (per_block + 1) + 1);
-  if (!own) a.is_double ? finish<double>(sums, blocks, a) : finish<float>(sums, blocks, a);
+  run_sample_sums(diffusion_loss_cpu(isa_for(a)), a, a.each_sample);
 #endif
   return out;
 }

@@ -169,6 +169,11 @@ _DECLARED: dict[str, tuple[str, tuple]] = {
             "diffusion_loss_backward_x0(Tensor gradient, ...) -> (Tensor, Tensor)",
         ),
     ),
+    "vlb_terms": (
+        "Tensor model_output, Tensor x0, Tensor rows, Tensor? t, SymInt index, Tensor? x_t, Tensor? noise, Tensor? seeds, "
+        "SymInt? seed, SymInt offset, float? clip, bool learned, bool gaussian, float scale",
+        ("vlb_terms(...) -> Tensor", "vlb_terms_backward(Tensor gradient, ..., bool detach_mean) -> Tensor"),
+    ),
 }
 
 STEMS = tuple(_DECLARED)

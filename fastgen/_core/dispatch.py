@@ -186,15 +186,18 @@ def with_noise(y, sigma, noise):
     return torch.where(sigma == 0, y, y + sigma * noise.to(y.dtype))
 
 
-def empty_like(x, dtype=None):
-    """A tensor as a compiled op allocates it: channels-last where `x` is that and not contiguous too, else contiguous."""
-    dtype = dtype or x.dtype
+def empty_like(x, dtype=None, factor=1):
+    """A tensor as a compiled op allocates it: channels-last where `x` is that and not contiguous too, else contiguous; of `factor`
+    times the channels."""
+    dtype, shape = dtype or x.dtype, list(x.shape)
+    if factor != 1:
+        shape[1] = factor * shape[1]
     if x.dim() >= 3 and not x.is_contiguous():
         order = (0, *range(2, x.dim()), 1)
         if x.permute(order).is_contiguous():
-            empty = torch.empty([x.shape[d] for d in order], dtype=dtype, device=x.device)
+            empty = torch.empty([shape[d] for d in order], dtype=dtype, device=x.device)
             return empty.permute(0, x.dim() - 1, *range(1, x.dim() - 1))
-    return torch.empty(x.shape, dtype=dtype, device=x.device)
+    return torch.empty(shape, dtype=dtype, device=x.device)
 
 
 def gradients(operands, **found):

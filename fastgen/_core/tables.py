@@ -20,6 +20,11 @@ DDPM_STEP_COLUMNS = (
     *("sigma", "slope", "intercept", "y_from_m"),
 )
 
+VLB_TERMS_COLUMNS = (
+    *("scale", "sigma", "x0_from_x", "x0_from_m", "mean_from_x0", "log_posterior_variance", "slope", "intercept"),
+    *("constant", "precision", "decoder"),
+)
+
 _NOISE_COLUMN = {
     "q_sample": Q_SAMPLE_COLUMNS.index("sigma"),
     "q_step": Q_SAMPLE_COLUMNS.index("sigma"),

@@ -246,9 +246,9 @@ def empty(shape, dtype, device):
     return direct.made(torch.empty(shape, dtype=dtype, device=device))
 
 
-def empty_like(x, dtype=None):
+def empty_like(x, dtype=None, factor=1):
     """`dispatch.empty_like`; what an op allocates for its result, or between its launches."""
-    return direct.made(dispatch.empty_like(x, dtype))
+    return direct.made(dispatch.empty_like(x, dtype, factor))
 
 
 def into(out, x, dtype, batch, launch_to):

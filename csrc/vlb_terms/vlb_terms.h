@@ -1,0 +1,111 @@
+// The terms of the variational bound. With x̂0 = clip(P·x_t + Q·m) the means of q(x_{t−1} | x_t, x0) and of the model's step are
+// D = U·(x0 − x̂0) apart, since both have the same share of x_t; and the term of an element is
+//
+//   t ≥ 1   ½·(r − 1 + e^{−r} + D²/σ²),  r = log σ² − log β̃          the divergence of two Gaussians
+//   t = 0   −log of what N(x0 − D, σ²) gives the bin of x0, or −log of its density at x0; U is 1 there
+//
+// x_t is given, or √ᾱ·x0 + √(1−ᾱ)·ε. Host and device.
+#pragma once
+#include "common/elementwise.h"
+#include "common/log_bin.h"
+#include "q_sample/q_sample.h"
+
+namespace fastgen {
+
+struct VlbTermsColumns {
+  enum {
+    kScale,
+    kSigma,
+    kX0FromX,
+    kX0FromM,
+    kMeanFromX0,
+    kLogPosteriorVariance,
+    kSlope,
+    kIntercept,
+    kConstant,
+    kPrecision,
+    kDecoder,
+    kCount
+  };
+  // what a backward multiplies the sample's derivatives by, in the place of a column that it does not need
+  enum { kUpstream = kConstant };
+};
+
+// The inputs: x0, m, v, x_t; given noise comes after them.
+struct VlbTermsArguments : Elementwise {
+  bool learned = false, gaussian = false, has_clip = false;
+  double clip = 0;
+  double scale = 1;                // of a sum: forward into the result, backward into every derivative
+  void* result = nullptr;          // forward: (B,), of the type of the arithmetic
+  double* sums = nullptr;          // on the CPU: of each block; null where each sample is small and has its own
+  SumScratch scratch;              // on CUDA
+  const void* gradient = nullptr;  // backward: (B,), of the type of the arithmetic; out[0] is the derivative by m, out[1] by v
+  bool detach_mean = false;
+};
+
+template <class R> FG_HD void vlb_terms_row(const VlbTermsArguments& a, int64_t b, R* row) {
+  table_row(a.rows, b, VlbTermsColumns::kCount, row);
+  if (a.gradient) row[VlbTermsColumns::kUpstream] = static_cast<const R*>(a.gradient)[b] * static_cast<R>(a.scale);
+}
+
+// r − 1 + e^{−r}: small where r is, so there by its series.
+template <class V> FG_HD V excess(V r) {
+  const auto near = abs(r) < splat<V>(0.5);
+  const V s = select(near, -r, splat<V>(0.0)), far = select(near, splat<V>(1.0), r);
+  V series;
+  if constexpr (kIsDouble<V>) {
+    series = polynomial(s, splat<V>(1.0 / 6402373705728000.0), 1.0 / 355687428096000, 1.0 / 20922789888000, 1.0 / 1307674368000,
+                        1.0 / 87178291200, 1.0 / 6227020800, 1.0 / 479001600, 1.0 / 39916800, 1.0 / 3628800, 1.0 / 362880,
+                        1.0 / 40320, 1.0 / 5040, 1.0 / 720, 1.0 / 120, 1.0 / 24, 1.0 / 6, 1.0 / 2);
+  } else {
+    series = polynomial(s, splat<V>(1.0 / 40320), 1.0 / 5040, 1.0 / 720, 1.0 / 120, 1.0 / 24, 1.0 / 6, 1.0 / 2);
+  }
+  return select(near, s * s * series, far - splat<V>(1.0) + exp(-far));
+}
+
+// Of an element, or of a vector of them: D, and whether its derivative reaches m.
+template <class V> struct Apart {
+  V d, reaches;
+};
+template <class V, class Get> FG_HD Apart<V> means_apart(const VlbTermsArguments& a, const Get& get, V x0, V m, V x_t) {
+  using C = VlbTermsColumns;
+  const V zero = splat<V>(0.0), one = splat<V>(1.0), found = fma(get(C::kX0FromX), x_t, get(C::kX0FromM) * m);
+  if (!a.has_clip) return {get(C::kMeanFromX0) * (x0 - found), one};
+  const V clip = splat<V>(a.clip);
+  const V clamped = select(found < -clip, -clip, select(found > clip, clip, found));
+  return {get(C::kMeanFromX0) * (x0 - clamped), select(clamped == found, one, zero)};
+}
+
+// The term, and its derivatives by D and by log σ².
+template <class V> struct VlbTerm {
+  V value, by_d, by_log_variance;
+};
+template <bool kLearned, class V, class Get> FG_HD VlbTerm<V> divergence(const Get& get, V d, V v) {
+  using C = VlbTermsColumns;
+  const V half = splat<V>(0.5), zero = splat<V>(0.0);
+  if (!kLearned) return {fma(half * get(C::kPrecision) * d, d, get(C::kConstant)), get(C::kPrecision) * d, zero};
+  const V log_variance = fma(get(C::kSlope), v, get(C::kIntercept)), r = log_variance - get(C::kLogPosteriorVariance);
+  const V precision = exp(-log_variance), square = d * d * precision;
+  return {half * (excess(r) + square), precision * d, half * (splat<V>(1.0) - exp(-r) - square)};
+}
+template <bool kLearned, class V, class Get> FG_HD VlbTerm<V> decoded(const VlbTermsArguments& a, const Get& get, V x0, V d, V v) {
+  using C = VlbTermsColumns;
+  const V half = splat<V>(0.5), log_variance = kLearned ? fma(get(C::kSlope), v, get(C::kIntercept)) : get(C::kIntercept);
+  if (a.gaussian) {
+    const V precision = exp(-log_variance), square = d * d * precision;
+    return {half * (splat<V>(1.83787706640934548356) + log_variance + square), precision * d, half * (splat<V>(1.0) - square)};
+  }
+  const LogBin<V> bin = log_bin(x0, d, exp(-half * log_variance));
+  return {bin.value, bin.by_c, half * bin.by_log_sigma};
+}
+
+// The derivatives by m and v of what multiplies `upstream`.
+template <class V, class Get> FG_HD void vlb_derivatives(const VlbTermsArguments& a, const Get& get, const Apart<V>& apart,
+                                                         const VlbTerm<V>& term, V& by_m, V& by_v) {
+  using C = VlbTermsColumns;
+  const V upstream = get(C::kUpstream);
+  by_m = a.detach_mean ? splat<V>(0.0) : -(upstream * term.by_d * get(C::kMeanFromX0) * get(C::kX0FromM)) * apart.reaches;
+  by_v = upstream * term.by_log_variance * get(C::kSlope);
+}
+
+}  // namespace fastgen

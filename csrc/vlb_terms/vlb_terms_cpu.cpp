@@ -1,0 +1,109 @@
+#include "common/cpu_sums.h"  // before the formulas, which find the vector operations by their names
+#include "common/isa.h"
+
+#include "vlb_terms/vlb_terms.h"
+
+namespace fastgen {
+namespace {
+
+// Which terms a tile has: the decoder's are of some samples only, and take many times as long.
+enum Terms { kDivergences, kDecoded, kBoth };
+
+template <class R> bool is_decoded(R flag) { return !(flag == 0); }  // NaN is either's
+template <class R> Terms terms_of(const SampleRow<R>& row, int64_t, int64_t) {
+  return is_decoded(row.get(VlbTermsColumns::kDecoder, 0)[0]) ? kDecoded : kDivergences;
+}
+template <class R> Terms terms_of(const ElementRows<R>& row, int64_t first, int64_t n) {
+  const R* const flags = row.values[VlbTermsColumns::kDecoder] + first;
+  int64_t decoded = 0;
+  for (int64_t i = 0; i < n; ++i)
+    decoded += is_decoded(flags[i]);
+  return decoded == 0 ? kDivergences : decoded == n ? kDecoded : kBoth;
+}
+
+template <class R> struct VlbTermsOp : Summed<R, VlbTermsArguments> {
+  using C = VlbTermsColumns;
+  static constexpr int kInputs = 4, kColumns = C::kCount;
+  using Summed<R, VlbTermsArguments>::a;
+  explicit VlbTermsOp(const VlbTermsArguments& arguments) : Summed<R, VlbTermsArguments>{arguments} {}
+
+  void load_row(int64_t b, R* row) const { vlb_terms_row(a, b, row); }
+  bool own_rows() const { return a.rows.t || a.gradient; }
+  static bool noiseless(const R* row) { return row[C::kSigma] == 0; }
+
+  // f(get, apart, term, i) for each vector of the tile, get(column) being its coefficients.
+  template <bool kNoise, class Row, class F> FG_HD void each(const Row& row, const Tile<R>& t, int64_t first, const F& f) const {
+    if (a.learned) return each_learned<kNoise, true>(row, t, first, f);
+    each_learned<kNoise, false>(row, t, first, f);
+  }
+
+ private:
+  template <bool kNoise, bool kLearned, class Row, class F>
+  FG_HD void each_learned(const Row& row, const Tile<R>& t, int64_t first, const F& f) const {
+    switch (terms_of(row, first, t.n)) {
+      case kDivergences: return loop<kNoise, kLearned, kDivergences>(row, t, first, f);
+      case kDecoded: return loop<kNoise, kLearned, kDecoded>(row, t, first, f);
+      case kBoth: return loop<kNoise, kLearned, kBoth>(row, t, first, f);
+    }
+  }
+  template <bool kNoise, bool kLearned, Terms kTerms, class Row, class F>
+  FG_HD void loop(const Row& row, const Tile<R>& t, int64_t first, const F& f) const {
+    using V = Vec<R>;
+    for (int64_t i = 0; i < t.n; i += kLanes<R>) {
+      const auto get = [&](int column) FG_INLINE { return row.get(column, first + i); };
+      const V x0 = load(t.in[0] + i), v = kLearned ? load(t.in[2] + i) : V{};
+      V x_t = t.in[3] ? load(t.in[3] + i) : q_sample(get(C::kScale), x0);
+      if (kNoise) x_t = with_noise(x_t, get(C::kSigma), load(t.z + i));
+      const Apart<V> apart = means_apart(a, get, x0, load(t.in[1] + i), x_t);
+      VlbTerm<V> term;
+      if (kTerms != kDecoded) term = divergence<kLearned>(get, apart.d, v);
+      if (kTerms != kDivergences) {
+        const VlbTerm<V> last = decoded<kLearned>(a, get, x0, apart.d, v);
+        const auto of_divergence = get(C::kDecoder) == splat<V>(0.0);
+        auto chosen = [&](V ours, V theirs) { return kTerms == kBoth ? select(of_divergence, ours, theirs) : theirs; };
+        term = {chosen(term.value, last.value), chosen(term.by_d, last.by_d), chosen(term.by_log_variance, last.by_log_variance)};
+      }
+      f(get, apart, term, i);
+    }
+  }
+};
+
+template <class R> struct Values : VlbTermsOp<R> {
+  static constexpr int kOutputs = 1;
+  static constexpr bool kSums = true;
+  using VlbTermsOp<R>::VlbTermsOp;
+
+  template <bool kNoise, class C> FG_HD void apply(const C& row, const Tile<R>& t, int64_t first) const {
+    this->template each<kNoise>(row, t, first,
+                                [&](const auto&, const Apart<Vec<R>>&, const VlbTerm<Vec<R>>& term, int64_t i)
+                                    FG_INLINE { store(t.out[0] + i, term.value); });
+  }
+};
+
+template <class R> struct Derivatives : VlbTermsOp<R> {
+  static constexpr int kOutputs = 2;
+  static constexpr bool kSums = false;
+  using VlbTermsOp<R>::VlbTermsOp;
+
+  template <bool kNoise, class C> FG_HD void apply(const C& row, const Tile<R>& t, int64_t first) const {
+    this->template each<kNoise>(row, t, first,
+                                [&](const auto& get, const Apart<Vec<R>>& apart, const VlbTerm<Vec<R>>& term, int64_t i) FG_INLINE {
+                                  Vec<R> by_m, by_v;
+                                  vlb_derivatives(this->a, get, apart, term, by_m, by_v);
+                                  store(t.out[0] + i, by_m);
+                                  if (t.out[1]) store(t.out[1] + i, by_v);
+                                });
+  }
+};
+
+}  // namespace
+
+FG_CPU_KERNEL(vlb_terms, VlbTermsArguments) {
+  if (arguments.gradient) {
+    run_elementwise<Derivatives>(arguments, begin, end);
+  } else {
+    run_sums<Values>(arguments, begin, end);
+  }
+}
+
+}  // namespace fastgen

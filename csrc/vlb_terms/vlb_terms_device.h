@@ -1,0 +1,66 @@
+// The kernels of a CUDA thread, for the host too: the terms, added up for each sample, and their derivatives.
+#pragma once
+#include "common/device_driver.h"
+#include "vlb_terms/vlb_terms.h"
+
+namespace fastgen {
+
+// Inputs 0 and 3 are x0 and x_t, of one type, 1 and 2 the halves of the model's output, whose type the derivatives have.
+template <class R, class X, class M, bool kBackward> struct VlbTermsItems : DeviceOp<R, X, M, M, VlbTermsArguments> {
+  using DeviceOp<R, X, M, M, VlbTermsArguments>::a;
+  using Noise = X;
+  using C = VlbTermsColumns;
+  static constexpr int kInputs = 4, kAlways = 2, kOutputs = kBackward ? 2 : 1, kNoiseInput = 4;
+  static constexpr int kStates = 1 << 0 | 1 << 3;
+  static constexpr int kTiled = 1 << kSeededNoise;
+  using Row = ColumnRow<R, C::kCount>;
+
+  FG_HD Row row(int64_t b) const {
+    Row row;
+    vlb_terms_row(a, b, row.values);
+    return row;
+  }
+  static FG_HD bool noiseless(const Row& row) { return row(C::kSigma) == 0; }
+
+  // The options are the same for all threads, and which term it is for all of a sample's.
+  template <bool kNoise, int n> FG_HD void apply(const Row& row, const R (&in)[4][n], const R* z, R (&out)[kOutputs][n]) const {
+    FG_UNROLL
+    for (int i = 0; i < n; ++i) {
+      R x_t = a.in[3].data ? in[3][i] : q_sample(row(C::kScale), in[0][i]);
+      if constexpr (kNoise) x_t = add_noise(x_t, row(C::kSigma), z[i]);
+      const Apart<R> apart = means_apart(a, row, in[0][i], in[1][i], x_t);
+      const VlbTerm<R> term = term_of(row, in[0][i], apart.d, a.learned ? in[2][i] : R(0));
+      if constexpr (kBackward) {
+        vlb_derivatives(a, row, apart, term, out[0][i], out[1][i]);
+      } else {
+        out[0][i] = term.value;
+      }
+    }
+  }
+
+  // Of the sums, one for each sample.
+  int64_t outputs() const { return a.geometry.batch; }
+  const SumScratch& scratch() const { return a.scratch; }
+  FG_HD void finish(int64_t output, double sum) const { static_cast<R*>(a.result)[output] = static_cast<R>(sum * a.scale); }
+
+ private:
+  FG_HD VlbTerm<R> term_of(const Row& row, R x0, R d, R v) const {
+    if (row(C::kDecoder) == 0) return a.learned ? divergence<true>(row, d, v) : divergence<false>(row, d, v);
+    return a.learned ? decoded<true>(a, row, x0, d, v) : decoded<false>(a, row, x0, d, v);
+  }
+};
+
+template <class R, class X, class M, class> using VlbTermsDevice = VlbTermsItems<R, X, M, false>;
+template <class R, class X, class M, class> using VlbTermsGradientDevice = VlbTermsItems<R, X, M, true>;
+
+// launch(way) for the derivatives, launch.sum(part) for the terms.
+template <class Launch> struct VlbTermsSum {
+  const Launch& launch;
+  template <class Way> void operator()(const Way& way) const { launch.sum(Added<Way>(way)); }
+};
+template <class Launch> void run_vlb_terms(const VlbTermsArguments& a, const Launch& launch) {
+  if (a.gradient) return run_on_device<VlbTermsGradientDevice, true>(a, launch);
+  run_on_device<VlbTermsDevice, true>(a, VlbTermsSum<Launch>{launch});
+}
+
+}  // namespace fastgen

@@ -1,0 +1,92 @@
+#include "vlb_terms/vlb_terms.h"
+
+#include "declared/vlb_terms.h"
+
+namespace fastgen {
+FG_KERNELS(vlb_terms, VlbTermsArguments)
+namespace {
+
+// The plain arguments, and what they point into.
+struct Call {
+  Batch batch;
+  int64_t factor;
+  Input x0, m;
+  std::optional<Input> x_t, given;
+  DType arithmetic;
+  RowsInput rows_input;
+  VlbTermsArguments a;
+
+  explicit Call(const VlbTermsOperands& o)
+      : batch(o.x0),
+        factor(o.learned ? 2 : 1),
+        x0(batch.first("x0")),
+        m(batch.input(o.model_output, "model_output", factor)),
+        arithmetic(arithmetic_of(promoted(m.dtype, x0.dtype))),
+        rows_input(o.rows, o.t, o.index, VlbTermsColumns::kCount, batch, arithmetic) {
+    a.geometry = batch.geometry;
+    a.rows = rows_input.rows;
+    a.is_double = arithmetic == kFloat64;
+    a.learned = o.learned;
+    a.gaussian = o.gaussian;
+    a.has_clip = o.clip.has_value();
+    a.clip = o.clip.value_or(0);
+    a.scale = o.scale;
+    a.in[0] = batch.operand(x0);
+    a.in[1] = batch.operand(m, factor);
+    if (o.learned) a.in[2] = second_half(a.in[1]);
+    if (o.x_t) {
+      a.in[3] = batch.operand(x_t.emplace(batch.input(*o.x_t, "x_t")));
+      return;
+    }
+    STD_TORCH_CHECK(o.noise || o.seeds || o.seed, "x_t, noise, seed: expected one of them");
+    a.noise = noise_of(o.seeds, o.seed, o.offset, false, batch);
+    if (!o.noise) return;
+    a.in[4] = batch.operand(given.emplace(batch.input(*o.noise, "noise")));
+    a.noise.kind = kGivenNoise;
+  }
+
+  // Where the second half of the channels begins.
+  Operand second_half(Operand x) const {
+    const int64_t channels = batch.channels_last ? a.geometry.channels : a.geometry.event;
+    x.data = static_cast<char*>(x.data) + channels * size_of(x.dtype);
+    return x;
+  }
+};
+
+Tensor vlb_terms(const VlbTermsOperands& o) {
+  Call call(o);
+  VlbTermsArguments& a = call.a;
+  const int64_t batch = a.geometry.batch;
+  const Tensor out = empty(&batch, 1, false, call.arithmetic, call.batch.like);
+  a.result = out.mutable_data_ptr();
+  flatten(a, true);
+#ifdef FG_DEVICE_KERNELS
+  // what one thread block for each sum does alone needs none; without elements each sample is an item
+  std::optional<Scratch> scratch;
+  if (call.batch.like.numel > kThreads || batch > kThreads) a.scratch = scratch.emplace(1, call.batch.like).for_kernel;
+  run_cuda(fastgen_vlb_terms_cuda, a, call.batch.like);
+#else
+  run_sample_sums(vlb_terms_cpu(isa_for(a)), a, true);
+#endif
+  return out;
+}
+
+Tensor vlb_terms_backward(const Tensor& gradient, const VlbTermsOperands& o, bool detach_mean) {
+  Call call(o);
+  VlbTermsArguments& a = call.a;
+  const View view(gradient);
+  const std::optional<Tensor> copy = view.contiguous ? OptionalTensor() : OptionalTensor(torch::stable::contiguous(gradient));
+  const View own(copy ? *copy : gradient);
+  check_each_sample(own, "gradient", call.batch.like, call.arithmetic);
+  a.gradient = own.data;
+  a.detach_mean = detach_mean;
+  const Tensor out = call.batch.output(call.m.dtype, call.factor);
+  a.out[0] = call.batch.operand(out.mutable_data_ptr(), call.m.dtype, call.factor);
+  if (a.learned) a.out[1] = call.second_half(a.out[0]);
+  flatten(a, true);
+  FG_RUN(vlb_terms, a, call.batch.like, grain(a.noise));
+  return out;
+}
+
+}  // namespace
+}  // namespace fastgen

@@ -1,0 +1,293 @@
+"""The terms of the variational bound: public function, eager reference, fakes, autograd."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal, get_args
+
+import torch
+
+from .._core import checks, declared, dispatch, rng
+from ..schedule import LEARNED_VARIANCES, PREDICTIONS, VARIANCES, Prediction, Schedule, Variance
+from .bce_with_logits import REDUCTIONS, Reduction
+
+Operands = declared.OPERANDS["vlb_terms"]
+Decoder = Literal["discretized", "gaussian"]
+Unit = Literal["nats", "bits_per_dim"]
+DECODERS, UNITS = get_args(Decoder), get_args(Unit)
+
+
+def vlb_terms(
+    model_output: torch.Tensor,
+    x0: torch.Tensor,
+    t: int | torch.Tensor,
+    schedule: Schedule,
+    *,
+    x_t: torch.Tensor | None = None,
+    noise: torch.Tensor | None = None,
+    seed: int | torch.Tensor | None = None,
+    offset: int = 0,
+    prediction: Prediction = "epsilon",
+    variance: Variance = "posterior",
+    clip: float | None = None,
+    decoder: Decoder = "discretized",
+    detach_mean: bool = False,
+    unit: Unit = "nats",
+    reduction: Reduction = "none",
+) -> torch.Tensor:
+    """The term of the variational bound at each sample's own timestep, of a network's output m at x_t:
+
+        t ≥ 1:  KL(q(x_{t−1} | x_t, x0) ‖ p(x_{t−1} | x_t)) = ½·Σ(log σ²/β̃ − 1 + (β̃ + (μ̃ − μ)²)/σ²),   p = N(μ, σ²)
+        t = 0:  −log p(x0 | x_1) = −Σ log(Φ((x0 + 1/255 − μ)/σ) − Φ((x0 − 1/255 − μ)/σ))
+
+    μ and σ are those of `ddpm_step`, μ̃ and β̃ those of `q_posterior`. At t = 0 the variances "posterior" and "beta" are β̃_1, a
+    learned one is what the network says; "discretized" is Ho et al.'s decoder, in which the bins of the lowest and the highest of
+    256 values in −1 … 1 are open, and "gaussian" takes the density N(μ, σ²) at x0 instead. x_t is given, or made anew in registers
+    from x0 as `q_sample` made it: no noise tensor is stored.
+
+    Args:
+        model_output: m, the shape of x0, any of the four dtypes; (B, 2C, ...) with a learned variance, the second C channels
+            being v.
+        x0: (B, *event), float16, bfloat16, float32 or float64, contiguous or channels-last; other strides are copied first.
+        t: int or int64 tensor of shape (B,), 0-based, within 0 … T−1.
+        schedule: a `Schedule` of T steps.
+        x_t: the network's input, the shape of x0, any of the four dtypes; or one of noise and seed in its place.
+        noise: ε, the shape of x0, any of the four dtypes, where `q_sample` was given it.
+        seed: int or int64 tensor of 1 or B elements, as given to `q_sample`.
+        offset: int within 0 … 2⁶³−1, as given to `q_sample`; with `seed` only.
+        prediction: what m predicts: "epsilon", "sample" (x0) or "v_prediction".
+        variance: σ² = β̃_t ("posterior"), β_t ("beta"), exp(v) ("learned"), or β_t^f·β̃_t^{1−f} with f = (v+1)/2
+            ("learned_range").
+        clip: a number c > 0; the x0 that m stands for is clamped to ±c.
+        decoder: "discretized" or "gaussian", of the term at t = 0.
+        detach_mean: no gradient reaches m by way of μ, as in the hybrid loss, only v.
+        unit: "nats", the sum over the event, or "bits_per_dim", the mean over the event divided by ln 2.
+        reduction: "none": (B,), "mean" or "sum" over the samples.
+
+    Returns (B,), or a scalar, in float32, or float64 where m, x0 or x_t is: half precision computes in float32 and is not rounded
+    to. Sums are made in a fixed order. Log-probabilities keep their relative accuracy in the tails and near 0: nothing is clamped.
+    Differentiable in m, twice; gradients to x0, x_t or noise and forward-mode derivatives take the decomposed path.
+
+    Raises TypeError for wrong types or dtypes, ValueError for wrong shapes, devices or values. A timestep outside the schedule
+    is treated as in `q_sample`.
+
+    Sources: Ho et al. 2020, equations (5), (7) and (13); learned variances, the hybrid loss: Nichol & Dhariwal 2021.
+    """
+    plan = dispatch.plan("vlb_terms", schedule, model_output, x0, prediction, variance)
+    if plan is None:
+        plan = _make_plan(model_output, x0, schedule, prediction, variance)
+    _check_tensors(model_output, x0, x_t, noise, plan.learned)
+    checks.option("decoder", decoder, DECODERS)
+    checks.option("unit", unit, UNITS)
+    checks.option("reduction", reduction, REDUCTIONS)
+    checks.boolean("detach_mean", detach_mean)
+    if clip is not None:
+        clip = checks.number("clip", clip, low=0.0, strict=True)
+    given_t = t
+    t, index = dispatch.timestep(plan, t, x0)
+    offset = rng.check_offset(offset)
+    noise, seeds, seed = _noise_source(x0, x_t, noise, seed)
+    dtype = plan.rows.dtype
+    if dtype != torch.float64 and x_t is not None and x_t.dtype == torch.float64:
+        raise TypeError("x_t: expected no float64 where neither x0 nor model_output is, got float64")
+    scale = 1.0
+    if unit == "bits_per_dim":
+        scale = 1.0 / (max(x0[:1].numel() if len(x0) else x0.numel(), 1) * math.log(2.0))
+    o = Operands(
+        *(model_output, x0, plan.rows, t, index, x_t, noise, seeds, seed, offset, clip, plan.learned, decoder == "gaussian", scale)
+    )
+    try:
+        terms = _run(plan, o, detach_mean)
+    except (RuntimeError, TypeError):
+        checks.timestep(given_t, x0, plan.end, plan.note)
+        raise
+    return terms if reduction == "none" else terms.mean() if reduction == "mean" else terms.sum()
+
+
+def _make_plan(model_output, x0, schedule, prediction, variance):
+    checks.schedule(schedule)
+    checks.option("prediction", prediction, PREDICTIONS)
+    checks.option("variance", variance, VARIANCES)
+    learned = variance in LEARNED_VARIANCES
+    _check_tensors(model_output, x0, None, None, learned)
+    dtype = checks.compute_dtype(checks.result_dtype(model_output, x0))
+    table = schedule.vlb_terms_table(prediction, variance, x0.device, dtype)
+    return dispatch.make_plan("vlb_terms", schedule, model_output, x0, dtype, table, prediction, variance, learned)
+
+
+def _check_tensors(model_output, x0, x_t, noise, learned):
+    checks.batched("x0", x0)
+    if learned:
+        checks.two_channels("model_output", model_output, "x0", x0)
+    else:
+        checks.like("model_output", model_output, "x0", x0)
+    for name, x in (("x_t", x_t), ("noise", noise)):
+        if x is not None:
+            checks.like(name, x, "x0", x0)
+
+
+def _noise_source(x0, x_t, noise, seed):
+    if x_t is not None:
+        if noise is not None or seed is not None:
+            raise ValueError("x_t, noise, seed: expected one of them, got x_t and another")
+        return None, None, None
+    if noise is None and seed is None:
+        raise ValueError("x_t, noise, seed: expected x_t, or what q_sample was given to make it, got none of them")
+    return rng.noise_source("x0", x0, x0.dtype, noise, seed, None)
+
+
+def _run(plan, o, detach_mean):
+    others = (o.x0, o.x_t, o.noise)
+    recorded = torch.is_grad_enabled()
+    if plan.call is None or (recorded and any(x is not None and x.requires_grad for x in others)):
+        return reference(o, detach_mean)
+    if recorded and o.model_output.requires_grad:
+        return _VlbTerms.apply(plan.backend, detach_mean, o.model_output, o[1:])
+    return plan.call(*o)
+
+
+# ---- eager reference ------------------------------------------------------------------------------------------------------
+
+HALF_BIN = 1.0 / 255
+ENDS = 0.999  # beyond which a bin is open (Ho et al.'s released code)
+
+
+def reference(o, detach_mean=False):
+    """The kernel in plain PyTorch. rows: (T, 11), the columns of `tables.VLB_TERMS_COLUMNS`."""
+    rows = dispatch.gathered(o.rows, o.t, o.index, o.x0.dim())
+    scale, sigma, x0_from_x, x0_from_m, mean_from_x0, log_posterior, slope, intercept, constant, precision, decoder = rows
+    dtype, noise = o.rows.dtype, o.noise
+    x0, m, v = o.x0.to(dtype), o.model_output.to(dtype), None
+    if o.learned:
+        m, v = m.chunk(2, 1)
+    if o.x_t is not None:
+        x_t = o.x_t.to(dtype)
+    else:
+        if noise is None:
+            noise = rng.normals(o.x0.shape, o.seeds, o.seed, o.offset, o.x0.device, dtype)
+        x_t = dispatch.with_noise(scale * x0, sigma, noise)
+    found = x0_from_x * x_t + x0_from_m * m
+    if o.clip is not None:
+        found = found.clamp(-o.clip, o.clip)
+    off = mean_from_x0 * (x0 - found)  # μ̃ − μ, and at t = 0 x0 − μ
+    if detach_mean:
+        off = off.detach()
+    log_variance = intercept.expand_as(off) if v is None else slope * v + intercept
+    if v is None:
+        kl = constant + 0.5 * precision * off * off
+    else:
+        kl = 0.5 * (_excess(log_variance - log_posterior) + off * off * torch.exp(-log_variance))
+    if o.t is None and o.index > 0:
+        terms = kl
+    else:
+        last = _gaussian(off, log_variance) if o.gaussian else -log_bin(x0, off, 0.5 * log_variance)
+        terms = torch.where(decoder == 0, kl, last)
+    return o.scale * terms.reshape(len(terms), -1).sum(1) if terms.numel() else terms.sum(tuple(range(1, terms.dim())))
+
+
+def _excess(x):
+    """x − 1 + e^{−x}, which is small where x is: x²/2 − x³/6 …"""
+    near = x.abs() < 0.5
+    small = torch.where(near, x, 0.0)
+    sum_of = torch.zeros_like(x)
+    for k in range(18 if x.dtype == torch.float64 else 9, 1, -1):
+        sum_of = (1.0 - small * sum_of) / k
+    return torch.where(near, small * small * sum_of, x - 1.0 + torch.exp(torch.where(near, 0.0, -x)))
+
+
+def _gaussian(off, log_variance):
+    return 0.5 * (math.log(2.0 * math.pi) + log_variance + off * off * torch.exp(-log_variance))
+
+
+def log_bin(x0, off, log_sigma):
+    """log P(x0 − 1/255 < X < x0 + 1/255) of X ~ N(x0 − off, σ²), for the ends of −1 … 1 without the bound that lies outside.
+
+    With the bin's middle at c deviations from the mean and half its width w of them, a = c − w and b = c + w:
+
+        a ≤ 0           log1p(−Q(b) − Q(−a))                                     Q(x) = e^{−x²/2}·erfcx(x/√2)/2, the upper tail
+        a > 0           log Q(a) + log1p(−Q(b)/Q(a))                             in which Q(b)/Q(a) has a factor e^{−2cw}
+        w very small    log(2w·φ(c)) + log(sinh(y)/y) + log1p(−w²E/2)            y = cw, E the mean of s² over cosh(ys), 0 < s < 1
+
+    The last for bins so narrow that what the others subtract is nearly all of it.
+    """
+    sigma = torch.exp(log_sigma)
+    low, high = x0 < -ENDS, x0 > ENDS
+    ends = low | high
+    c = torch.where(low, -off, torch.where(high, off, off.abs())) / sigma
+    w = HALF_BIN / sigma
+    narrow = (w < (1e-3 if x0.dtype == torch.float64 else 0.0625)) & ~ends
+    return torch.where(narrow, _log_narrow(torch.where(narrow, c, 0.0), torch.where(narrow, w, 1.0)), _log_wide(c, w, ends, narrow))
+
+
+def _log_wide(c, w, ends, narrow):
+    w, c = torch.where(narrow, 1.0, w), torch.where(narrow, 2.0, c)
+    a, b = c - w, torch.where(ends, 1.0, c + w)
+    inside = a <= 0
+    tail_a, tail_b = (torch.special.erfcx(x * math.sqrt(0.5)) for x in (a.abs(), b))
+    outside = 0.5 * (torch.exp(-0.5 * a * a) * tail_a + torch.where(ends, 0.0, torch.exp(-0.5 * b * b) * tail_b))
+    share = torch.where(ends | inside, 0.0, torch.exp(-2.0 * torch.where(ends, 0.0, c * w)) * tail_b / tail_a)
+    beyond = -0.5 * a * a + torch.log(0.5 * tail_a) + torch.log1p(-share)
+    return torch.where(inside, torch.log1p(-torch.where(inside, outside, 0.0)), beyond)
+
+
+def _log_narrow(c, w):
+    y = c * w
+    near = y < 1
+    small, large = torch.where(near, y, 1.0), torch.where(near, 1.0, y)
+    s = small * small
+    powers = [_series(s, k) for k in (0, 1)]  # the integrals of cosh(ys) and of s²·cosh(ys)
+    log_ratio = torch.where(near, torch.log(powers[0]), large - torch.log(2.0 * large) + torch.log1p(-torch.exp(-2.0 * large)))
+    square = torch.where(near, powers[1] / powers[0], 1.0 - 2.0 * (1.0 / torch.tanh(large) - 1.0 / large) / large)
+    return -0.5 * c * c + torch.log(w * math.sqrt(2.0 / math.pi)) + log_ratio + torch.log1p(-0.5 * w * w * square)
+
+
+def _series(s, k):
+    """Σ_j s^j/((2j)!·(2j + 2k + 1))"""
+    total = torch.zeros_like(s)
+    for j in range(9, -1, -1):
+        total = total * s + 1.0 / (math.factorial(2 * j) * (2 * j + 2 * k + 1))
+    return total
+
+
+# ---- fakes ----------------------------------------------------------------------------------------------------------------
+
+
+@dispatch.register_fake("vlb_terms")
+def _fake(o):
+    dispatch.same_device(o.model_output, o.x0, o.rows, o.t, o.x_t, o.noise)
+    dtype = checks.compute_dtype(checks.result_dtype(o.model_output, o.x0))
+    return torch.empty(o.x0.shape[:1], dtype=dtype, device=o.x0.device)
+
+
+@dispatch.register_fake("vlb_terms_backward")
+def _fake_backward(gradient, o, detach_mean):
+    dispatch.same_device(_fake(o), gradient)
+    return dispatch.empty_like(o.x0, o.model_output.dtype, 2 if o.learned else 1)
+
+
+# ---- autograd -------------------------------------------------------------------------------------------------------------
+
+
+class _VlbTerms(torch.autograd.Function):
+    """One fused kernel back, which makes the same noise again. Where a second derivative may be asked for (create_graph), the
+    reference's own derivative."""
+
+    @staticmethod
+    def forward(ctx, backend, detach_mean, model_output, rest):
+        o = Operands(model_output, *rest)
+        ctx.save_for_backward(model_output, o.x0, o.t, o.x_t, o.noise, o.seeds)
+        ctx.backend, ctx.detach_mean = backend, detach_mean
+        ctx.others = o._replace(model_output=None, x0=None, t=None, x_t=None, noise=None, seeds=None)
+        return dispatch.op("vlb_terms", backend)(*o)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        model_output, x0, t, x_t, noise, seeds = ctx.saved_tensors
+        o = ctx.others._replace(model_output=model_output, x0=x0, t=t, x_t=x_t, noise=noise, seeds=seeds)
+        if torch.is_grad_enabled() or dispatch.batched(gradient):
+            with torch.enable_grad():
+                m = model_output if model_output.requires_grad else model_output.detach().requires_grad_()
+                terms = reference(o._replace(model_output=m), ctx.detach_mean)
+                (to_m,) = torch.autograd.grad(terms, m, gradient, create_graph=True, materialize_grads=True)
+            return None, None, to_m, None
+        return None, None, dispatch.op("vlb_terms_backward", ctx.backend)(gradient, *o, ctx.detach_mean), None

@@ -1,0 +1,345 @@
+"""The terms of the variational bound: the formulas of csrc/vlb_terms/vlb_terms.h, the kernels and the ops."""
+
+import triton
+import triton.language as tl
+
+from .._core import checks
+from .common import op
+from .common.driver import FLAT, TILED, elements_of, part_of, place_of, tile_normals
+from .common.elementwise import GIVEN_NOISE, NO_NOISE, SEEDED_NOISE, column, table_row, timestep_of, wide
+from .common.host_device import negative, product, splat, stored
+from .common.log_bin import log_bin
+from .common.op import wrap_triton
+from .common.real_math import exp, polynomial
+from .common.sum import few_of_rows, finish, sums_for
+from .q_sample import q_sample_formula, with_noise
+
+# The table's columns, VlbTermsColumns in C++.
+SCALE = tl.constexpr(0)
+SIGMA = tl.constexpr(1)
+X0_FROM_X = tl.constexpr(2)
+X0_FROM_M = tl.constexpr(3)
+MEAN_FROM_X0 = tl.constexpr(4)
+LOG_POSTERIOR_VARIANCE = tl.constexpr(5)
+SLOPE = tl.constexpr(6)
+INTERCEPT = tl.constexpr(7)
+CONSTANT = tl.constexpr(8)
+PRECISION = tl.constexpr(9)
+DECODER = tl.constexpr(10)
+COLUMNS = tl.constexpr(11)
+
+EXCESS = tl.constexpr((1 / 40320, 1 / 5040, 1 / 720, 1 / 120, 1 / 24, 1 / 6, 0.5))
+EXCESS_DOUBLE = tl.constexpr(
+    (
+        *(1 / 6402373705728000, 1 / 355687428096000, 1 / 20922789888000, 1 / 1307674368000, 1 / 87178291200, 1 / 6227020800),
+        *(1 / 479001600, 1 / 39916800, 1 / 3628800, 1 / 362880, 1 / 40320, 1 / 5040, 1 / 720, 1 / 120, 1 / 24, 1 / 6, 0.5),
+    )
+)
+LOG_TWO_PI = tl.constexpr(1.83787706640934548356)
+
+
+@triton.jit
+def excess(r):
+    """r − 1 + e^{−r}"""
+    near = tl.abs(r) < 0.5
+    s = tl.where(near, negative(r), splat(0.0, r))
+    far = tl.where(near, splat(1.0, r), r)
+    if r.dtype == tl.float64:
+        series = polynomial(s, EXCESS_DOUBLE, 17)
+    else:
+        series = polynomial(s, EXCESS, 7)
+    return tl.where(near, product(s * s, series), far - splat(1.0, r) + exp(negative(far)))
+
+
+@triton.jit
+def term(
+    x0,
+    m,
+    v,
+    x_t,
+    row,
+    in_table,
+    bound,
+    CLIPPED: tl.constexpr,
+    LEARNED: tl.constexpr,
+    GAUSSIAN: tl.constexpr,
+):
+    """The term of each element, its derivatives by the distance of the means and by log σ², and whether the former reaches m."""
+    mean_from_x0 = column(row, in_table, MEAN_FROM_X0)
+    decoder = column(row, in_table, DECODER)
+    intercept = column(row, in_table, INTERCEPT)
+    found = tl.fma(column(row, in_table, X0_FROM_X), x_t, product(column(row, in_table, X0_FROM_M), m))
+    reaches = tl.full((1, 1), 1.0, found.dtype)
+    if CLIPPED:
+        clamped = tl.where(found < negative(bound), negative(bound), tl.where(found > bound, bound, found))
+        reaches = tl.where(clamped == found, 1.0, 0.0).to(found.dtype)
+        found = clamped
+    d = mean_from_x0 * (x0 - found)
+    half = splat(0.5, d)
+    if LEARNED:
+        log_variance = tl.fma(column(row, in_table, SLOPE), v, intercept)
+        r = log_variance - column(row, in_table, LOG_POSTERIOR_VARIANCE)
+        precision = exp(negative(log_variance))
+        square = product(d * d, precision)
+        value = half * (excess(r) + square)
+        by_log_variance = half * (splat(1.0, d) - exp(negative(r)) - square)
+    else:
+        log_variance = intercept + tl.zeros_like(d)
+        precision = column(row, in_table, PRECISION)
+        value = tl.fma(half * precision * d, d, column(row, in_table, CONSTANT))
+        by_log_variance = tl.zeros_like(d)
+    by_d = precision * d
+    decoded = tl.max(tl.max(tl.where(decoder == 0.0, 0, 1), 1), 0)
+    if decoded > 0:  # of some sample of the tile's
+        if GAUSSIAN:
+            precision = exp(negative(log_variance))
+            square = product(d * d, precision)
+            last = half * (splat(LOG_TWO_PI, d) + log_variance + square)
+            last_by_d = precision * d
+            last_by_log_variance = half * (splat(1.0, d) - square)
+        else:
+            last, last_by_d, by_log_sigma = log_bin(x0, d, exp(splat(-0.5, d) * log_variance))
+            last_by_log_variance = half * by_log_sigma
+        value = tl.where(decoder == 0.0, value, last)
+        by_d = tl.where(decoder == 0.0, by_d, last_by_d)
+        by_log_variance = tl.where(decoder == 0.0, by_log_variance, last_by_log_variance)
+    return value, by_d, by_log_variance, reaches
+
+
+@triton.jit
+def number_of(number, EXACT: tl.constexpr, R: tl.constexpr):
+    return tl.full((1, 1), number if EXACT is None else EXACT, R)
+
+
+@triton.jit
+def network_input(
+    x0, given, noise, at, inside, r: tl.constexpr, z0, z1, z2, z3, row, in_table, GIVEN: tl.constexpr, NOISE: tl.constexpr
+):
+    """x_t of the elements at `at`."""
+    if GIVEN:
+        return tl.load(given + at, mask=inside, other=0.0).to(x0.dtype)
+    else:
+        x_t = q_sample_formula(column(row, in_table, SCALE), x0)
+        sigma = column(row, in_table, SIGMA)
+        if NOISE == GIVEN_NOISE:
+            x_t = with_noise(x_t, sigma, tl.load(noise + at, mask=inside, other=0.0).to(x0.dtype))
+        elif NOISE == SEEDED_NOISE:
+            x_t = with_noise(x_t, sigma, part_of(r, z0, z1, z2, z3))
+        return x_t
+
+
+@triton.jit(do_not_specialize=["index", "seed", "offset", "count", "batch", "chunks"])
+def vlb_terms_kernel(
+    result,
+    m,
+    x0,
+    given,
+    noise,
+    rows,
+    t,
+    seeds,
+    clip: tl.float64,
+    scale: tl.float64,
+    index: tl.int64,
+    seed: tl.int64,
+    offset: tl.int64,
+    count,
+    batch,
+    event,
+    channels,
+    blocks,
+    chunks,
+    EXACT_CLIP: tl.constexpr,
+    EXACT_SCALE: tl.constexpr,
+    CLIPPED: tl.constexpr,
+    LEARNED: tl.constexpr,
+    GAUSSIAN: tl.constexpr,
+    GIVEN: tl.constexpr,
+    HAS_T: tl.constexpr,
+    NOISE: tl.constexpr,
+    SEEDS: tl.constexpr,
+    S: tl.constexpr,
+    E: tl.constexpr,
+    V: tl.constexpr,
+    LAYOUT: tl.constexpr,
+    WIDE: tl.constexpr,
+):
+    """result: a sum for each chunk of each sample's work, times `scale`."""
+    R: tl.constexpr = rows.dtype.element_ty
+    W: tl.constexpr = V if V <= E else E
+    FACTOR: tl.constexpr = 2 if LEARNED else 1
+    tile = tl.program_id(0) // chunks
+    chunk = tl.program_id(0) - tile * chunks
+    sums = tl.zeros((S, E // W), tl.float64)
+    for k in range(tile * blocks + chunk, (tile + 1) * blocks, chunks):
+        block, b, live = place_of(k, blocks, batch, S, LAYOUT, WIDE)
+        row, in_table = table_row(rows, timestep_of(t, index, b, live, HAS_T), count, COLUMNS)
+        z0, z1, z2, z3 = None, None, None, None
+        if NOISE == SEEDED_NOISE:
+            z0, z1, z2, z3 = tile_normals(
+                block, b, live, wide(offset), seeds, seed, event, channels, R, SEEDS, S, E, V, LAYOUT, WIDE
+            )
+        values = tl.zeros((S, E), R)
+        first = b.to(tl.int64) * event
+        for r in tl.static_range(4 if LAYOUT == TILED else 1):
+            j, inside = elements_of(block, r, event, channels, 1, S, E, LAYOUT, WIDE)
+            inside = inside & live
+            x0_value = tl.load(x0 + first + j, mask=inside, other=0.0).to(R)
+            x_t = network_input(x0_value, given, noise, first + j, inside, r, z0, z1, z2, z3, row, in_table, GIVEN, NOISE)
+            j_m, _ = elements_of(block, r, event, channels, FACTOR, S, E, LAYOUT, WIDE)
+            at = FACTOR * first + j_m
+            v = x0_value
+            if LEARNED:
+                v = tl.load(m + at + (event if LAYOUT == FLAT else channels), mask=inside, other=0.0).to(R)
+            m_value = tl.load(m + at, mask=inside, other=0.0).to(R)
+            value, _, _, _ = term(
+                x0_value, m_value, v, x_t, row, in_table, number_of(clip, EXACT_CLIP, R), CLIPPED, LEARNED, GAUSSIAN
+            )
+            values += tl.where(inside, product(value, splat(1.0, value)), 0.0)
+        sums += few_of_rows(values, W)
+    by = tl.full((1,), scale if EXACT_SCALE is None else EXACT_SCALE, tl.float64)
+    total = tl.sum(sums, 1)
+    if LAYOUT != TILED:
+        b_own = tile.to(tl.int64) * S + tl.arange(0, S)
+        tl.store(result + b_own * chunks + chunk, stored(total * by, result), mask=b_own < batch)
+    else:
+        at_own = tl.program_id(0) + tl.zeros((1,), tl.int32)
+        tl.store(result + at_own, stored((tl.sum(total, 0) + tl.zeros((1,), tl.float64)) * by, result))
+
+
+@triton.jit(do_not_specialize=["index", "seed", "offset", "count", "batch"])
+def vlb_terms_backward_kernel(
+    to_m,
+    gradient,
+    m,
+    x0,
+    given,
+    noise,
+    rows,
+    t,
+    seeds,
+    clip: tl.float64,
+    scale: tl.float64,
+    index: tl.int64,
+    seed: tl.int64,
+    offset: tl.int64,
+    count,
+    batch,
+    event,
+    channels,
+    blocks,
+    EXACT_CLIP: tl.constexpr,
+    EXACT_SCALE: tl.constexpr,
+    CLIPPED: tl.constexpr,
+    LEARNED: tl.constexpr,
+    GAUSSIAN: tl.constexpr,
+    GIVEN: tl.constexpr,
+    HAS_T: tl.constexpr,
+    NOISE: tl.constexpr,
+    SEEDS: tl.constexpr,
+    DETACHED: tl.constexpr,
+    S: tl.constexpr,
+    E: tl.constexpr,
+    V: tl.constexpr,
+    LAYOUT: tl.constexpr,
+    WIDE: tl.constexpr,
+):
+    R: tl.constexpr = rows.dtype.element_ty
+    FACTOR: tl.constexpr = 2 if LEARNED else 1
+    block, b, live = place_of(tl.program_id(0), blocks, batch, S, LAYOUT, WIDE)
+    row, in_table = table_row(rows, timestep_of(t, index, b, live, HAS_T), count, COLUMNS)
+    upstream = tl.load(gradient + b, mask=live, other=0.0) * number_of(scale, EXACT_SCALE, R)
+    to_mean = column(row, in_table, MEAN_FROM_X0) * column(row, in_table, X0_FROM_M)
+    slope = column(row, in_table, SLOPE)
+    z0, z1, z2, z3 = None, None, None, None
+    if NOISE == SEEDED_NOISE:
+        z0, z1, z2, z3 = tile_normals(block, b, live, wide(offset), seeds, seed, event, channels, R, SEEDS, S, E, V, LAYOUT, WIDE)
+    first = b.to(tl.int64) * event
+    for r in tl.static_range(4 if LAYOUT == TILED else 1):
+        j, inside = elements_of(block, r, event, channels, 1, S, E, LAYOUT, WIDE)
+        inside = inside & live
+        x0_value = tl.load(x0 + first + j, mask=inside, other=0.0).to(R)
+        x_t = network_input(x0_value, given, noise, first + j, inside, r, z0, z1, z2, z3, row, in_table, GIVEN, NOISE)
+        j_m, _ = elements_of(block, r, event, channels, FACTOR, S, E, LAYOUT, WIDE)
+        at = FACTOR * first + j_m
+        second = at + (event if LAYOUT == FLAT else channels)
+        v = x0_value
+        if LEARNED:
+            v = tl.load(m + second, mask=inside, other=0.0).to(R)
+        m_value = tl.load(m + at, mask=inside, other=0.0).to(R)
+        _, by_d, by_log_variance, reaches = term(
+            x0_value, m_value, v, x_t, row, in_table, number_of(clip, EXACT_CLIP, R), CLIPPED, LEARNED, GAUSSIAN
+        )
+        if DETACHED:
+            by_m = tl.zeros_like(x0_value)
+        else:
+            by_m = negative(upstream * by_d * to_mean) * reaches
+        tl.store(to_m + at, stored(by_m, to_m), mask=inside)
+        if LEARNED:
+            tl.store(to_m + second, stored(upstream * by_log_variance * slope, to_m), mask=inside)
+
+
+class _Call:
+    """What both directions make of their arguments. The placeholders where a tensor is absent are never read."""
+
+    def __init__(self, outputs, o):
+        batch, factor = op.batch_of(o.x0), 2 if o.learned else 1
+        x0 = self.x0 = op.operand(o.x0, o.x0, batch.channels_last)
+        m = op.same(o.model_output, x0, batch.channels_last, factor)
+        rows = op.rows_of(o.rows, o.t, o.index, COLUMNS.value, x0, checks.compute_dtype(checks.result_dtype(m, x0)))
+        given = rows.table if o.x_t is None else op.same(o.x_t, x0, batch.channels_last)
+        z = op.noise_of(*((None,) * 3 if o.x_t is not None else (o.noise, o.seeds, o.seed)), x0, rows.table)
+        if o.x_t is None and z.kind == NO_NOISE.value:
+            raise RuntimeError("x_t, noise, seed: expected one of them")
+        noise = op.same(o.noise, x0, batch.channels_last) if z.kind == GIVEN_NOISE.value else rows.table
+        exact = op.passes_floats_as_float32() and rows.table.itemsize == 8
+        tensors = (x0, m, noise, *outputs) if o.x_t is None else (x0, m, given, *outputs)
+        self.cut = op.tiling(batch, tensors, z.kind == SEEDED_NOISE.value, False, o.learned)
+        self.dtype = rows.table.dtype
+        self.pointers = (m, x0, given, noise, rows.table, rows.t, z.seeds)
+        clip = 0.0 if o.clip is None or exact else o.clip
+        self.numbers = (clip, 0.0 if exact else o.scale, rows.index, z.seed, o.offset, rows.count)
+        self.flags = {
+            "EXACT_CLIP": o.clip if exact else None,
+            "EXACT_SCALE": o.scale if exact else None,
+            "CLIPPED": o.clip is not None,
+            "LEARNED": o.learned,
+            "GAUSSIAN": o.gaussian,
+            "GIVEN": o.x_t is not None,
+            "HAS_T": rows.has_t,
+            "NOISE": z.kind,
+            "SEEDS": z.seeds_kind,
+            **self.cut.parameters,
+        }
+
+
+def vlb_terms(o):
+    call = _Call((), o)
+    cut = call.cut
+    result = op.empty(o.x0.shape[:1], call.dtype, o.x0.device)
+    sums = sums_for(result, cut.tiles, cut.blocks)
+    op.launch(
+        wrap_triton(vlb_terms_kernel),
+        *(sums.programs, call.x0, sums.to, *call.pointers, *call.numbers),
+        *(cut.batch, cut.event, cut.channels, cut.blocks, sums.chunks),
+        **call.flags,
+    )
+    if sums.to is not result:
+        finish(result, sums, 1)
+    return result
+
+
+def vlb_terms_backward(gradient, o, detach_mean):
+    to_m = op.empty_like(o.x0, o.model_output.dtype, 2 if o.learned else 1)
+    call = _Call((to_m,), o)
+    cut = call.cut
+    gradient = op.plain(gradient).contiguous()
+    op.each_sample("gradient", gradient, o.x0, call.dtype)
+    op.launch(
+        wrap_triton(vlb_terms_backward_kernel),
+        *(cut.tiles * cut.blocks, call.x0, to_m, gradient, *call.pointers, *call.numbers),
+        *(cut.batch, cut.event, cut.channels, cut.blocks),
+        DETACHED=detach_mean,
+        **call.flags,
+    )
+    return to_m
