@@ -294,7 +294,7 @@ class _Call:
         noise = op.same(o.noise, x0, batch.channels_last) if z.kind == GIVEN_NOISE.value else rows.table
         exact = op.passes_floats_as_float32() and rows.table.itemsize == 8
         tensors = (x0, m, noise, *outputs) if o.x_t is None else (x0, m, given, *outputs)
-        self.cut = op.tiling(batch, tensors, z.kind == SEEDED_NOISE.value, False, o.learned)
+        self.cut = op.tiling(batch, tensors, z.kind == SEEDED_NOISE.value, False, o.learned, True)
         self.dtype = rows.table.dtype
         self.pointers = (m, x0, given, noise, rows.table, rows.t, z.seeds)
         clip = 0.0 if o.clip is None or exact else o.clip

@@ -98,8 +98,8 @@ def wide_bin(c, w, is_open):
     a = c - w
     b = tl.where(is_open, one, c + w)
     inside = a <= 0.0
-    tail_a = erfcx(tl.abs(a) * splat(ROOT_HALF, a))
-    tail_b = erfcx(b * splat(ROOT_HALF, b))
+    tail_a = erfcx(product(tl.abs(a), splat(ROOT_HALF, a)))
+    tail_b = erfcx(product(b, splat(ROOT_HALF, b)))
     down_a = exp_negative(splat(-0.5, a) * a * a)
     down_b = tl.where(is_open, 0.0, exp_negative(splat(-0.5, b) * b * b))
     outside = product(half, tl.fma(down_a, tail_a, product(down_b, tail_b)))

@@ -168,14 +168,17 @@ class Tiling(NamedTuple):
         return {"S": self.S, "E": self.E, "V": self.V, "LAYOUT": self.LAYOUT, "WIDE": self.WIDE}
 
 
-def tiling(batch, tensors, seeded, merge, keep=False):
-    """`seeded`: whether the logical index matters; `keep`: so does the layout; `merge`: the samples do not, all having one row."""
+def tiling(batch, tensors, seeded, merge, keep=False, heavy=False):
+    """`seeded`: whether the logical index matters; `keep`: so does the layout; `merge`: the samples do not, all having one row;
+    `heavy`: a formula of so many registers that half a tile is enough for a program."""
     size, event, channels, layout = batch.size, batch.event, batch.channels, driver.FLAT
     if batch.channels_last and (seeded or keep):
         layout = driver.TILED if batch.spatial % 4 == 0 else driver.GATHERED
     elif merge and not seeded and not keep:
         size, event = 1, size * event
     vector, total = vector_of(tensors), flat_tile(size * event, tensors)
+    if heavy and not INTERPRETED:
+        total = max(total // 2, vector * THREADS)
     if layout is driver.TILED:
         total = max(total, 4 * vector * THREADS)  # a vector for each thread at each of the four positions
         across = _power_of_two(channels, vector, total // 4)
