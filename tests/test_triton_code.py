@@ -74,8 +74,10 @@ def test_nothing_is_spilled(op, target, kernels):
         if not kernel.fast and used.stack <= 8:  # the sums of all monitors at once, on sm_120
             continue
         assert used.stack == used.spill_stores == 0, f"{kernel.label}: {used}"
-        # to AMD's scalar registers, which are spilled to lanes of a vector register: float64's polynomials have many constants
-        assert used.spill_loads == 0 or (target.startswith("gfx") and kernel.label.endswith("f64")), f"{kernel.label}: {used}"
+        # to AMD's scalar registers, which are spilled to lanes of a vector register: float64's polynomials have many constants, as
+        # has the discretised decoder
+        constants = kernel.label.endswith("f64") or op.startswith("vlb_terms")
+        assert used.spill_loads == 0 or (target.startswith("gfx") and constants), f"{kernel.label}: {used}"
         assert "local" not in kernel.counts, kernel.label
 
 
@@ -85,8 +87,8 @@ def test_128_bit_accesses(op, target, kernels):
     fast = [kernel for kernel in kernels if kernel.fast]
     assert fast
     for kernel in fast:
-        if target.startswith("gfx") and "channels-last" in kernel.label:
-            continue  # with 64 threads a warp, there are fewer elements for each
+        if target.startswith("gfx") and ("channels-last" in kernel.label or op.startswith("vlb_terms")):
+            continue  # with 64 threads a warp, there are fewer elements for each: vlb_terms' tile is half the others'
         main = kernel.main
         stores, loads = main.accesses("store"), main.accesses("load")
         assert max(loads, default=0) >= 128 or op == "randn", f"{kernel.label}: {loads}"

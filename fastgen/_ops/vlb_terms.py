@@ -83,10 +83,9 @@ def vlb_terms(
     checks.boolean("detach_mean", detach_mean)
     if clip is not None:
         clip = checks.number("clip", clip, low=0.0, strict=True)
-    given_t = t
-    t, index = dispatch.timestep(plan, t, x0)
+    own_t, index = dispatch.timestep(plan, t, x0)
     offset = rng.check_offset(offset)
-    noise, seeds, seed = _noise_source(x0, x_t, noise, seed)
+    noise, seeds, number = _noise_source(x0, x_t, noise, seed)
     dtype = plan.rows.dtype
     if dtype != torch.float64 and x_t is not None and x_t.dtype == torch.float64:
         raise TypeError("x_t: expected no float64 where neither x0 nor model_output is, got float64")
@@ -94,12 +93,12 @@ def vlb_terms(
     if unit == "bits_per_dim":
         scale = 1.0 / (max(x0[:1].numel() if len(x0) else x0.numel(), 1) * math.log(2.0))
     o = Operands(
-        *(model_output, x0, plan.rows, t, index, x_t, noise, seeds, seed, offset, clip, plan.learned, decoder == "gaussian", scale)
+        *(model_output, x0, plan.rows, own_t, index, x_t, noise, seeds, number, offset, clip, plan.learned, decoder == "gaussian", scale)
     )
     try:
         terms = _run(plan, o, detach_mean)
     except (RuntimeError, TypeError):
-        checks.timestep(given_t, x0, plan.end, plan.note)
+        checks.timestep(t, x0, plan.end, plan.note)
         raise
     return terms if reduction == "none" else terms.mean() if reduction == "mean" else terms.sum()
 

@@ -81,7 +81,7 @@ def term(
         r = log_variance - column(row, in_table, LOG_POSTERIOR_VARIANCE)
         precision = exp(negative(log_variance))
         square = product(d * d, precision)
-        value = half * (excess(r) + square)
+        value = product(half, excess(r) + square)
         by_log_variance = half * (splat(1.0, d) - exp(negative(r)) - square)
     else:
         log_variance = intercept + tl.zeros_like(d)
@@ -94,7 +94,7 @@ def term(
         if GAUSSIAN:
             precision = exp(negative(log_variance))
             square = product(d * d, precision)
-            last = half * (splat(LOG_TWO_PI, d) + log_variance + square)
+            last = product(half, splat(LOG_TWO_PI, d) + log_variance + square)
             last_by_d = precision * d
             last_by_log_variance = half * (splat(1.0, d) - square)
         else:
@@ -195,7 +195,7 @@ def vlb_terms_kernel(
             value, _, _, _ = term(
                 x0_value, m_value, v, x_t, row, in_table, number_of(clip, EXACT_CLIP, R), CLIPPED, LEARNED, GAUSSIAN
             )
-            values += tl.where(inside, product(value, splat(1.0, value)), 0.0)
+            values += tl.where(inside, value, 0.0)
         sums += few_of_rows(values, W)
     by = tl.full((1,), scale if EXACT_SCALE is None else EXACT_SCALE, tl.float64)
     total = tl.sum(sums, 1)
