@@ -258,10 +258,13 @@ class Schedule(Tables):
         """(T, 3), `DIFFUSION_LOSS_COLUMNS`: a, b of the target a·x0 + b·ε, and the min-SNR-γ weight, 1 where γ is None."""
         return self._table(("diffusion_loss", prediction, snr_gamma), device, dtype)
 
-    def vlb_terms_table(self, prediction: str, variance: str, device: torch.device, dtype: torch.dtype) -> Table:
-        """(T, 11), `VLB_TERMS_COLUMNS`: those of x_t, of x0 and of the posterior mean; log β̃; log σ² = slope·v + intercept; of a
-        variance that is not learned what the divergence is at equal means, and 1/σ²; and whether the term is the decoder's."""
-        return self._table(("vlb_terms", prediction, variance), device, dtype)
+    def vlb_terms_table(
+        self, prediction: str, variance: str, device: torch.device, dtype: torch.dtype, weighting: str | float | None = None
+    ) -> Table:
+        """(T, 14), `VLB_TERMS_COLUMNS`: those of x_t, of x0 and of the posterior mean; log β̃; log σ² = slope·v + intercept; of a
+        variance that is not learned what the divergence is at equal means, and 1/σ²; whether the term is the decoder's; and what
+        `diffusion_loss_table` has, of the hybrid loss: with a weighting, "uniform" or min-SNR's γ, else 0."""
+        return self._table(("vlb_terms", prediction, variance, weighting), device, dtype)
 
     def timestep_tensor(self, device: torch.device | str | int | None = None) -> torch.Tensor:
         """`timesteps` as an int64 tensor on `device`, cached: `schedule.timestep_tensor(device)[t]` is what the network gets.
@@ -426,7 +429,7 @@ def _diffusion_loss_columns(s: Schedule, prediction: str, gamma: float | None):
     return x0, epsilon, weight
 
 
-def _vlb_terms_columns(s: Schedule, prediction: str, variance: str):
+def _vlb_terms_columns(s: Schedule, prediction: str, variance: str, weighting: str | float | None):
     low, zeros = _log_posterior_variance(s), np.zeros(len(s))
     mean_from_x0, _ = _posterior_mean(s)
     decoder = zeros.copy()
@@ -440,7 +443,10 @@ def _vlb_terms_columns(s: Schedule, prediction: str, variance: str):
     else:
         slope, intercept = _learned_log_variance(s, variance)
     x0 = _x0_columns(s, prediction)
-    return *_q_sample_columns(s), *x0, mean_from_x0, low, slope, intercept, constant, precision, decoder
+    loss = zeros, zeros, zeros
+    if weighting is not None:
+        loss = _diffusion_loss_columns(s, prediction, None if weighting == "uniform" else float(weighting))
+    return *_q_sample_columns(s), *x0, mean_from_x0, low, slope, intercept, constant, precision, decoder, *loss
 
 
 _COLUMNS = {

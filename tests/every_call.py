@@ -175,6 +175,10 @@ def _vlb(**options):
     return _forward(fastgen.vlb_terms, "x0", **({"model_output": "m"} | options))
 
 
+def _hybrid(**options):
+    return _forward(fastgen.diffusion_loss, "x0", **({"model_output": "wide", "variance": "learned_range"} | options))
+
+
 def _vlb_gradient(source, learned=False):
     """The kernel of the way back alone."""
 
@@ -182,7 +186,7 @@ def _vlb_gradient(source, learned=False):
         m, computed = (i.wide if learned else i.m), torch.float64 if torch.float64 in (i.x.dtype, i.m.dtype) else torch.float32
         rows = SCHEDULE.vlb_terms_table("epsilon", "learned" if learned else "beta", i.x.device, computed).rows
         x_t, noise, seeds = (given if name == source else None for name, given in _sources(i))
-        others = x_t, noise, seeds, None, 0, 1.5, learned, False, 1.0, False
+        others = x_t, noise, seeds, None, 0, 1.5, learned, 0, 1.0, True, -1, 1.0, None, 1.0, False
         return torch.ops.fastgen.vlb_terms_backward(i.threshold, m, i.x, rows, i.t, 0, *others)
 
     return call
@@ -260,6 +264,9 @@ CALLS = INTO | {
     "vlb x_t": _vlb(x_t="target", t=7, decoder="gaussian"),
     "vlb learned": _vlb(model_output="wide", seed="seeds", variance="learned", prediction="v_prediction"),
     "vlb learned x_t": _vlb(model_output="wide", x_t="target", variance="learned_range", unit="bits_per_dim"),
+    "vlb mean": _vlb(seed="seed", reduction="mean"),
+    "vlb hybrid": _hybrid(seed="seed"),
+    "vlb hybrid noise each": _hybrid(noise="noise", loss="huber", reduction="none", weighting="threshold"),
     "vlb back": _vlb_gradient("seeds"),
     "vlb back noise": _vlb_gradient("noise", learned=True),
     "vlb back x_t": _vlb_gradient("x_t", learned=True),

@@ -258,6 +258,14 @@ def log_bin(x0, mean, sigma):
         return float(mpmath.log(tail(below) - tail(above)))
 
 
+def clamped_log_bin(x0, mean, sigma, floor):
+    """The decoder of guided-diffusion and denoising-diffusion-pytorch, with their approximation of Φ, and their least value."""
+    cdf = lambda x: 0.5 * (1.0 + np.tanh(np.sqrt(2.0 / np.pi) * (x + 0.044715 * x**3)))  # noqa: E731
+    above, below = cdf((x0 - mean + 1 / 255) / sigma), cdf((x0 - mean - 1 / 255) / sigma)
+    inside = np.where(x0 < -0.999, above, np.where(x0 > 0.999, 1.0 - below, above - below))
+    return np.log(np.maximum(inside, floor))
+
+
 def vlb_terms(m, x0, x_t, betas, t, prediction, variance, clip=None, decoder="discretized"):
     """(B,), in nats."""
     v = None

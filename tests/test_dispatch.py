@@ -310,16 +310,38 @@ def op_samples():
             yield "gan_loss", (*options, monitors, not monitors), {}
         yield "gan_loss_backward", (torch.tensor(2.0), *options), {}
     terms = [
-        (x, m, None, 3, None, None, None, 5, 0, None, False, False, 1.0),
-        (x.bfloat16(), m, T2, 0, None, None, SEEDS, None, 2**33, 1.5, False, True, 0.5),
-        (torch.cat([image, image], 1), channels_last(image), T2, 0, image, None, None, None, 0, None, True, False, 1.0),
-        (two.double(), m.half(), None, 0, None, z, None, None, 0, 1.0, True, False, 1.0),
+        (x, m, None, 3, None, None, None, 5, 0, None, False, 0, 1.0, True, -1, 1.0, None, 1.0),
+        (x.bfloat16(), m, T2, 0, None, None, SEEDS, None, 2**33, 1.5, False, 1, 0.5, False, -1, 1.0, None, 1.0),
+        (
+            torch.cat([image] * 2, 1),
+            channels_last(image),
+            T2,
+            0,
+            image,
+            *(None,) * 3,
+            0,
+            None,
+            True,
+            2,
+            1.0,
+            True,
+            -1,
+            1.0,
+            None,
+            1.0,
+        ),
+        (two.double(), m.half(), None, 0, None, z, None, None, 0, 1.0, True, 0, 1.0, False, -1, 1.0, None, 1.0),
+        (two, m, None, 0, None, z, None, None, 0, None, True, 0, 0.5, True, 2, 0.5, torch.ones(2), 0.3),
+        (two.half(), m, T2, 0, None, None, None, 5, 0, None, True, 0, 0.5, False, 0, 1.0, None, 0.3),
     ]
     for output, data, *rest in terms:
         dtype = torch.float64 if torch.float64 in (output.dtype, data.dtype) else torch.float32
-        rows = schedule.vlb_terms_table("epsilon", "learned" if rest[-3] else "beta", cpu, dtype).rows
+        rows = schedule.vlb_terms_table(
+            "epsilon", "learned" if rest[8] else "beta", cpu, dtype, "uniform" if rest[12] >= 0 else None
+        ).rows
+        gradient = torch.ones(2 if rest[11] else (), dtype=dtype)
         yield "vlb_terms", (output, data, rows, *rest), {}
-        yield "vlb_terms_backward", (torch.ones(2, dtype=dtype), output, data, rows, *rest, rest[-2]), {}
+        yield "vlb_terms_backward", (gradient, output, data, rows, *rest, rest[9] == 1), {}
     losses = [
         (x, m, None, 3, None, None, 5, 0, None, 0, 0, 1.0, 1),
         (x.bfloat16(), m, T2, 0, None, SEEDS, None, 2**33, torch.ones(2), 2, 2, 0.5, 2),

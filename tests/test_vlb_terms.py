@@ -1,6 +1,7 @@
 """vlb_terms: values, the decoder's tails, gradients, and the divergence that the formula stands for."""
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -22,6 +23,8 @@ from conftest import (
 )
 
 import fastgen
+from fastgen._core import dispatch
+from fastgen._ops.vlb_terms import CLAMPED_DECODERS, Operands, _run
 from fastgen.schedule import LEARNED_VARIANCES, PREDICTIONS, VARIANCES
 
 SHAPE = (3, 4, 5, 6)
@@ -206,6 +209,35 @@ def test_the_decoder_is_a_distribution(device, schedule):
         torch.testing.assert_close(torch.exp(-terms).sum(), terms.new_tensor(1.0), rtol=1e-12, atol=0)
 
 
+@pytest.mark.parametrize("floor, decoder", CLAMPED_DECODERS.items())
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_decoders_of_other_libraries(device, schedule, floor, decoder, dtype):
+    """Their probabilities to their rounding, and where nothing is clamped their gradients. They are for the drop-ins alone."""
+    cases = [(x0, s, d * sign) for s in (0.01, 0.1, 1.0) for d in DISTANCES for sign in (1, -1) for x0 in (-1.0, 0.25, 1.0)]
+    x0, sigma, distance = (torch.tensor(values, device=device, dtype=dtype)[:, None] for values in zip(*cases, strict=True))
+    mean, v = x0 + distance * sigma, 2 * sigma.log()
+    leaf = torch.cat([mean, v], 1).requires_grad_()
+    rows = schedule.vlb_terms_table("sample", "learned", leaf.device, dtype).rows
+    operands = (leaf, x0, rows, None, 0, x0, None, None, None, 0, None, True, decoder, 1.0, True, -1, 1.0, None, 1.0)
+    found = {}
+    for backend in (fastgen.backend(device), "eager"):
+        with fastgen.use_backend(backend):
+            plan = SimpleNamespace(backend=backend, call=None if backend == "eager" else dispatch.op("vlb_terms", backend))
+            terms = _run(plan, Operands(*operands), False)
+            found[backend] = terms.detach(), torch.autograd.grad(terms.sum(), leaf)[0]
+    terms, gradient = found[fastgen.backend(device)]
+    expected = reference.clamped_log_bin(*(array(x)[:, 0] for x in (x0, mean, sigma)), floor)
+    np.testing.assert_allclose(np.exp(-array(terms)), np.exp(expected), rtol=0, atol=20 * torch.finfo(dtype).eps)
+    assert terms.max().item() == pytest.approx(-math.log(floor), rel=1e-6)
+    plain = array(terms) < 7  # the probability is some 1e-3, so rounding has not changed it
+    atol = 10 * torch.finfo(dtype).eps * found["eager"][1].abs().max().item()
+    np.testing.assert_allclose(
+        array(gradient)[plain], array(found["eager"][1])[plain], rtol=2e3 * torch.finfo(dtype).eps, atol=atol
+    )
+    lost = array(terms) > -math.log(floor) - 1e-4
+    assert lost.any() and not array(gradient)[lost].any()
+
+
 def test_a_perfect_prediction(device, schedule):
     """Of the noise: the means meet, and with the posterior's variance nothing is left."""
     x0 = pixels((2, 3, 8, 8), 1, device=device)
@@ -224,6 +256,13 @@ def test_units_and_reductions(device, schedule):
     torch.testing.assert_close(bits, nats / (4 * 5 * 6 * math.log(2)))
     for reduction, expected in (("mean", nats.mean()), ("sum", nats.sum())):
         torch.testing.assert_close(fastgen.vlb_terms(m, x0, t, schedule, seed=7, reduction=reduction), expected)
+
+
+def test_the_mean_of_nothing(device, schedule):
+    x0 = torch.zeros(0, 3, 4, device=device)
+    assert fastgen.vlb_terms(x0, x0, 5, schedule, seed=1).shape == (0,)
+    assert fastgen.vlb_terms(x0, x0, 5, schedule, seed=1, reduction="mean").isnan()
+    assert fastgen.vlb_terms(x0, x0, 5, schedule, seed=1, reduction="sum") == 0
 
 
 def test_a_sample_does_not_depend_on_its_batch(device, schedule):
@@ -245,6 +284,106 @@ def test_a_schedule_of_one_step_and_one_without_signal(device):
     assert fastgen.vlb_terms(torch.zeros_like(x0), x0, 9, zero, seed=1, prediction="v_prediction").isfinite().all()
     with pytest.raises(ValueError, match="^t: .*signal-to-noise ratio of zero"):
         fastgen.vlb_terms(torch.zeros_like(x0), x0, 9, zero, seed=1)
+
+
+# ---- the hybrid loss ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.pairs
+@pytest.mark.parametrize("shape", [(3, 4, 5, 6), (5, 2), (2, 2, 9_001), (0, 3, 4)])
+@pytest.mark.parametrize("loss", ["mse", "l1", "huber"])
+@pytest.mark.parametrize("weighting", [None, "min_snr", "tensor"])
+@pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+@pytest.mark.parametrize("source", ["seed", "noise"])
+def test_hybrid(device, schedule, shape, loss, weighting, reduction, prediction, source):
+    check_hybrid(device, schedule, shape, torch.float32, torch.float32, torch.clone, loss, weighting, reduction, prediction, source)
+
+
+@pytest.mark.pairs
+@pytest.mark.parametrize("variance", LEARNED_VARIANCES)
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("source", ["seed", "noise"])
+@pytest.mark.parametrize("dtype, x0_dtype", [(torch.float32,) * 2, (torch.float64,) * 2, (torch.bfloat16, torch.float32)])
+def test_hybrid_kernels(device, schedule, variance, layout, source, dtype, x0_dtype):
+    options = "mse", "tensor", "mean", "v_prediction", source, variance
+    check_hybrid(device, schedule, (3, 4, 5, 6), dtype, x0_dtype, LAYOUTS[layout], *options)
+
+
+def check_hybrid(
+    device, schedule, shape, dtype, x0_dtype, arrange, loss, weighting, reduction, prediction, source, variance="learned_range"
+):
+    """The simple loss plus λ·T times the term in bits, and so the gradient: each of them by themselves elsewhere."""
+    m, x0 = map(arrange, data(shape, device, variance, dtype, x0_dtype))
+    t = torch.arange(shape[0], device=device) * 13 % 40
+    if weighting == "tensor":
+        weighting = torch.linspace(0.5, 2.0, shape[0], device=device)
+    noise = {"seed": 3} if source == "seed" else {"noise": normal(shape, 2, x0_dtype, device)}
+    same = {"prediction": prediction, "reduction": "none", **noise}
+    found = []
+    for hybrid in (True, False):
+        leaf = m.clone().requires_grad_()
+        if hybrid:
+            simple = {"loss": loss, "delta": 0.7, "weighting": weighting, "variance": variance, "vlb_weight": 0.02}
+            value = fastgen.diffusion_loss(leaf, x0, t, schedule, **{**same, **simple, "reduction": reduction})
+        else:
+            half = leaf[:, : shape[1]]
+            value = fastgen.diffusion_loss(half, x0, t, schedule, loss=loss, delta=0.7, weighting=weighting, **same)
+            terms = fastgen.vlb_terms(leaf, x0, t, schedule, variance=variance, unit="bits_per_dim", detach_mean=True, **same)
+            value = value + 0.02 * len(schedule) * terms
+            if reduction == "sum":
+                value = value * max(x0[:1].numel(), 1)
+            value = value if reduction == "none" else value.mean() if reduction == "mean" else value.sum()
+        found.append((value.detach(), torch.autograd.grad(value.sum(), leaf)[0]))
+    # of the separate gradients one rounds twice
+    rtol, grain = (1e-12, 1e-13) if dtype == torch.float64 else (2e-5, 2e-7 if dtype == torch.float32 else 1e-2)
+    torch.testing.assert_close(found[0][0], found[1][0], rtol=rtol, atol=1e-6 if dtype != torch.float64 else 1e-12, equal_nan=True)
+    largest = found[1][1].abs().max().item() if found[1][1].numel() else 0.0
+    torch.testing.assert_close(found[0][1], found[1][1], rtol=max(rtol, grain), atol=10 * grain * largest + 1e-30)
+
+
+@pytest.mark.parametrize("decoder", DECODERS)
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_hybrid_derivatives(device, schedule, decoder, weighted, reduction):
+    """Of m without the term, whose value depends on m though its gradient does not; of v and the weights with it."""
+    m, x0 = data((3, 2, 5), device, "learned_range", torch.float64)
+    t, weights = torch.tensor([39, 0, 17], device=device), torch.tensor([0.5, 1.0, 2.0], dtype=torch.float64, device=device)
+    options = {"seed": 3, "variance": "learned_range", "decoder": decoder, "reduction": reduction}
+
+    def loss(m, v, w, vlb_weight=0.01):
+        options["weighting"] = w if weighted else None
+        return fastgen.diffusion_loss(torch.cat([m, v], 1), x0, t, schedule, vlb_weight=vlb_weight, **options)
+
+    m, v = m.chunk(2, 1)
+    assert_derivatives(device, lambda m: loss(m, v, weights, 0.0), (m.clone().requires_grad_(),))
+    assert_derivatives(device, lambda v: loss(m, v, weights), (v.clone().requires_grad_(),))
+    if weighted:
+        assert_derivatives(device, lambda w: loss(m, v, w), (weights.clone().requires_grad_(),))
+
+
+def test_hybrid_options(device, schedule):
+    m, x0 = data(SHAPE, device, "learned_range")
+    loss = lambda **options: fastgen.diffusion_loss(m, x0, 9, schedule, **{"seed": 1, "variance": "learned_range", **options})  # noqa: E731
+    torch.testing.assert_close(loss(vlb_weight=0.0), fastgen.diffusion_loss(m[:, :4], x0, 9, schedule, seed=1))
+    assert_same(loss(), loss(vlb_weight=0.001, decoder="discretized"))
+    for name, given, kind in (
+        ("variance", {"variance": "posterior"}, ValueError),
+        ("vlb_weight", {"vlb_weight": -1.0}, ValueError),
+        ("vlb_weight", {"vlb_weight": "1"}, TypeError),
+        ("decoder", {"decoder": "exact"}, ValueError),
+        ("loss", {"loss": "l2"}, ValueError),
+        ("reduction", {"reduction": "total"}, ValueError),
+        ("noise, seed", {"seed": None}, ValueError),
+        ("noise, seed", {"seed": None, "prediction": "sample"}, ValueError),
+        ("delta", {"loss": "huber", "delta": 0.0}, ValueError),
+        ("weighting", {"weighting": torch.ones(2, device=device)}, ValueError),
+        ("t", {}, ValueError),
+    ):
+        with pytest.raises(kind, match=f"^{name}: expected"):
+            loss(**given) if given else fastgen.diffusion_loss(m, x0, 40, schedule, seed=1, variance="learned")
+    with pytest.raises(ValueError, match="^model_output: expected"):
+        fastgen.diffusion_loss(x0, x0, 9, schedule, seed=1, variance="learned")
 
 
 # ---- gradients ------------------------------------------------------------------------------------------------------

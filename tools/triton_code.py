@@ -91,7 +91,8 @@ def bounded(m, x0=None, gradient=None, **more):
     options = {"x_t": None, "noise": None, "seeds": None, "seed": None, "offset": 0, "clip": None, "learned": False}
     back = {} if gradient is None else {"detach_mean": False}
     first = {} if gradient is None else {"gradient": gradient}
-    return {**first, "model_output": m, "x0": x0, **at(x0, 11), **options, "gaussian": False, "scale": 1.0, **more, **back}
+    options |= {"decoder": 0, "scale": 1.0, "each_sample": True, "loss": -1, "delta": 1.0, "weights": None, "vlb_weight": 1.0}
+    return {**first, "model_output": m, "x0": x0, **at(x0, 14), **options, **more, **back}
 
 
 def crossed(x, weight=None, pos_weight=None, reduction=1, **more):
@@ -168,9 +169,15 @@ CALLS = (
     Call("vlb_terms", "x_t, learned", lambda d: bounded(wide(d), x(d), x_t=x(d), learned=True),
         "sum_kernel<Added<Vectors<VlbTermsItems<{two}, false>, no noise>>>"),
     Call("vlb_terms", "noise, learned, clip, gaussian",
-        lambda d: bounded(wide(d), x(d), noise=x(d), learned=True, clip=1.0, gaussian=True), "", False, ALL),
+        lambda d: bounded(wide(d), x(d), noise=x(d), learned=True, clip=1.0, decoder=1), "", False, ALL),
+    Call("vlb_terms", "seed, learned, approximate",
+        lambda d: bounded(wide(d), x(d), seed=5, learned=True, decoder=2), "", False, ALL),
+    Call("vlb_terms", "seed, hybrid, mean",
+        lambda d: bounded(wide(d), x(d), seed=5, learned=True, loss=0, each_sample=False), ""),
     Call("vlb_terms_backward", "seed, learned", lambda d: bounded(wide(d), x(d), number(d, SHAPE[0]), seed=5, learned=True),
         "Vectors<VlbTermsItems<{two}, true>, seed>"),
+    Call("vlb_terms_backward", "seed, hybrid, mean",
+        lambda d: bounded(wide(d), x(d), number(d), seed=5, learned=True, loss=0, each_sample=False), ""),
     Call("bce_with_logits", "mean", lambda d: crossed(x(d)), "sum_kernel<BceVectorSum<BceTypes<{0}, {0}>>>"),
     Call("bce_with_logits", "mean, weights", lambda d: crossed(x(d), x(d), number(d)), "", False, ALL),
     Call("bce_with_logits", "none", lambda d: crossed(x(d), reduction=0), "BceVectors<BceTypes<{0}, {0}>, false>"),

@@ -94,8 +94,7 @@ template <class V> FG_HD LogBin<V> narrow_bin(V c, V w) {
   return found;
 }
 
-// off: x0 less the mean; half_width: of the bin; inverse_sigma: 1/σ. x0 says which bins are open, beyond ±0.999.
-// by_c becomes the derivative by `off`.
+// off: x0 less the mean; inverse_sigma: 1/σ. x0 says which bins are open, beyond ±0.999. by_c becomes the derivative by `off`.
 template <class V> FG_HD LogBin<V> log_bin(V x0, V off, V inverse_sigma) {
   const V zero = splat<V>(0.0), one = splat<V>(1.0), end = splat<V>(0.999);
   const auto low = x0<-end, high = x0> end;
@@ -107,6 +106,30 @@ template <class V> FG_HD LogBin<V> log_bin(V x0, V off, V inverse_sigma) {
   const LogBin<V> thin = narrow_bin(select(narrow, c, zero), select(narrow, w, splat<V>(0.01)));
   return {select(narrow, thin.value, wide.value), sign * inverse_sigma * select(narrow, thin.by_c, wide.by_c),
           select(narrow, thin.by_log_sigma, wide.by_log_sigma)};
+}
+
+// The same as other libraries have it, with their errors: Φ(x) ≈ (1 + tanh(√(2/π)·(x + 0.044715·x³)))/2, and no probability below
+// `floor`, where the derivatives are 0.
+template <class V> struct ApproximateCdf {
+  V value, density;
+};
+template <class V> FG_HD ApproximateCdf<V> approximate_cdf(V x) {
+  const V one = splat<V>(1.0), half = splat<V>(0.5), scale = splat<V>(0.79788456080286535588), cubic = splat<V>(0.044715);
+  const V u = scale * (x + cubic * (x * x * x)), e = exp_negative(splat<V>(-2.0) * abs(u)), d = one / (one + e);
+  const V size = (one - e) * d;
+  return {half * (one + select(u < splat<V>(0.0), -size, size)),
+          splat<V>(2.0) * e * d * d * scale * (one + splat<V>(3.0) * cubic * (x * x))};
+}
+template <class V> FG_HD LogBin<V> approximate_log_bin(V x0, V off, V inverse_sigma, double floor) {
+  const V zero = splat<V>(0.0), one = splat<V>(1.0), end = splat<V>(0.999), half_width = splat<V>(1.0 / 255);
+  const auto low = x0<-end, high = x0> end;
+  const V a = inverse_sigma * (off - half_width), b = inverse_sigma * (off + half_width);
+  const ApproximateCdf<V> below = approximate_cdf(a), above = approximate_cdf(b);
+  const V inside = select(low, above.value, select(high, one - below.value, above.value - below.value));
+  const auto lost = inside < splat<V>(floor);
+  const V found = select(lost, splat<V>(floor), inside), over = select(lost, zero, one) / found;
+  const V at_a = select(low, zero, below.density) * over, at_b = select(high, zero, above.density) * over;
+  return {-log_positive(found), inverse_sigma * (at_a - at_b), at_b * b - at_a * a};
 }
 
 }  // namespace fastgen

@@ -4,10 +4,12 @@
 //   t ≥ 1   ½·(r − 1 + e^{−r} + D²/σ²),  r = log σ² − log β̃          the divergence of two Gaussians
 //   t = 0   −log of what N(x0 − D, σ²) gives the bin of x0, or −log of its density at x0; U is 1 there
 //
-// x_t is given, or √ᾱ·x0 + √(1−ᾱ)·ε. Host and device.
+// x_t is given, or √ᾱ·x0 + √(1−ᾱ)·ε. The hybrid loss adds to it, times a weight, the loss that diffusion_loss.h has. Host and
+// device.
 #pragma once
 #include "common/elementwise.h"
 #include "common/log_bin.h"
+#include "diffusion_loss/diffusion_loss.h"
 #include "q_sample/q_sample.h"
 
 namespace fastgen {
@@ -25,27 +27,46 @@ struct VlbTermsColumns {
     kConstant,
     kPrecision,
     kDecoder,
+    kTargetFromX0,  // these three of the hybrid loss
+    kTargetFromNoise,
+    kLossWeight,
     kCount
   };
   // what a backward multiplies the sample's derivatives by, in the place of a column that it does not need
   enum { kUpstream = kConstant };
 };
 
+// Of the term at t = 0. The last two are those of guided-diffusion and of denoising-diffusion-pytorch.
+enum Decoder : int32_t { kDiscretized, kGaussian, kClampedAt12, kClampedAt15 };
+
 // The inputs: x0, m, v, x_t; given noise comes after them.
 struct VlbTermsArguments : Elementwise {
-  bool learned = false, gaussian = false, has_clip = false;
+  bool learned = false, has_clip = false;
+  Decoder decoder = kDiscretized;
   double clip = 0;
+  bool hybrid = false;  // loss, delta and weights are those of diffusion_loss, which is added to vlb_weight times the term
+  LossKind loss = kMse;
+  double delta = 1, vlb_weight = 1;
+  const void* weights = nullptr;   // (B,), of the type of the arithmetic; null: 1
   double scale = 1;                // of a sum: forward into the result, backward into every derivative
-  void* result = nullptr;          // forward: (B,), of the type of the arithmetic
+  bool each_sample = false;        // forward: (B,) sums, or one
+  void* result = nullptr;          // of the type of the arithmetic
   double* sums = nullptr;          // on the CPU: of each block; null where each sample is small and has its own
   SumScratch scratch;              // on CUDA
-  const void* gradient = nullptr;  // backward: (B,), of the type of the arithmetic; out[0] is the derivative by m, out[1] by v
-  bool detach_mean = false;
+  const void* gradient = nullptr;  // backward: (B,) or one number; out[0] is the derivative by m, out[1] by v
+  bool detach_mean = false;        // of the term
+
+  FG_HD bool no_term() const { return hybrid && vlb_weight == 0; }
 };
 
 template <class R> FG_HD void vlb_terms_row(const VlbTermsArguments& a, int64_t b, R* row) {
-  table_row(a.rows, b, VlbTermsColumns::kCount, row);
-  if (a.gradient) row[VlbTermsColumns::kUpstream] = static_cast<const R*>(a.gradient)[b] * static_cast<R>(a.scale);
+  using C = VlbTermsColumns;
+  table_row(a.rows, b, C::kCount, row);
+  if (a.weights) row[C::kLossWeight] *= static_cast<const R*>(a.weights)[b];
+  if (!a.gradient) return;
+  const R upstream = static_cast<const R*>(a.gradient)[a.each_sample ? b : 0] * static_cast<R>(a.scale);
+  row[C::kUpstream] = upstream * static_cast<R>(a.vlb_weight);
+  row[C::kLossWeight] *= upstream;
 }
 
 // r − 1 + e^{−r}: small where r is, so there by its series.
@@ -91,11 +112,14 @@ template <bool kLearned, class V, class Get> FG_HD VlbTerm<V> divergence(const G
 template <bool kLearned, class V, class Get> FG_HD VlbTerm<V> decoded(const VlbTermsArguments& a, const Get& get, V x0, V d, V v) {
   using C = VlbTermsColumns;
   const V half = splat<V>(0.5), log_variance = kLearned ? fma(get(C::kSlope), v, get(C::kIntercept)) : get(C::kIntercept);
-  if (a.gaussian) {
+  if (a.decoder == kGaussian) {
     const V precision = exp(-log_variance), square = d * d * precision;
     return {half * (splat<V>(1.83787706640934548356) + log_variance + square), precision * d, half * (splat<V>(1.0) - square)};
   }
-  const LogBin<V> bin = log_bin(x0, d, exp(-half * log_variance));
+  const V inverse_sigma = exp(-half * log_variance);
+  const LogBin<V> bin = a.decoder == kDiscretized
+                            ? log_bin(x0, d, inverse_sigma)
+                            : approximate_log_bin(x0, d, inverse_sigma, a.decoder == kClampedAt12 ? 1e-12 : 1e-15);
   return {bin.value, bin.by_c, half * bin.by_log_sigma};
 }
 

@@ -28,16 +28,43 @@ template <class R> struct VlbTermsOp : Summed<R, VlbTermsArguments> {
   explicit VlbTermsOp(const VlbTermsArguments& arguments) : Summed<R, VlbTermsArguments>{arguments} {}
 
   void load_row(int64_t b, R* row) const { vlb_terms_row(a, b, row); }
-  bool own_rows() const { return a.rows.t || a.gradient; }
-  static bool noiseless(const R* row) { return row[C::kSigma] == 0; }
+  bool own_rows() const { return a.rows.t || a.weights || (a.gradient && a.each_sample); }
+  static bool noiseless(const R* row) { return row[C::kSigma] == 0 && row[C::kTargetFromNoise] == 0; }
 
   // f(get, apart, term, i) for each vector of the tile, get(column) being its coefficients.
   template <bool kNoise, class Row, class F> FG_HD void each(const Row& row, const Tile<R>& t, int64_t first, const F& f) const {
+    if (a.no_term()) {
+      for (int64_t i = 0; i < t.n; i += kLanes<R>)
+        f([&](int column) FG_INLINE { return row.get(column, first + i); }, Apart<Vec<R>>{}, VlbTerm<Vec<R>>{}, i);
+      return;
+    }
     if (a.learned) return each_learned<kNoise, true>(row, t, first, f);
     each_learned<kNoise, false>(row, t, first, f);
   }
 
+  // out[0] becomes by·out[0] plus the loss of the hybrid, or with kSlope its derivative.
+  template <bool kSlope, bool kNoise, class Row>
+  FG_HD void add_loss(const Row& row, const Tile<R>& t, int64_t first, double by) const {
+    switch (a.loss) {
+      case kMse: return add_loss<kSlope, kNoise, kMse>(row, t, first, by);
+      case kL1: return add_loss<kSlope, kNoise, kL1>(row, t, first, by);
+      case kHuber: return add_loss<kSlope, kNoise, kHuber>(row, t, first, by);
+    }
+  }
+
  private:
+  template <bool kSlope, bool kNoise, LossKind kLoss, class Row>
+  FG_HD void add_loss(const Row& row, const Tile<R>& t, int64_t first, double by) const {
+    using V = Vec<R>;
+    const V delta = splat<V>(a.delta), factor = splat<V>(by);
+    for (int64_t i = 0; i < t.n; i += kLanes<R>) {
+      const V z = kNoise ? load(t.z + i) : V{};
+      const V r = residual<true, kNoise>(load(t.in[1] + i), row.get(C::kTargetFromX0, first + i), load(t.in[0] + i),
+                                         row.get(C::kTargetFromNoise, first + i), z);
+      const V loss = kSlope ? loss_slope<kLoss>(r, delta) : loss_of<kLoss>(r, delta);
+      store(t.out[0] + i, fma(row.get(C::kLossWeight, first + i), loss, factor * load(t.out[0] + i)));
+    }
+  }
   template <bool kNoise, bool kLearned, class Row, class F>
   FG_HD void each_learned(const Row& row, const Tile<R>& t, int64_t first, const F& f) const {
     switch (terms_of(row, first, t.n)) {
@@ -77,6 +104,7 @@ template <class R> struct Values : VlbTermsOp<R> {
     this->template each<kNoise>(row, t, first,
                                 [&](const auto&, const Apart<Vec<R>>&, const VlbTerm<Vec<R>>& term, int64_t i)
                                     FG_INLINE { store(t.out[0] + i, term.value); });
+    if (this->a.hybrid) this->template add_loss<false, kNoise>(row, t, first, this->a.vlb_weight);
   }
 };
 
@@ -93,6 +121,7 @@ template <class R> struct Derivatives : VlbTermsOp<R> {
                                   store(t.out[0] + i, by_m);
                                   if (t.out[1]) store(t.out[1] + i, by_v);
                                 });
+    if (this->a.hybrid) this->template add_loss<true, kNoise>(row, t, first, 1.0);
   }
 };
 

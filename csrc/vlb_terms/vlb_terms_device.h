@@ -20,7 +20,7 @@ template <class R, class X, class M, bool kBackward> struct VlbTermsItems : Devi
     vlb_terms_row(a, b, row.values);
     return row;
   }
-  static FG_HD bool noiseless(const Row& row) { return row(C::kSigma) == 0; }
+  static FG_HD bool noiseless(const Row& row) { return row(C::kSigma) == 0 && row(C::kTargetFromNoise) == 0; }
 
   // The options are the same for all threads, and which term it is for all of a sample's.
   template <bool kNoise, int n> FG_HD void apply(const Row& row, const R (&in)[4][n], const R* z, R (&out)[kOutputs][n]) const {
@@ -36,17 +36,36 @@ template <class R, class X, class M, bool kBackward> struct VlbTermsItems : Devi
         out[0][i] = term.value;
       }
     }
+    if (!a.hybrid) return;
+    R r[n];
+    FG_UNROLL
+    for (int i = 0; i < n; ++i) {
+      r[i] = residual<true, false>(in[1][i], row(C::kTargetFromX0), in[0][i], R(0), R(0));
+      if constexpr (kNoise) r[i] = residual<false, true>(r[i], R(0), R(0), row(C::kTargetFromNoise), z[i]);
+    }
+    switch (a.loss) {
+      case kMse: return add_loss<kMse>(row, r, out[0]);
+      case kL1: return add_loss<kL1>(row, r, out[0]);
+      case kHuber: return add_loss<kHuber>(row, r, out[0]);
+    }
   }
 
-  // Of the sums, one for each sample.
-  int64_t outputs() const { return a.geometry.batch; }
+  // Of the sums: one for each sample, or one.
+  int64_t outputs() const { return a.each_sample ? a.geometry.batch : 1; }
   const SumScratch& scratch() const { return a.scratch; }
   FG_HD void finish(int64_t output, double sum) const { static_cast<R*>(a.result)[output] = static_cast<R>(sum * a.scale); }
 
  private:
   FG_HD VlbTerm<R> term_of(const Row& row, R x0, R d, R v) const {
+    if (a.no_term()) return {};
     if (row(C::kDecoder) == 0) return a.learned ? divergence<true>(row, d, v) : divergence<false>(row, d, v);
     return a.learned ? decoded<true>(a, row, x0, d, v) : decoded<false>(a, row, x0, d, v);
+  }
+  template <LossKind kLoss, int n> FG_HD void add_loss(const Row& row, const R (&r)[n], R (&out)[n]) const {
+    const R delta = static_cast<R>(a.delta), factor = kBackward ? R(1) : static_cast<R>(a.vlb_weight);
+    FG_UNROLL
+    for (int i = 0; i < n; ++i)
+      out[i] = fma(row(C::kLossWeight), kBackward ? loss_slope<kLoss>(r[i], delta) : loss_of<kLoss>(r[i], delta), factor * out[i]);
   }
 };
 
@@ -60,7 +79,10 @@ template <class Launch> struct VlbTermsSum {
 };
 template <class Launch> void run_vlb_terms(const VlbTermsArguments& a, const Launch& launch) {
   if (a.gradient) return run_on_device<VlbTermsGradientDevice, true>(a, launch);
-  run_on_device<VlbTermsDevice, true>(a, VlbTermsSum<Launch>{launch});
+  const VlbTermsSum<Launch> sum{launch};
+  if (a.geometry.batch > 0) return run_on_device<VlbTermsDevice, true>(a, sum);
+  a.is_double ? launch_groups(VlbTermsItems<double, Any, Any, false>{a}, sum)
+              : launch_groups(VlbTermsItems<float, Any, Any, false>{a}, sum);
 }
 
 }  // namespace fastgen

@@ -27,7 +27,15 @@ struct Call {
     a.rows = rows_input.rows;
     a.is_double = arithmetic == kFloat64;
     a.learned = o.learned;
-    a.gaussian = o.gaussian;
+    STD_TORCH_CHECK(o.decoder >= kDiscretized && o.decoder <= kClampedAt15, "decoder: expected 0 … 3, got ", o.decoder);
+    STD_TORCH_CHECK(o.loss >= -1 && o.loss <= kHuber, "loss: expected -1 … 2, got ", o.loss);
+    a.decoder = static_cast<Decoder>(o.decoder);
+    a.hybrid = o.loss >= 0;
+    if (a.hybrid) a.loss = static_cast<LossKind>(o.loss);
+    a.delta = o.delta;
+    a.vlb_weight = o.vlb_weight;
+    if (o.weights) a.weights = each_sample(*o.weights, "weights").data;
+    a.each_sample = o.each_sample;
     a.has_clip = o.clip.has_value();
     a.clip = o.clip.value_or(0);
     a.scale = o.scale;
@@ -45,6 +53,13 @@ struct Call {
     a.noise.kind = kGivenNoise;
   }
 
+  // (B,), of the type of the arithmetic.
+  View each_sample(const Tensor& x, const char* name) const {
+    const View view(x);
+    check_each_sample(view, name, batch.like, arithmetic);
+    return view;
+  }
+
   // Where the second half of the channels begins.
   Operand second_half(Operand x) const {
     const int64_t channels = batch.channels_last ? a.geometry.channels : a.geometry.event;
@@ -57,7 +72,7 @@ Tensor vlb_terms(const VlbTermsOperands& o) {
   Call call(o);
   VlbTermsArguments& a = call.a;
   const int64_t batch = a.geometry.batch;
-  const Tensor out = empty(&batch, 1, false, call.arithmetic, call.batch.like);
+  const Tensor out = empty(&batch, a.each_sample ? 1 : 0, false, call.arithmetic, call.batch.like);
   a.result = out.mutable_data_ptr();
   flatten(a, true);
 #ifdef FG_DEVICE_KERNELS
@@ -66,7 +81,7 @@ Tensor vlb_terms(const VlbTermsOperands& o) {
   if (call.batch.like.numel > kThreads || batch > kThreads) a.scratch = scratch.emplace(1, call.batch.like).for_kernel;
   run_cuda(fastgen_vlb_terms_cuda, a, call.batch.like);
 #else
-  run_sample_sums(vlb_terms_cpu(isa_for(a)), a, true);
+  run_sample_sums(vlb_terms_cpu(isa_for(a)), a, a.each_sample);
 #endif
   return out;
 }
@@ -75,10 +90,15 @@ Tensor vlb_terms_backward(const Tensor& gradient, const VlbTermsOperands& o, boo
   Call call(o);
   VlbTermsArguments& a = call.a;
   const View view(gradient);
-  const std::optional<Tensor> copy = view.contiguous ? OptionalTensor() : OptionalTensor(torch::stable::contiguous(gradient));
-  const View own(copy ? *copy : gradient);
-  check_each_sample(own, "gradient", call.batch.like, call.arithmetic);
-  a.gradient = own.data;
+  std::optional<Tensor> copy;
+  if (a.each_sample) {
+    if (!view.contiguous) copy = torch::stable::contiguous(gradient);
+    a.gradient = call.each_sample(copy ? *copy : gradient, "gradient").data;
+  } else {
+    STD_TORCH_CHECK(view.dim == 0 && view.dtype("gradient") == call.arithmetic && view.same_device(call.batch.like),
+                    "gradient: expected one number in the dtype of the arithmetic on the data's device");
+    a.gradient = view.data;
+  }
   a.detach_mean = detach_mean;
   const Tensor out = call.batch.output(call.m.dtype, call.factor);
   a.out[0] = call.batch.operand(out.mutable_data_ptr(), call.m.dtype, call.factor);

@@ -171,7 +171,8 @@ _DECLARED: dict[str, tuple[str, tuple]] = {
     ),
     "vlb_terms": (
         "Tensor model_output, Tensor x0, Tensor rows, Tensor? t, SymInt index, Tensor? x_t, Tensor? noise, Tensor? seeds, "
-        "SymInt? seed, SymInt offset, float? clip, bool learned, bool gaussian, float scale",
+        "SymInt? seed, SymInt offset, float? clip, bool learned, int decoder, float scale, bool each_sample, "
+        "int loss, float delta, Tensor? weights, float vlb_weight",
         ("vlb_terms(...) -> Tensor", "vlb_terms_backward(Tensor gradient, ..., bool detach_mean) -> Tensor"),
     ),
 }

@@ -22,7 +22,7 @@ DDPM_STEP_COLUMNS = (
 
 VLB_TERMS_COLUMNS = (
     *("scale", "sigma", "x0_from_x", "x0_from_m", "mean_from_x0", "log_posterior_variance", "slope", "intercept"),
-    *("constant", "precision", "decoder"),
+    *("constant", "precision", "decoder", "target_from_x0", "target_from_noise", "loss_weight"),
 )
 
 _NOISE_COLUMN = {

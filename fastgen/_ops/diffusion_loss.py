@@ -7,7 +7,8 @@ from typing import Literal, get_args
 import torch
 
 from .._core import checks, declared, dispatch, rng
-from ..schedule import PREDICTIONS, Prediction, Schedule
+from ..schedule import LEARNED_VARIANCES, PREDICTIONS, LearnedVariance, Prediction, Schedule
+from . import vlb_terms as bound
 from .bce_with_logits import REDUCTIONS, Reduction
 
 Operands = declared.OPERANDS["diffusion_loss"]
@@ -31,17 +32,25 @@ def diffusion_loss(
     weighting: Literal["min_snr"] | torch.Tensor | None = None,
     snr_gamma: float = 5.0,
     reduction: Reduction = "mean",
+    variance: LearnedVariance | None = None,
+    vlb_weight: float = 0.001,
+    decoder: Literal["discretized", "gaussian"] = "discretized",
 ) -> torch.Tensor:
     """The error of a network's output m at x_t = `q_sample(x0, t, schedule, seed=s)`, made with the same seed:
 
         loss = mean of w_t·ℓ(m − target),   target = ε, x0 or v = √ᾱ_t·ε − √(1−ᾱ_t)·x0
 
     ε is the noise that `q_sample` added. It is made anew in registers, here and in the backward, from the same seed and offset:
-    no noise tensor is ever stored.
+    no noise tensor is ever stored. With a learned variance it is the hybrid loss, in the same one launch: the mean of
+
+        w_t·ℓ(m − target) + λ·T·L_t
+
+    in which L_t is the element's term of the variational bound, `vlb_terms`, in bits, whose gradient reaches v alone.
 
     Args:
         model_output: m, the shape of x0, float16, bfloat16, float32 or float64; of half precision under autocast, say.
-        x0: (B, *event), any of the four dtypes. Not read for epsilon prediction.
+            (B, 2C, ...) with a learned variance, the second C channels being v.
+        x0: (B, *event), any of the four dtypes. Not read for epsilon prediction without a variance.
         t: int or int64 tensor of shape (B,), 0-based, within 0 … T−1, as given to `q_sample`.
         schedule: a `Schedule` of T steps.
         noise: ε itself, the shape of x0, any of the four dtypes, where `q_sample` was given it.
@@ -54,16 +63,22 @@ def diffusion_loss(
             w = min(SNR, γ)/SNR for epsilon, min(SNR, γ) for sample and min(SNR, γ)/(SNR + 1) for v prediction.
         snr_gamma: a number γ > 0; with weighting "min_snr" only.
         reduction: "mean" (over all elements), "sum", or "none": (B,), each sample's mean over its elements.
+        variance: None, or what v says: "learned" (log σ²) or "learned_range", as in `ddpm_step`.
+        vlb_weight: a number λ ≥ 0; with a learned variance only. T·L_t stands for the whole bound where t is uniform: 1/T weighs
+            the term as the simple loss.
+        decoder: of L_0, "discretized" or "gaussian", as in `vlb_terms`; with a learned variance only.
 
     Returns a scalar, or (B,), in float32, or float64 where m or x0 is: half precision computes in float32 and is not rounded
     to. The mean of nothing is NaN. Sums are made in a fixed order, of float32 within runs of at most 1024 elements and of
     float64 beyond: the same bits on every run, for any number of threads. Differentiable in m, in x0 where the target depends on
-    it, twice; gradients to noise or weights and forward-mode derivatives take the decomposed path.
+    it, twice; gradients to noise or weights, with a learned variance those to x0 too, and forward-mode derivatives take the
+    decomposed path.
 
     Raises TypeError for wrong types or dtypes, ValueError for wrong shapes, devices or values. A timestep outside the schedule
     is treated as in `q_sample`.
 
-    Sources: Ho et al. 2020, equation (14); v: Salimans & Ho 2022; min-SNR-γ: Hang et al. 2023, equation (6) and section 3.4.
+    Sources: Ho et al. 2020, equation (14); v: Salimans & Ho 2022; min-SNR-γ: Hang et al. 2023, equation (6) and section 3.4; the
+    hybrid loss: Nichol & Dhariwal 2021, equation (16).
     """
     weights = None
     if isinstance(weighting, torch.Tensor):
@@ -73,6 +88,12 @@ def diffusion_loss(
         if not isinstance(weighting, str) or weighting != "min_snr":
             raise ValueError(f"weighting: expected None, 'min_snr' or a tensor of shape (B,), got {weighting!r}")
         gamma = checks.number("snr_gamma", snr_gamma, low=0.0, strict=True)
+    if variance is not None:
+        checks.option("variance", variance, LEARNED_VARIANCES)
+        source, simple = (noise, seed, offset), (loss, delta, weights)
+        return bound.hybrid_loss(
+            model_output, x0, t, schedule, source, prediction, variance, decoder, vlb_weight, simple, gamma, reduction
+        )
     plan = dispatch.plan("diffusion_loss", schedule, model_output, x0, prediction, gamma)
     if plan is None:
         plan = _make_plan(model_output, x0, schedule, prediction, gamma)
@@ -109,7 +130,7 @@ def _loss_by(plan, model_output, x0, t, noise, seed, offset, prediction, loss, d
     if noise is not None or type(seed) is not int or not 0 <= seed < 2**63:
         noise, seeds, seed = _noise_source(model_output, x0, noise, seed, options[0])
     if weights is not None:
-        weights = _checked_weights(weights, x0, plan.rows.dtype)
+        weights = checked_weights(weights, x0, plan.rows.dtype)
     prediction, loss, reduction = options
     operands = (model_output, x0, plan.rows, t, index, noise, seeds, seed, offset, weights, prediction, loss, delta, reduction)
     recorded = model_output.requires_grad or x0.requires_grad or (noise is not None and noise.requires_grad)
@@ -152,7 +173,7 @@ def _noise_source(model_output, x0, noise, seed, prediction):
     return rng.noise_source("x0", x0, x0.dtype, noise, seed, None)
 
 
-def _checked_weights(weights, x0, dtype):
+def checked_weights(weights, x0, dtype):
     checks.tensor("weighting", weights)
     if weights.device != x0.device:
         raise ValueError(f"weighting: expected a tensor on {x0.device} like x0, got one on {weights.device}")
@@ -179,7 +200,7 @@ def reference(o):
     """The kernel in plain PyTorch. rows: (T, 3), the columns of `tables.DIFFUSION_LOSS_COLUMNS`; the options are indices."""
     from_x0, from_noise, weight = dispatch.gathered(o.rows, o.t, o.index, o.x0.dim())
     r = _residual(o, from_x0, from_noise)
-    losses = _weighted(weight, o.weights, r.dim()) * _loss(r, o.loss, o.delta)
+    losses = weighted(weight, o.weights, r.dim()) * loss_of(r, o.loss, o.delta)
     if o.reduction == 0:
         return losses.reshape(len(losses), -1).mean(1) if r.numel() else losses.sum(tuple(range(1, r.dim()))) / 0.0
     return losses.mean() if o.reduction == 1 else losses.sum()
@@ -197,7 +218,7 @@ def _residual(o, from_x0, from_noise):
     return dispatch.with_noise(r, -from_noise, noise)
 
 
-def _loss(r, loss, delta):
+def loss_of(r, loss, delta):
     if loss == 0:
         return r * r
     size = r * _sign(r)  # |r|, but with a derivative of NaN where r is
@@ -218,7 +239,7 @@ def _sign(r):
     return torch.where(r.isnan(), r, r.sign())
 
 
-def _weighted(factor, weights, dim):
+def weighted(factor, weights, dim):
     return factor if weights is None else factor * weights.reshape(-1, *[1] * (dim - 1))
 
 
@@ -295,7 +316,7 @@ class _DiffusionLoss(torch.autograd.Function):
             r = _residual(o, from_x0, from_noise)
             scale = 1.0 if o.reduction == 2 else 1.0 / max(r.numel() if o.reduction == 1 else r[:1].numel(), 1)
             g = gradient if o.reduction else gradient.reshape(-1, *[1] * (r.dim() - 1))
-            to_r = scale * g * _weighted(weight, weights, r.dim()) * _slope(r, o.loss, o.delta)
+            to_r = scale * g * weighted(weight, weights, r.dim()) * _slope(r, o.loss, o.delta)
             to_x0 = (-from_x0 * to_r).to(x0.dtype) if x0_needed else None
             return None, to_r.to(model_output.dtype), to_x0, None
         if x0_needed:

@@ -9,12 +9,15 @@ import torch
 
 from .._core import checks, declared, dispatch, rng
 from ..schedule import LEARNED_VARIANCES, PREDICTIONS, VARIANCES, Prediction, Schedule, Variance
+from . import diffusion_loss as simple
 from .bce_with_logits import REDUCTIONS, Reduction
 
 Operands = declared.OPERANDS["vlb_terms"]
 Decoder = Literal["discretized", "gaussian"]
 Unit = Literal["nats", "bits_per_dim"]
 DECODERS, UNITS = get_args(Decoder), get_args(Unit)
+# Of the op's decoders the other two, which end at these probabilities: those of guided-diffusion and denoising-diffusion-pytorch.
+CLAMPED_DECODERS = {1e-12: 2, 1e-15: 3}
 
 
 def vlb_terms(
@@ -75,7 +78,7 @@ def vlb_terms(
     """
     plan = dispatch.plan("vlb_terms", schedule, model_output, x0, prediction, variance)
     if plan is None:
-        plan = _make_plan(model_output, x0, schedule, prediction, variance)
+        plan = _make_plan(model_output, x0, schedule, prediction, variance, None)
     _check_tensors(model_output, x0, x_t, noise, plan.learned)
     checks.option("decoder", decoder, DECODERS)
     checks.option("unit", unit, UNITS)
@@ -83,35 +86,117 @@ def vlb_terms(
     checks.boolean("detach_mean", detach_mean)
     if clip is not None:
         clip = checks.number("clip", clip, low=0.0, strict=True)
+    scale = 1.0 if unit == "nats" else _over(_event(x0)) / math.log(2.0)
+    if reduction == "mean":
+        scale = scale * _over(len(x0))
+    source = _noise_source(x0, x_t, noise, seed), offset
+    return _terms(plan, model_output, x0, t, x_t, source, clip, DECODERS.index(decoder), scale, reduction == "none", detach_mean)
+
+
+def hybrid_loss(model_output, x0, t, schedule, source, prediction, variance, decoder, vlb_weight, simple_loss, gamma, reduction):
+    """`diffusion_loss` with a learned variance: w·ℓ(m − target) + λ·T·L_t of each element, L_t in bits, added up at once."""
+    weighting = "uniform" if gamma is None else gamma
+    option = prediction, weighting
+    plan = dispatch.plan("vlb_terms", schedule, model_output, x0, option, variance)
+    if plan is None:
+        plan = _make_plan(model_output, x0, schedule, prediction, variance, weighting)
+    noise, seed, offset = source
+    loss, delta, weights = simple_loss
+    _check_tensors(model_output, x0, None, noise, True)
+    checks.option("decoder", decoder, DECODERS)
+    checks.option("loss", loss, simple.LOSSES)
+    checks.option("reduction", reduction, REDUCTIONS)
+    vlb_weight = checks.number("vlb_weight", vlb_weight, low=0.0) * len(schedule) / math.log(2.0)
+    hybrid = simple.LOSSES.index(loss), checks.number("delta", delta, low=0.0, strict=True), weights, vlb_weight
+    scale = {"none": _over(_event(x0)), "mean": _over(x0.numel()), "sum": 1.0}[reduction]
+    if noise is None and seed is None:
+        raise ValueError("noise, seed: expected the one that q_sample was given, of which x_t is made again; got neither")
+    source = _noise_source(x0, None, noise, seed), offset
+    each_sample = reduction == "none"
+    return _terms(plan, model_output, x0, t, None, source, None, DECODERS.index(decoder), scale, each_sample, True, hybrid)
+
+
+NOT_HYBRID = -1, 1.0, None, 1.0
+BY_ITSELF, WITH_SIMPLE, APART = "by itself", "with simple", "apart"
+
+
+def terms_with(
+    coefficients,
+    model_output,
+    x0,
+    t,
+    *,
+    x_t=None,
+    noise=None,
+    seed=None,
+    clip=None,
+    decoder=0,
+    learned=False,
+    detach_mean=False,
+    what=BY_ITSELF,
+    vlb_weight=1.0,
+    reduction="none",
+):
+    """`vlb_terms` in bits per dimension times `vlb_weight`, with the `Coefficients` of another library, rows of the columns of
+    `tables.VLB_TERMS_COLUMNS`, and one of the op's own decoders.
+
+    what: WITH_SIMPLE, plus the mean of the squared errors, or APART: that mean, and the term."""
+    plan = dispatch.plan("vlb_terms", coefficients, model_output, x0, learned)
+    if plan is None:
+        _check_tensors(model_output, x0, None, None, learned)
+        dtype = checks.compute_dtype(checks.result_dtype(model_output, x0))
+        table = coefficients.table(x0.device, dtype)
+        plan = dispatch.make_plan("vlb_terms", coefficients, model_output, x0, dtype, table, learned, None, learned)
+    _check_tensors(model_output, x0, x_t, noise, plan.learned)
+    scale, hybrid = _over(_event(x0)) if reduction == "none" else _over(x0.numel()), NOT_HYBRID
+    if what is not BY_ITSELF:
+        hybrid = 0, 1.0, None, vlb_weight / math.log(2.0)
+    else:
+        scale = scale * vlb_weight / math.log(2.0)
+    source = _noise_source(x0, x_t, noise, seed), 0
+    run = _run_apart if what is APART else _run
+    return _terms(plan, model_output, x0, t, x_t, source, clip, decoder, scale, reduction == "none", detach_mean, hybrid, run)
+
+
+def _terms(plan, model_output, x0, t, x_t, source, clip, decoder, scale, each_sample, detach_mean, hybrid=NOT_HYBRID, run=None):
     own_t, index = dispatch.timestep(plan, t, x0)
+    (noise, seeds, seed), offset = source
     offset = rng.check_offset(offset)
-    noise, seeds, number = _noise_source(x0, x_t, noise, seed)
-    dtype = plan.rows.dtype
-    if dtype != torch.float64 and x_t is not None and x_t.dtype == torch.float64:
+    if plan.rows.dtype != torch.float64 and x_t is not None and x_t.dtype == torch.float64:
         raise TypeError("x_t: expected no float64 where neither x0 nor model_output is, got float64")
-    scale = 1.0
-    if unit == "bits_per_dim":
-        scale = 1.0 / (max(x0[:1].numel() if len(x0) else x0.numel(), 1) * math.log(2.0))
+    loss, delta, weights, vlb_weight = hybrid
+    if weights is not None:
+        weights = simple.checked_weights(weights, x0, plan.rows.dtype)
     o = Operands(
-        *(model_output, x0, plan.rows, own_t, index, x_t, noise, seeds, number, offset, clip, plan.learned, decoder == "gaussian", scale)
+        *(model_output, x0, plan.rows, own_t, index, x_t, noise, seeds, seed, offset, clip, plan.learned, decoder, scale),
+        *(each_sample, loss, delta, weights, vlb_weight),
     )
     try:
-        terms = _run(plan, o, detach_mean)
+        return (run or _run)(plan, o, detach_mean)
     except (RuntimeError, TypeError):
         checks.timestep(t, x0, plan.end, plan.note)
         raise
-    return terms if reduction == "none" else terms.mean() if reduction == "mean" else terms.sum()
 
 
-def _make_plan(model_output, x0, schedule, prediction, variance):
+def _event(x0):
+    return x0[:1].numel() if len(x0) else max(math.prod(x0.shape[1:]), 1)
+
+
+def _over(count):
+    """1/count, and a factor that makes NaN of the sum of nothing."""
+    return 1.0 / count if count else math.inf
+
+
+def _make_plan(model_output, x0, schedule, prediction, variance, weighting):
     checks.schedule(schedule)
     checks.option("prediction", prediction, PREDICTIONS)
     checks.option("variance", variance, VARIANCES)
     learned = variance in LEARNED_VARIANCES
     _check_tensors(model_output, x0, None, None, learned)
     dtype = checks.compute_dtype(checks.result_dtype(model_output, x0))
-    table = schedule.vlb_terms_table(prediction, variance, x0.device, dtype)
-    return dispatch.make_plan("vlb_terms", schedule, model_output, x0, dtype, table, prediction, variance, learned)
+    table = schedule.vlb_terms_table(prediction, variance, x0.device, dtype, weighting)
+    option = prediction if weighting is None else (prediction, weighting)
+    return dispatch.make_plan("vlb_terms", schedule, model_output, x0, dtype, table, option, variance, learned)
 
 
 def _check_tensors(model_output, x0, x_t, noise, learned):
@@ -136,13 +221,30 @@ def _noise_source(x0, x_t, noise, seed):
 
 
 def _run(plan, o, detach_mean):
-    others = (o.x0, o.x_t, o.noise)
-    recorded = torch.is_grad_enabled()
-    if plan.call is None or (recorded and any(x is not None and x.requires_grad for x in others)):
+    if _decomposed(plan, o):
         return reference(o, detach_mean)
-    if recorded and o.model_output.requires_grad:
+    if torch.is_grad_enabled() and o.model_output.requires_grad:
         return _VlbTerms.apply(plan.backend, detach_mean, o.model_output, o[1:])
     return plan.call(*o)
+
+
+def _decomposed(plan, o):
+    others = (o.x0, o.x_t, o.noise, o.weights)
+    return plan.call is None or (torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in others))
+
+
+def _run_apart(plan, o, detach_mean):
+    """The simple loss and the term of a hybrid loss."""
+    parts = _parts(o)
+    if _decomposed(plan, o):
+        return tuple(reference(part, detach_mean) for part in parts)
+    if torch.is_grad_enabled() and o.model_output.requires_grad:
+        return _Parts.apply(plan.backend, detach_mean, o.model_output, o[1:])
+    return tuple(plan.call(*part) for part in parts)
+
+
+def _parts(o):
+    return o._replace(vlb_weight=0.0), o._replace(loss=-1, vlb_weight=1.0, scale=o.scale * o.vlb_weight)
 
 
 # ---- eager reference ------------------------------------------------------------------------------------------------------
@@ -152,9 +254,9 @@ ENDS = 0.999  # beyond which a bin is open (Ho et al.'s released code)
 
 
 def reference(o, detach_mean=False):
-    """The kernel in plain PyTorch. rows: (T, 11), the columns of `tables.VLB_TERMS_COLUMNS`."""
+    """The kernel in plain PyTorch. rows: (T, 14), the columns of `tables.VLB_TERMS_COLUMNS`."""
     rows = dispatch.gathered(o.rows, o.t, o.index, o.x0.dim())
-    scale, sigma, x0_from_x, x0_from_m, mean_from_x0, log_posterior, slope, intercept, constant, precision, decoder = rows
+    scale, sigma, x0_from_x, x0_from_m, mean_from_x0, log_posterior, slope, intercept, constant, precision, decoder = rows[:11]
     dtype, noise = o.rows.dtype, o.noise
     x0, m, v = o.x0.to(dtype), o.model_output.to(dtype), None
     if o.learned:
@@ -179,9 +281,23 @@ def reference(o, detach_mean=False):
     if o.t is None and o.index > 0:
         terms = kl
     else:
-        last = _gaussian(off, log_variance) if o.gaussian else -log_bin(x0, off, 0.5 * log_variance)
-        terms = torch.where(decoder == 0, kl, last)
-    return o.scale * terms.reshape(len(terms), -1).sum(1) if terms.numel() else terms.sum(tuple(range(1, terms.dim())))
+        terms = torch.where(decoder == 0, kl, _decoded(o.decoder, x0, off, log_variance))
+    if o.loss >= 0:
+        from_x0, from_noise, weight = rows[11:]
+        r = dispatch.with_noise(m - from_x0 * x0, -from_noise, noise)
+        terms = simple.weighted(weight, o.weights, r.dim()) * simple.loss_of(r, o.loss, o.delta) + o.vlb_weight * terms
+    if not o.each_sample:
+        return o.scale * terms.sum()
+    return o.scale * (terms.reshape(len(terms), -1).sum(1) if terms.numel() else terms.sum(tuple(range(1, terms.dim()))))
+
+
+def _decoded(decoder, x0, off, log_variance):
+    if decoder == 1:
+        return _gaussian(off, log_variance)
+    if decoder == 0:
+        return -log_bin(x0, off, 0.5 * log_variance)
+    (floor,) = (floor for floor, index in CLAMPED_DECODERS.items() if index == decoder)
+    return -_log_approximate_bin(x0, off, torch.exp(-0.5 * log_variance), floor)
 
 
 def _excess(x):
@@ -196,6 +312,14 @@ def _excess(x):
 
 def _gaussian(off, log_variance):
     return 0.5 * (math.log(2.0 * math.pi) + log_variance + off * off * torch.exp(-log_variance))
+
+
+def _log_approximate_bin(x0, off, inverse_sigma, floor):
+    """With Φ(x) ≈ (1 + tanh(√(2/π)·(x + 0.044715·x³)))/2, and no probability below `floor`."""
+    cdf = lambda x: 0.5 * (1.0 + torch.tanh(math.sqrt(2.0 / math.pi) * (x + 0.044715 * (x * x * x))))  # noqa: E731
+    above, below = cdf(inverse_sigma * (off + HALF_BIN)), cdf(inverse_sigma * (off - HALF_BIN))
+    inside = torch.where(x0 < -ENDS, above, torch.where(x0 > ENDS, 1.0 - below, above - below))
+    return torch.log(inside.clamp(min=floor))
 
 
 def log_bin(x0, off, log_sigma):
@@ -253,9 +377,9 @@ def _series(s, k):
 
 @dispatch.register_fake("vlb_terms")
 def _fake(o):
-    dispatch.same_device(o.model_output, o.x0, o.rows, o.t, o.x_t, o.noise)
+    dispatch.same_device(o.model_output, o.x0, o.rows, o.t, o.x_t, o.noise, o.weights)
     dtype = checks.compute_dtype(checks.result_dtype(o.model_output, o.x0))
-    return torch.empty(o.x0.shape[:1], dtype=dtype, device=o.x0.device)
+    return torch.empty(o.x0.shape[:1] if o.each_sample else (), dtype=dtype, device=o.x0.device)
 
 
 @dispatch.register_fake("vlb_terms_backward")
@@ -273,20 +397,55 @@ class _VlbTerms(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, backend, detach_mean, model_output, rest):
-        o = Operands(model_output, *rest)
-        ctx.save_for_backward(model_output, o.x0, o.t, o.x_t, o.noise, o.seeds)
-        ctx.backend, ctx.detach_mean = backend, detach_mean
-        ctx.others = o._replace(model_output=None, x0=None, t=None, x_t=None, noise=None, seeds=None)
+        o = _saved(ctx, backend, detach_mean, model_output, rest)
         return dispatch.op("vlb_terms", backend)(*o)
 
     @staticmethod
     def backward(ctx, gradient):
-        model_output, x0, t, x_t, noise, seeds = ctx.saved_tensors
-        o = ctx.others._replace(model_output=model_output, x0=x0, t=t, x_t=x_t, noise=noise, seeds=seeds)
+        o = _restored(ctx)
         if torch.is_grad_enabled() or dispatch.batched(gradient):
-            with torch.enable_grad():
-                m = model_output if model_output.requires_grad else model_output.detach().requires_grad_()
-                terms = reference(o._replace(model_output=m), ctx.detach_mean)
-                (to_m,) = torch.autograd.grad(terms, m, gradient, create_graph=True, materialize_grads=True)
-            return None, None, to_m, None
+            return None, None, _decomposed_backward(o, ctx.detach_mean, gradient), None
         return None, None, dispatch.op("vlb_terms_backward", ctx.backend)(gradient, *o, ctx.detach_mean), None
+
+
+class _Parts(torch.autograd.Function):
+    """The simple loss and the term, whose sum has one fused kernel back."""
+
+    @staticmethod
+    def forward(ctx, backend, detach_mean, model_output, rest):
+        ctx.set_materialize_grads(False)
+        o = _saved(ctx, backend, detach_mean, model_output, rest)
+        return tuple(dispatch.op("vlb_terms", backend)(*part) for part in _parts(o))
+
+    @staticmethod
+    def backward(ctx, *gradients):
+        o = _restored(ctx)
+        given = [(part, g) for part, g in zip(_parts(o), gradients, strict=True) if g is not None]
+        if torch.is_grad_enabled() or any(dispatch.batched(g) for _, g in given):
+            found = [_decomposed_backward(part, ctx.detach_mean, g) for part, g in given]
+        else:
+            if len(given) == 2 and gradients[0].data_ptr() == gradients[1].data_ptr():  # of their sum: autograd's one tensor
+                given = [(o, gradients[0])]
+            found = [dispatch.op("vlb_terms_backward", ctx.backend)(g, *part, ctx.detach_mean) for part, g in given]
+        return None, None, sum(found[1:], found[0]) if found else None, None
+
+
+def _saved(ctx, backend, detach_mean, model_output, rest):
+    o = Operands(model_output, *rest)
+    ctx.save_for_backward(model_output, o.x0, o.t, o.x_t, o.noise, o.seeds, o.weights)
+    ctx.backend, ctx.detach_mean = backend, detach_mean
+    ctx.others = o._replace(model_output=None, x0=None, t=None, x_t=None, noise=None, seeds=None, weights=None)
+    return o
+
+
+def _restored(ctx):
+    model_output, x0, t, x_t, noise, seeds, weights = ctx.saved_tensors
+    return ctx.others._replace(model_output=model_output, x0=x0, t=t, x_t=x_t, noise=noise, seeds=seeds, weights=weights)
+
+
+def _decomposed_backward(o, detach_mean, gradient):
+    with torch.enable_grad():
+        m = o.model_output if o.model_output.requires_grad else o.model_output.detach().requires_grad_()
+        terms = reference(o._replace(model_output=m), detach_mean)
+        (to_m,) = torch.autograd.grad(terms, m, gradient, create_graph=True, materialize_grads=True)
+    return to_m

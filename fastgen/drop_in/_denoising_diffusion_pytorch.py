@@ -15,8 +15,10 @@ from .._ops.ddpm_step import step_with
 from .._ops.diffusion_loss import loss_with
 from .._ops.q_posterior import posterior_with
 from .._ops.q_sample import noised_with
+from .._ops.vlb_terms import CLAMPED_DECODERS, WITH_SIMPLE, terms_with
 from ._gaussian import (
     Method,
+    bound_columns,
     check,
     check_eta,
     check_like,
@@ -25,6 +27,7 @@ from ._gaussian import (
     coefficients,
     columns,
     ddim_columns,
+    how,
     knows,
     noising_of,
     parameters,
@@ -95,6 +98,18 @@ def _loss_rows(sigma, scale, weight, objective):
     return columns(*factors[objective], weight)
 
 
+def _bound(self):
+    """Of LearnedGaussianDiffusion, whose network predicts ε and where between log β̃ and log β log σ² is."""
+    names = ("sqrt_recip_alphas_cumprod", "sqrt_recipm1_alphas_cumprod", "sqrt_alphas_cumprod", "sqrt_one_minus_alphas_cumprod")
+    names = (*names, "posterior_mean_coef1", "posterior_log_variance_clipped", "betas")
+    return coefficients(self, ("vlb_terms",), names, _bound_rows)
+
+
+def _bound_rows(recip, recipm1, scale, sigma, u, low, betas):
+    high = np.log(betas)
+    return bound_columns(scale, sigma, recip, -recipm1, u, low, (high - low) / 2, (high + low) / 2, True, "noise")
+
+
 # ---- methods --------------------------------------------------------------------------------------------------------------
 
 
@@ -143,11 +158,14 @@ def _q_posterior(original, rng, _):
 
 
 def _p_mean_variance(original, rng, known):
+    learned = "learned" in known  # which p_losses alone has
     strict = "strict" in known  # about the network's arguments, which they pass to model_predictions
 
     def p_mean_variance(self, fused, x, t, x_self_cond=None, clip_denoised=True, model_forward_kwargs=None):
         check("x", x)
         check_t(t, x)
+        if learned:
+            raise NotCovered("a learned variance")
         if strict and (x_self_cond is not None or model_forward_kwargs):
             raise NotCovered("what the network is given besides x and t")
         step = _step(self, noisy=False)
@@ -242,6 +260,8 @@ def _last(values):
 
 
 def _p_losses(original, rng, known):
+    if "learned" in known:
+        return _learned_p_losses(original, rng, known)
     dimensions = known.get("dimensions")
 
     def p_losses(
@@ -292,10 +312,42 @@ def _p_losses(original, rng, known):
     return p_losses_2d if "offset" in known else p_losses_1d
 
 
+def _learned_p_losses(original, rng, known):
+    def p_losses(self, _, x_start, t, noise=None, clip_denoised=False, loss_reduction="mean"):
+        check("x_start", x_start)
+        check_t(t, x_start)
+        if not all("learned" in how(self, name, METHODS) or name != "p_mean_variance" for name in _LEARNED_FUSES):
+            raise NotCovered("the variance is not LearnedGaussianDiffusion's")
+        if x_start.dtype != torch.float32 or self.betas.dtype != torch.float32:
+            raise NotCovered("x_start or the buffers are not float32")
+        if not isinstance(self.vb_loss_weight, (int, float)) or getattr(self, "immiscible", False):
+            # of immiscible diffusion, x_t has the noise in another order than what is to be predicted
+            raise NotCovered("vb_loss_weight is no number, or immiscible diffusion")
+        if noise is not None:
+            check_like("noise", noise, x_start)
+            if noise.dtype != torch.float32:
+                raise NotCovered("noise is not float32")
+            source: dict[str, Any] = {"noise": noise}
+        else:
+            source = {"seed": _rng.drawn_seed(x_start.device)} if rng == "fused" else {"noise": torch.randn_like(x_start)}
+        x_t = noised_with(noising_of(self), x_start, t, **source)
+        m = self.model(x_t, t)
+        clip = 1.0 if clip_denoised else None
+        options = {"what": WITH_SIMPLE, "vlb_weight": self.vb_loss_weight, "detach_mean": True, **source}
+        reduction = "none" if loss_reduction == "none" else "mean"
+        decoder = CLAMPED_DECODERS[1e-15]
+        return terms_with(_bound(self), m, x_start, t, clip=clip, decoder=decoder, learned=True, reduction=reduction, **options)
+
+    return p_losses
+
+
+_LEARNED_FUSES = "q_sample", "q_posterior", "p_mean_variance", "predict_start_from_noise"
+
+
 # ---- known code -----------------------------------------------------------------------------------------------------------
 
 _PREDICTED = "model_predictions", "predict_start_from_noise", "predict_start_from_v"
-_ONE = "GaussianDiffusion1D"
+_ONE, _LEARNED = "GaussianDiffusion1D", "LearnedGaussianDiffusion"
 _INFERENCE = torch.inference_mode
 METHODS = {
     "q_sample": Method(
@@ -314,6 +366,7 @@ METHODS = {
             "2966f001f5296565": code(f"1.0.0 … 2.3.4, {_ONE} 1.0.0 … 2.2.0"),
             "649ebb77344d631c": code(f"{_ONE} 2.2.3 … 2.3.2", strict=True),
             "3ba3869b405843cb": code(f"{_ONE} 2.3.4"),
+            "ec11134a89de03ab": code(f"{_LEARNED} 1.5.8 … 2.3.4", learned=True),
         },
         _p_mean_variance,
         ("q_posterior", *_PREDICTED),
@@ -352,6 +405,8 @@ METHODS = {
             "ae8599943f3c166d": code("1.8.15", offset=True, dimensions=4, inference=True),
             "bb34dbc18ed5c651": code("1.9.6 … 2.2.6", offset=True, dimensions=4),
             "eb7f702bbac8b1a3": code("2.3.0 … 2.3.4", offset=True, dimensions=4),
+            "c765c435aa634d32": code(f"{_LEARNED} 1.6.4 … 2.2.6", learned=True),
+            "9745f4cbe080aa9f": code(f"{_LEARNED} 2.3.0 … 2.3.4", learned=True),
             "31847274c84bc6dd": code(f"{_ONE} 1.6.4 … 1.8.7", dimensions=3),
             "719786508e0cfa5b": code(f"{_ONE} 1.8.15 … 2.1.1", dimensions=3),
             "b3da8c7479470701": code(f"{_ONE} 2.2.0", condition="self_cond"),

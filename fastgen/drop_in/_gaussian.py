@@ -236,6 +236,32 @@ def ddim_columns(p, q, recip, recipm1, alpha, previous, eta, rederived=True):
     return step_columns(p, q, scale - share / recipm1, share / recipm1 * recip, sigma)
 
 
+def bound_columns(scale, sigma, p, q, u, low, slope, intercept, learned, target):
+    """The columns of the bound's terms, `VLB_TERMS_COLUMNS`: x_t = scale·x0 + sigma·ε, x0 = p·x_t + q·m, u the posterior mean's
+    share of x0, `low` the log of the posterior's variance, slope·v + intercept that of the network's; and of the squared error of
+    `target`, "noise" or "x0"."""
+    zero, excess = 0 * low, intercept - low
+    constant, precision = (zero, zero) if learned else (0.5 * (excess + np.expm1(-excess)), np.exp(-intercept))
+    decoder = zero.copy()
+    decoder[0] = 1.0
+    terms = scale, sigma, p, q, u, low, slope + zero, intercept + zero, constant, precision, decoder
+    return columns(*terms, zero + float(target == "x0"), zero + float(target == "noise"), zero + 1.0)
+
+
+def prior_columns(alphas_cumprod):
+    """Of the prior's, KL(q(x_T | x0) ‖ N(0, I)): x0 is to be given for m and x_t too, with t = 0."""
+    last = alphas_cumprod[-1:]
+    zero = 0 * last
+    constant = 0.5 * (-last - np.log1p(-last))
+    return columns(*(zero,) * 4, np.sqrt(last), *(zero,) * 3, constant, zero + 1.0, *(zero,) * 4)
+
+
+def error_columns(p, q):
+    """Of ½·(x0 − p·x_t − q·m)², whether a variance is learned or not."""
+    zero = 0 * p
+    return columns(zero, zero, p, q, zero + 1.0, *(zero,) * 4, zero + 1.0, *(zero,) * 4)
+
+
 # ---- checks ---------------------------------------------------------------------------------------------------------------
 
 _PLAIN = (torch.Tensor, torch.nn.Parameter)

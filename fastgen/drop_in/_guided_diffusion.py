@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 
+from .._core import rng as _rng
 from .._core.tables import DDPM_STEP_COLUMNS, step_columns
 from .._ops.ddpm_step import step_with
+from .._ops.diffusion_loss import loss_with
 from .._ops.q_posterior import posterior_with
 from .._ops.q_sample import noised_with
+from .._ops.vlb_terms import APART, CLAMPED_DECODERS, terms_with
 from ._gaussian import (
     Method,
+    bound_columns,
     check,
     check_eta,
     check_like,
@@ -19,10 +25,12 @@ from ._gaussian import (
     coefficients,
     columns,
     ddim_columns,
+    error_columns,
     how,
     noising_of,
     parameters,
     posterior_of,
+    prior_columns,
     widened,
 )
 from ._patch import NotCovered
@@ -127,6 +135,41 @@ def _score_rows(recipm1, recip, alpha, previous, eta):
     y_from_x0 = _ddim_rows(recip, recipm1, alpha, previous, "EPSILON", eta)[:, DDPM_STEP_COLUMNS.index("y_from_x0")]
     move = recipm1 * np.sqrt(1 - alpha)
     return step_columns(1.0, move, 0.0, 0.0, 1.0, y_from_m=y_from_x0 * move)
+
+
+def _bound(self, kinds):
+    """Of _vb_terms_bpd, and of the squared error of training_losses."""
+    names = (*_PREDICTED, "sqrt_alphas_cumprod", "sqrt_one_minus_alphas_cumprod", "posterior_mean_coef1", *_VARIANCES)
+    return coefficients(self, ("vlb_terms", *kinds), names, _bound_rows, *kinds)
+
+
+def _bound_rows(recip, recipm1, scale, sigma, u, log_variance, variance, betas, mean, kind):
+    slope, intercept = 0.0, log_variance
+    if kind == "LEARNED":
+        slope, intercept = 1.0, 0 * betas
+    elif kind == "LEARNED_RANGE":
+        slope, intercept = (np.log(betas) - log_variance) / 2, (np.log(betas) + log_variance) / 2
+    elif kind == "FIXED_LARGE":
+        intercept = np.log(np.append(variance[1], betas[1:]))
+    target = "noise" if mean == "EPSILON" else "x0"
+    x0 = _weights(recip, recipm1, mean)
+    return bound_columns(scale, sigma, *x0, u, log_variance, slope, intercept, kind.startswith("LEARNED"), target)
+
+
+def _error(self, mean):
+    """Of calc_bpd_loop's xstart_mse."""
+    rows = lambda recip, recipm1: error_columns(*_weights(recip, recipm1, mean))  # noqa: E731
+    return coefficients(self, ("vlb_terms", "error", mean), _PREDICTED, rows)
+
+
+def _prior(self):
+    return coefficients(self, ("vlb_terms", "prior"), ("alphas_cumprod",), prior_columns)
+
+
+def _squares(self, mean):
+    """Of training_losses without a learned variance."""
+    rows = lambda betas: columns(0 * betas + (mean == "START_X"), 0 * betas + (mean == "EPSILON"), 0 * betas + 1)  # noqa: E731
+    return coefficients(self, ("diffusion_loss", mean), ("betas",), rows)
 
 
 # ---- methods --------------------------------------------------------------------------------------------------------------
@@ -287,6 +330,120 @@ def _as_in(original, sampler):
     return without_cond_fn
 
 
+_DECODER = CLAMPED_DECODERS[1e-12]
+
+
+def _check_data(name, x, t):
+    check(name, x)
+    check_t(t, x)
+    if x.dtype not in (torch.float32, torch.float64):
+        raise NotCovered(f"{name} is of half precision, in which the library would round")
+
+
+def _terms_of_bound(self, kinds, m, x0, t, clip, **options):
+    learned = kinds[1].startswith("LEARNED")
+    clip = 1.0 if clip else None
+    return terms_with(_bound(self, kinds), m, x0, t, clip=clip, decoder=_DECODER, learned=learned, **options)
+
+
+def _vb_terms_bpd(original, rng, _):
+    def _vb_terms_bpd(self, fused, model, x_start, x_t, t, clip_denoised=True, model_kwargs=None):
+        _check_data("x_start", x_start, t)
+        check_like("x_t", x_t, x_start)
+        if x_t.dtype != x_start.dtype:
+            raise NotCovered("x_t has another dtype than x_start")
+        known = fused["p_mean_variance"]
+        kinds = _kinds(self, known)
+        m, _ = _output(self, known, model, x_t, t, model_kwargs)
+        output = _terms_of_bound(self, kinds, m, x_start, t, clip_denoised, x_t=x_t)
+        learned, clip = kinds[1].startswith("LEARNED"), 1.0 if clip_denoised else None
+        if kinds[0] == "EPSILON":
+            x0 = step_with(_x0(self), widened(x_t, m.dtype, torch.float32), m, t, learned=learned, clip=clip)
+        else:
+            x0 = m[:, : x_t.shape[1]] if learned else m
+            x0 = x0.clamp(-1, 1) if clip_denoised else x0
+        return {"output": output, "pred_xstart": x0}
+
+    return _vb_terms_bpd
+
+
+def _training_losses(original, rng, _):
+    def training_losses(self, fused, model, x_start, t, model_kwargs=None, noise=None):
+        _check_data("x_start", x_start, t)
+        known = fused["p_mean_variance"]
+        kinds, kind = _kinds(self, known), getattr(self.loss_type, "name", None)
+        if kind not in ("MSE", "RESCALED_MSE", "KL", "RESCALED_KL"):
+            raise NotCovered(f"the loss {self.loss_type}")
+        if noise is not None:
+            check_like("noise", noise, x_start)
+            if noise.dtype != x_start.dtype:
+                raise NotCovered("noise has another dtype than x_start")
+            source: dict[str, Any] = {"noise": noise}
+        elif rng == "fused":
+            source = {"seed": _rng.drawn_seed(x_start.device)}
+        else:
+            source = {"noise": torch.randn_like(x_start)}
+        x_t = noised_with(noising_of(self), x_start, t, **source)
+        m, _ = _output(self, known, model, x_t, t, model_kwargs)
+        if kind.endswith("KL"):
+            weight = self.num_timesteps if kind == "RESCALED_KL" else 1.0
+            return {"loss": _terms_of_bound(self, kinds, m, x_start, t, False, x_t=x_t, vlb_weight=weight)}
+        if not kinds[1].startswith("LEARNED"):
+            prediction = "epsilon" if kinds[0] == "EPSILON" else "sample"
+            mse = loss_with(_squares(self, kinds[0]), m, x_start, t, prediction=prediction, reduction="none", **source)
+            return {"mse": mse, "loss": mse}
+        weight = self.num_timesteps / 1000.0 if kind == "RESCALED_MSE" else 1.0
+        options = {"what": APART, "vlb_weight": weight, "detach_mean": True, **source}
+        mse, vb = _terms_of_bound(self, kinds, m, x_start, t, False, **options)
+        return {"vb": vb, "mse": mse, "loss": mse + vb}
+
+    return training_losses
+
+
+def _prior_bpd(original, rng, _):
+    def _prior_bpd(self, _, x_start):
+        check("x_start", x_start)
+        if x_start.dtype != torch.float32:
+            raise NotCovered("x_start is not float32")
+        return terms_with(_prior(self), x_start, x_start, 0, x_t=x_start)
+
+    return _prior_bpd
+
+
+def _calc_bpd_loop(original, rng, _):
+    def calc_bpd_loop(self, fused, model, x_start, clip_denoised=True, model_kwargs=None):
+        check("x_start", x_start)
+        if x_start.dtype != torch.float32 or x_start.requires_grad:
+            raise NotCovered("x_start is not float32, or asks for its gradient")
+        known = fused["p_mean_variance"]
+        kinds, clip = _kinds(self, known), 1.0 if clip_denoised else None
+        learned, found = kinds[1].startswith("LEARNED"), []
+        with torch.no_grad():
+            for t in reversed(range(self.num_timesteps)):
+                times = torch.full(x_start.shape[:1], t, device=x_start.device)
+                noise: dict[str, Any] = {} if rng == "fused" else {"noise": torch.randn_like(x_start)}
+                x_t = noised_with(noising_of(self), x_start, times, **noise)
+                m, _ = _output(self, known, model, x_t, times, model_kwargs)
+                vb = _terms_of_bound(self, kinds, m, x_start, t, clip_denoised, x_t=x_t)
+                error = terms_with(
+                    _error(self, kinds[0]), m, x_start, t, x_t=x_t, clip=clip, learned=learned, vlb_weight=2.0 * np.log(2.0)
+                )
+                found.append((vb, error))
+        vb, xstart_mse = (torch.stack(values, dim=1) for values in zip(*found, strict=True))
+        # ε read off a predicted x0 is wrong by that prediction's error times √(ᾱ/(1−ᾱ)), whatever x_t is
+        by = torch.from_numpy(1.0 / np.square(self.sqrt_recipm1_alphas_cumprod[::-1])).to(xstart_mse)
+        prior = self._prior_bpd(x_start)
+        return {
+            "total_bpd": vb.sum(dim=1) + prior,
+            "prior_bpd": prior,
+            "vb": vb,
+            "xstart_mse": xstart_mse,
+            "mse": xstart_mse * by,
+        }
+
+    return calc_bpd_loop
+
+
 # ---- known code -----------------------------------------------------------------------------------------------------------
 
 # Of repositories that have no versions; what is not theirs alone is in copies of one text.
@@ -320,7 +477,28 @@ METHODS = {
         ("p_mean_variance", "_predict_eps_from_xstart", *_FORMULAS),
         ("condition_score",),
     ),
+    "training_losses": Method(
+        {
+            "8d7d0a9edba98b87": code(_OPENAI),
+            "b4d21001233e2cb1": code(_DIT),
+            "84f89cd1b318d8c7": code(_ALL, forwards=True),
+        },
+        _training_losses,
+        ("_vb_terms_bpd", "p_mean_variance", "q_sample", *_FORMULAS),
+        ("_scale_timesteps", "_wrap_model"),
+    ),
+    "_vb_terms_bpd": Method(
+        {"8786e19e7076ae2c": code(_ALL)}, _vb_terms_bpd, ("p_mean_variance", *_FORMULAS), ("_scale_timesteps", "_wrap_model")
+    ),
+    "_prior_bpd": Method({"d42cb56d4c4cf1f8": code(_ALL)}, _prior_bpd, ("q_mean_variance",)),
+    "calc_bpd_loop": Method(
+        {"631aaf1dd5bab757": code(_ALL)},
+        _calc_bpd_loop,
+        ("_vb_terms_bpd", "p_mean_variance", "q_sample", "_predict_eps_from_xstart", *_FORMULAS),
+        ("_prior_bpd", "_scale_timesteps", "_wrap_model"),
+    ),
     # whose formulas the others have
+    "q_mean_variance": Method({"ee2e0a01a02ffe0d": code(_OPENAI), "621fe6d3082ce93f": code(_DIT)}),
     "_predict_xstart_from_eps": Method({"d858846a655f2de4": code(_OPENAI), "a30e0dcda99456f8": code(_DIT)}),
     "_predict_eps_from_xstart": Method({"5257ba3c6be1e782": code(_OPENAI), "fbec5118c3189eee": code(_DIT)}),
     "condition_mean": Method(

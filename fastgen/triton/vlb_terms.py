@@ -8,10 +8,11 @@ from .common import op
 from .common.driver import FLAT, TILED, elements_of, part_of, place_of, tile_normals
 from .common.elementwise import GIVEN_NOISE, NO_NOISE, SEEDED_NOISE, column, table_row, timestep_of, wide
 from .common.host_device import negative, product, splat, stored
-from .common.log_bin import log_bin
+from .common.log_bin import approximate_log_bin, log_bin
 from .common.op import wrap_triton
 from .common.real_math import exp, polynomial
 from .common.sum import few_of_rows, finish, sums_for
+from .diffusion_loss import less, loss_of, loss_slope
 from .q_sample import q_sample_formula, with_noise
 
 # The table's columns, VlbTermsColumns in C++.
@@ -26,7 +27,16 @@ INTERCEPT = tl.constexpr(7)
 CONSTANT = tl.constexpr(8)
 PRECISION = tl.constexpr(9)
 DECODER = tl.constexpr(10)
-COLUMNS = tl.constexpr(11)
+TARGET_FROM_X0 = tl.constexpr(11)
+TARGET_FROM_NOISE = tl.constexpr(12)
+LOSS_WEIGHT = tl.constexpr(13)
+COLUMNS = tl.constexpr(14)
+# DECODER_KIND in the kernels
+DISCRETIZED = tl.constexpr(0)
+GAUSSIAN = tl.constexpr(1)
+CLAMPED_AT_12 = tl.constexpr(2)
+# LOSS where there is no simple loss
+NO_LOSS = tl.constexpr(-1)
 
 EXCESS = tl.constexpr((1 / 40320, 1 / 5040, 1 / 720, 1 / 120, 1 / 24, 1 / 6, 0.5))
 EXCESS_DOUBLE = tl.constexpr(
@@ -62,7 +72,7 @@ def term(
     bound,
     CLIPPED: tl.constexpr,
     LEARNED: tl.constexpr,
-    GAUSSIAN: tl.constexpr,
+    DECODER_KIND: tl.constexpr,
 ):
     """The term of each element, its derivatives by the distance of the means and by log σ², and whether the former reaches m."""
     mean_from_x0 = column(row, in_table, MEAN_FROM_X0)
@@ -91,14 +101,19 @@ def term(
     by_d = precision * d
     decoded = tl.max(tl.max(tl.where(decoder == 0.0, 0, 1), 1), 0)
     if decoded > 0:  # of some sample of the tile's
-        if GAUSSIAN:
+        if DECODER_KIND == GAUSSIAN:
             precision = exp(negative(log_variance))
             square = product(d * d, precision)
             last = product(half, splat(LOG_TWO_PI, d) + log_variance + square)
             last_by_d = precision * d
             last_by_log_variance = half * (splat(1.0, d) - square)
         else:
-            last, last_by_d, by_log_sigma = log_bin(x0, d, exp(splat(-0.5, d) * log_variance))
+            inverse_sigma = exp(splat(-0.5, d) * log_variance)
+            if DECODER_KIND == DISCRETIZED:
+                last, last_by_d, by_log_sigma = log_bin(x0, d, inverse_sigma)
+            else:
+                FLOOR: tl.constexpr = 1e-12 if DECODER_KIND == CLAMPED_AT_12 else 1e-15
+                last, last_by_d, by_log_sigma = approximate_log_bin(x0, d, inverse_sigma, FLOOR)
             last_by_log_variance = half * by_log_sigma
         value = tl.where(decoder == 0.0, value, last)
         by_d = tl.where(decoder == 0.0, by_d, last_by_d)
@@ -112,23 +127,40 @@ def number_of(number, EXACT: tl.constexpr, R: tl.constexpr):
 
 
 @triton.jit
-def network_input(
-    x0, given, noise, at, inside, r: tl.constexpr, z0, z1, z2, z3, row, in_table, GIVEN: tl.constexpr, NOISE: tl.constexpr
-):
+def noise_of_elements(noise, at, inside, r: tl.constexpr, z0, z1, z2, z3, like, NOISE: tl.constexpr):
+    if NOISE == GIVEN_NOISE:
+        return tl.load(noise + at, mask=inside, other=0.0).to(like.dtype)
+    elif NOISE == SEEDED_NOISE:
+        return part_of(r, z0, z1, z2, z3)
+    else:
+        return like
+
+
+@triton.jit
+def network_input(x0, given, z, at, inside, row, in_table, GIVEN: tl.constexpr):
     """x_t of the elements at `at`."""
     if GIVEN:
         return tl.load(given + at, mask=inside, other=0.0).to(x0.dtype)
     else:
-        x_t = q_sample_formula(column(row, in_table, SCALE), x0)
-        sigma = column(row, in_table, SIGMA)
-        if NOISE == GIVEN_NOISE:
-            x_t = with_noise(x_t, sigma, tl.load(noise + at, mask=inside, other=0.0).to(x0.dtype))
-        elif NOISE == SEEDED_NOISE:
-            x_t = with_noise(x_t, sigma, part_of(r, z0, z1, z2, z3))
-        return x_t
+        return with_noise(q_sample_formula(column(row, in_table, SCALE), x0), column(row, in_table, SIGMA), z)
 
 
-@triton.jit(do_not_specialize=["index", "seed", "offset", "count", "batch", "chunks"])
+@triton.jit
+def left_of_target(m, x0, z, row, in_table):
+    """What `diffusion_loss` is the loss of."""
+    left = tl.fma(negative(column(row, in_table, TARGET_FROM_X0)), x0, m)
+    return less(left, column(row, in_table, TARGET_FROM_NOISE), z)
+
+
+@triton.jit
+def loss_weight(row, in_table, weights, b, live, WEIGHTED: tl.constexpr):
+    weight = column(row, in_table, LOSS_WEIGHT)
+    if WEIGHTED:
+        weight = weight * tl.load(weights + b, mask=live, other=0.0)
+    return weight
+
+
+@triton.jit(do_not_specialize=["index", "seed", "offset", "count", "batch", "tiles", "chunks"])
 def vlb_terms_kernel(
     result,
     m,
@@ -138,8 +170,11 @@ def vlb_terms_kernel(
     rows,
     t,
     seeds,
+    weights,
     clip: tl.float64,
     scale: tl.float64,
+    delta: tl.float64,
+    vlb_weight: tl.float64,
     index: tl.int64,
     seed: tl.int64,
     offset: tl.int64,
@@ -147,13 +182,20 @@ def vlb_terms_kernel(
     batch,
     event,
     channels,
+    tiles,
     blocks,
     chunks,
     EXACT_CLIP: tl.constexpr,
     EXACT_SCALE: tl.constexpr,
+    EXACT_DELTA: tl.constexpr,
+    EXACT_VLB_WEIGHT: tl.constexpr,
     CLIPPED: tl.constexpr,
     LEARNED: tl.constexpr,
-    GAUSSIAN: tl.constexpr,
+    DECODER_KIND: tl.constexpr,
+    TERM: tl.constexpr,
+    LOSS: tl.constexpr,
+    WEIGHTED: tl.constexpr,
+    EACH: tl.constexpr,
     GIVEN: tl.constexpr,
     HAS_T: tl.constexpr,
     NOISE: tl.constexpr,
@@ -164,14 +206,21 @@ def vlb_terms_kernel(
     LAYOUT: tl.constexpr,
     WIDE: tl.constexpr,
 ):
-    """result: a sum for each chunk of each sample's work, times `scale`."""
+    """result: a sum for each chunk of the work, or for each chunk of each sample's, times `scale`."""
     R: tl.constexpr = rows.dtype.element_ty
     W: tl.constexpr = V if V <= E else E
     FACTOR: tl.constexpr = 2 if LEARNED else 1
-    tile = tl.program_id(0) // chunks
-    chunk = tl.program_id(0) - tile * chunks
+    # the tiles first, first + chunks, … before last, of all samples, or of the program's own
+    chunk = tl.program_id(0)
+    first_tile = chunk
+    last = tiles * blocks
+    if EACH:
+        tile = tl.program_id(0) // chunks
+        chunk = tl.program_id(0) - tile * chunks
+        first_tile = tile * blocks + chunk
+        last = (tile + 1) * blocks
     sums = tl.zeros((S, E // W), tl.float64)
-    for k in range(tile * blocks + chunk, (tile + 1) * blocks, chunks):
+    for k in range(first_tile, last, chunks):
         block, b, live = place_of(k, blocks, batch, S, LAYOUT, WIDE)
         row, in_table = table_row(rows, timestep_of(t, index, b, live, HAS_T), count, COLUMNS)
         z0, z1, z2, z3 = None, None, None, None
@@ -185,21 +234,28 @@ def vlb_terms_kernel(
             j, inside = elements_of(block, r, event, channels, 1, S, E, LAYOUT, WIDE)
             inside = inside & live
             x0_value = tl.load(x0 + first + j, mask=inside, other=0.0).to(R)
-            x_t = network_input(x0_value, given, noise, first + j, inside, r, z0, z1, z2, z3, row, in_table, GIVEN, NOISE)
+            z = noise_of_elements(noise, first + j, inside, r, z0, z1, z2, z3, x0_value, NOISE)
+            x_t = network_input(x0_value, given, z, first + j, inside, row, in_table, GIVEN)
             j_m, _ = elements_of(block, r, event, channels, FACTOR, S, E, LAYOUT, WIDE)
             at = FACTOR * first + j_m
             v = x0_value
             if LEARNED:
                 v = tl.load(m + at + (event if LAYOUT == FLAT else channels), mask=inside, other=0.0).to(R)
             m_value = tl.load(m + at, mask=inside, other=0.0).to(R)
-            value, _, _, _ = term(
-                x0_value, m_value, v, x_t, row, in_table, number_of(clip, EXACT_CLIP, R), CLIPPED, LEARNED, GAUSSIAN
-            )
+            value = tl.zeros_like(x0_value)
+            if TERM:
+                value, _, _, _ = term(
+                    x0_value, m_value, v, x_t, row, in_table, number_of(clip, EXACT_CLIP, R), CLIPPED, LEARNED, DECODER_KIND
+                )
+            if LOSS != NO_LOSS:
+                loss = loss_of(left_of_target(m_value, x0_value, z, row, in_table), number_of(delta, EXACT_DELTA, R), LOSS)
+                weight = loss_weight(row, in_table, weights, b, live, WEIGHTED)
+                value = tl.fma(weight, loss, product(number_of(vlb_weight, EXACT_VLB_WEIGHT, R), value))
             values += tl.where(inside, value, 0.0)
         sums += few_of_rows(values, W)
     by = tl.full((1,), scale if EXACT_SCALE is None else EXACT_SCALE, tl.float64)
     total = tl.sum(sums, 1)
-    if LAYOUT != TILED:
+    if EACH and LAYOUT != TILED:
         b_own = tile.to(tl.int64) * S + tl.arange(0, S)
         tl.store(result + b_own * chunks + chunk, stored(total * by, result), mask=b_own < batch)
     else:
@@ -218,8 +274,11 @@ def vlb_terms_backward_kernel(
     rows,
     t,
     seeds,
+    weights,
     clip: tl.float64,
     scale: tl.float64,
+    delta: tl.float64,
+    vlb_weight: tl.float64,
     index: tl.int64,
     seed: tl.int64,
     offset: tl.int64,
@@ -230,9 +289,15 @@ def vlb_terms_backward_kernel(
     blocks,
     EXACT_CLIP: tl.constexpr,
     EXACT_SCALE: tl.constexpr,
+    EXACT_DELTA: tl.constexpr,
+    EXACT_VLB_WEIGHT: tl.constexpr,
     CLIPPED: tl.constexpr,
     LEARNED: tl.constexpr,
-    GAUSSIAN: tl.constexpr,
+    DECODER_KIND: tl.constexpr,
+    TERM: tl.constexpr,
+    LOSS: tl.constexpr,
+    WEIGHTED: tl.constexpr,
+    EACH: tl.constexpr,
     GIVEN: tl.constexpr,
     HAS_T: tl.constexpr,
     NOISE: tl.constexpr,
@@ -248,7 +313,12 @@ def vlb_terms_backward_kernel(
     FACTOR: tl.constexpr = 2 if LEARNED else 1
     block, b, live = place_of(tl.program_id(0), blocks, batch, S, LAYOUT, WIDE)
     row, in_table = table_row(rows, timestep_of(t, index, b, live, HAS_T), count, COLUMNS)
-    upstream = tl.load(gradient + b, mask=live, other=0.0) * number_of(scale, EXACT_SCALE, R)
+    upstream = tl.load(gradient + b, mask=live, other=0.0) if EACH else tl.load(gradient + tl.zeros((1, 1), tl.int32))
+    upstream = upstream * number_of(scale, EXACT_SCALE, R)
+    weight = upstream
+    if LOSS != NO_LOSS:
+        weight = loss_weight(row, in_table, weights, b, live, WEIGHTED) * upstream
+        upstream = upstream * number_of(vlb_weight, EXACT_VLB_WEIGHT, R)
     to_mean = column(row, in_table, MEAN_FROM_X0) * column(row, in_table, X0_FROM_M)
     slope = column(row, in_table, SLOPE)
     z0, z1, z2, z3 = None, None, None, None
@@ -259,7 +329,8 @@ def vlb_terms_backward_kernel(
         j, inside = elements_of(block, r, event, channels, 1, S, E, LAYOUT, WIDE)
         inside = inside & live
         x0_value = tl.load(x0 + first + j, mask=inside, other=0.0).to(R)
-        x_t = network_input(x0_value, given, noise, first + j, inside, r, z0, z1, z2, z3, row, in_table, GIVEN, NOISE)
+        z = noise_of_elements(noise, first + j, inside, r, z0, z1, z2, z3, x0_value, NOISE)
+        x_t = network_input(x0_value, given, z, first + j, inside, row, in_table, GIVEN)
         j_m, _ = elements_of(block, r, event, channels, FACTOR, S, E, LAYOUT, WIDE)
         at = FACTOR * first + j_m
         second = at + (event if LAYOUT == FLAT else channels)
@@ -267,13 +338,18 @@ def vlb_terms_backward_kernel(
         if LEARNED:
             v = tl.load(m + second, mask=inside, other=0.0).to(R)
         m_value = tl.load(m + at, mask=inside, other=0.0).to(R)
-        _, by_d, by_log_variance, reaches = term(
-            x0_value, m_value, v, x_t, row, in_table, number_of(clip, EXACT_CLIP, R), CLIPPED, LEARNED, GAUSSIAN
-        )
+        by_d, by_log_variance, reaches = tl.zeros_like(x0_value), tl.zeros_like(x0_value), tl.zeros_like(x0_value)
+        if TERM:
+            _, by_d, by_log_variance, reaches = term(
+                x0_value, m_value, v, x_t, row, in_table, number_of(clip, EXACT_CLIP, R), CLIPPED, LEARNED, DECODER_KIND
+            )
         if DETACHED:
             by_m = tl.zeros_like(x0_value)
         else:
-            by_m = negative(upstream * by_d * to_mean) * reaches
+            by_m = product(negative(upstream * by_d * to_mean), reaches)
+        if LOSS != NO_LOSS:
+            left = left_of_target(m_value, x0_value, z, row, in_table)
+            by_m = tl.fma(weight, loss_slope(left, number_of(delta, EXACT_DELTA, R), LOSS), by_m)
         tl.store(to_m + at, stored(by_m, to_m), mask=inside)
         if LEARNED:
             tl.store(to_m + second, stored(upstream * by_log_variance * slope, to_m), mask=inside)
@@ -291,20 +367,30 @@ class _Call:
         z = op.noise_of(*((None,) * 3 if o.x_t is not None else (o.noise, o.seeds, o.seed)), x0, rows.table)
         if o.x_t is None and z.kind == NO_NOISE.value:
             raise RuntimeError("x_t, noise, seed: expected one of them")
+        if not (0 <= o.decoder <= 3 and -1 <= o.loss <= 2):
+            raise RuntimeError("expected a decoder within 0 … 3 and a loss within -1 … 2")
         noise = op.same(o.noise, x0, batch.channels_last) if z.kind == GIVEN_NOISE.value else rows.table
+        if o.weights is not None:
+            op.each_sample("weights", o.weights, x0, rows.table.dtype)
         exact = op.passes_floats_as_float32() and rows.table.itemsize == 8
         tensors = (x0, m, noise, *outputs) if o.x_t is None else (x0, m, given, *outputs)
         self.cut = op.tiling(batch, tensors, z.kind == SEEDED_NOISE.value, False, o.learned, True)
         self.dtype = rows.table.dtype
-        self.pointers = (m, x0, given, noise, rows.table, rows.t, z.seeds)
-        clip = 0.0 if o.clip is None or exact else o.clip
-        self.numbers = (clip, 0.0 if exact else o.scale, rows.index, z.seed, o.offset, rows.count)
+        self.pointers = (m, x0, given, noise, rows.table, rows.t, z.seeds, rows.table if o.weights is None else o.weights)
+        floats = (0.0 if o.clip is None else o.clip, o.scale, o.delta, o.vlb_weight)
+        self.numbers = (*((0.0,) * 4 if exact else floats), rows.index, z.seed, o.offset, rows.count)
         self.flags = {
             "EXACT_CLIP": o.clip if exact else None,
             "EXACT_SCALE": o.scale if exact else None,
+            "EXACT_DELTA": o.delta if exact else None,
+            "EXACT_VLB_WEIGHT": o.vlb_weight if exact else None,
             "CLIPPED": o.clip is not None,
             "LEARNED": o.learned,
-            "GAUSSIAN": o.gaussian,
+            "DECODER_KIND": o.decoder,
+            "TERM": o.loss < 0 or o.vlb_weight != 0,
+            "LOSS": o.loss,
+            "WEIGHTED": o.weights is not None,
+            "EACH": o.each_sample,
             "GIVEN": o.x_t is not None,
             "HAS_T": rows.has_t,
             "NOISE": z.kind,
@@ -315,13 +401,13 @@ class _Call:
 
 def vlb_terms(o):
     call = _Call((), o)
-    cut = call.cut
-    result = op.empty(o.x0.shape[:1], call.dtype, o.x0.device)
-    sums = sums_for(result, cut.tiles, cut.blocks)
+    cut, each = call.cut, o.each_sample
+    result = op.empty(o.x0.shape[:1] if each else (), call.dtype, o.x0.device)
+    sums = sums_for(result, cut.tiles if each else 1, cut.blocks if each else cut.tiles * cut.blocks)
     op.launch(
         wrap_triton(vlb_terms_kernel),
         *(sums.programs, call.x0, sums.to, *call.pointers, *call.numbers),
-        *(cut.batch, cut.event, cut.channels, cut.blocks, sums.chunks),
+        *(cut.batch, cut.event, cut.channels, cut.tiles, cut.blocks, sums.chunks),
         **call.flags,
     )
     if sums.to is not result:
@@ -334,7 +420,10 @@ def vlb_terms_backward(gradient, o, detach_mean):
     call = _Call((to_m,), o)
     cut = call.cut
     gradient = op.plain(gradient).contiguous()
-    op.each_sample("gradient", gradient, o.x0, call.dtype)
+    if o.each_sample:
+        op.each_sample("gradient", gradient, o.x0, call.dtype)
+    elif gradient.dim() != 0 or gradient.dtype != call.dtype or gradient.device != o.x0.device:
+        raise RuntimeError(f"gradient: expected one number, {call.dtype} on {o.x0.device}")
     op.launch(
         wrap_triton(vlb_terms_backward_kernel),
         *(cut.tiles * cut.blocks, call.x0, to_m, gradient, *call.pointers, *call.numbers),
