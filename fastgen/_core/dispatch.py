@@ -57,12 +57,13 @@ def plan(name, schedule, x, y, option=None, other=None):
         return None
 
 
-def make_plan(name, schedule, x, y, dtype, table, option=None, other=None, learned=False):
-    """The plan for arguments whose types, dtypes, device and options have been checked; under a transform, of the reference."""
-    tracing, backend = traced(), backend_for(x.device)
-    call = None if backend == "eager" else op(name, backend)
+def make_plan(name, schedule, x, y, dtype, table, option=None, other=None, learned=False, kernel=None):
+    """The plan for arguments whose types, dtypes, device and options have been checked; under a transform, of the reference.
+    `kernel` is the op to call, where that is another one, with a table of its own."""
+    tracing, backend, kernel = traced(), backend_for(x.device), kernel or name
+    call = None if backend == "eager" else op(kernel, backend)
     careful = tracing or backend != "cpp"
-    new_plan = Plan(name, table.rows, table.rows.size(0), table.note, table.noisy, dtype, call, careful, learned, backend)
+    new_plan = Plan(kernel, table.rows, table.rows.size(0), table.note, table.noisy, dtype, call, careful, learned, backend)
     if not tracing and not transformed():
         schedule._plans[name, x.dtype, y.dtype, x.is_cpu or x.device, backends._choice.get(), option, other] = new_plan
     return new_plan
