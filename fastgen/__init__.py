@@ -8,6 +8,7 @@ Forward noising `q_sample`, `q_step`, `q_posterior`; reverse steps `ddpm_step`, 
 """
 
 from ._core.backends import available_backends, backend, backend_info, use_backend
+from ._likelihood.variational_bound import VariationalBound, variational_bound
 from ._ops.bce_with_logits import BCEWithLogitsLoss, bce_with_logits
 from ._ops.ddpm_step import ddim_step, ddpm_step
 from ._ops.diffusion_loss import diffusion_loss
@@ -26,6 +27,7 @@ __all__ = [
     "BCEWithLogitsLoss",
     "Sampler",
     "Schedule",
+    "VariationalBound",
     "available_backends",
     "backend",
     "backend_info",
@@ -42,5 +44,6 @@ __all__ = [
     "randn",
     "sample",
     "use_backend",
+    "variational_bound",
     "vlb_terms",
 ]

@@ -187,12 +187,14 @@ def with_noise(y, sigma, noise):
     return torch.where(sigma == 0, y, y + sigma * noise.to(y.dtype))
 
 
-def empty_like(x, dtype=None, factor=1):
+def empty_like(x, dtype=None, factor=1, samples=None):
     """A tensor as a compiled op allocates it: channels-last where `x` is that and not contiguous too, else contiguous; of `factor`
-    times the channels."""
+    times the channels, or of another number of samples."""
     dtype, shape = dtype or x.dtype, list(x.shape)
     if factor != 1:
         shape[1] = factor * shape[1]
+    if samples is not None:
+        shape[0] = samples
     if x.dim() >= 3 and not x.is_contiguous():
         order = (0, *range(2, x.dim()), 1)
         if x.permute(order).is_contiguous():
