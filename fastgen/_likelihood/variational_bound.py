@@ -118,9 +118,10 @@ def variational_bound(
 
     x0 = _laid_out(x0)
     options: dict[str, Any] = {"prediction": prediction, "variance": variance, "clip": clip, "decoder": decoder, "unit": unit}
-    # What the network gets is made for all calls at once, on the host, as a chain makes it: none waits for a copy, and none has
-    # the schedule's own tensor.
-    given = schedule.timestep_tensor("cpu")[torch.tensor(chosen, device="cpu")].repeat_interleave(batch).to(x0.device)
+    # What the network gets is made for all calls at once, on the device, where an index would have to come from the host: nothing
+    # waits for a copy, and no call has the schedule's own tensor.
+    of_steps = schedule.timestep_tensor(x0.device).unbind()
+    given = torch.stack([of_steps[t] for t in chosen]).repeat_interleave(batch)
     shape = (x0.shape[0], 2 * x0.shape[1], *x0.shape[2:]) if variance in LEARNED_VARIANCES else tuple(x0.shape)
     repeated = {count: _repeated(kwargs, batch, count) for count in {size, len(chosen) % size} if count}
 
