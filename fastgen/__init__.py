@@ -2,16 +2,18 @@
 
 Forward noising `q_sample`, `q_step`, `q_posterior`; reverse steps `ddpm_step`, `ddim_step`, and the whole chain of them `sample`
 (for several chains, `Sampler`); reproducible noise `randn`; the training losses `diffusion_loss`, `discriminator_loss`,
-`generator_loss` and `bce_with_logits` (as a module, `BCEWithLogitsLoss`); the terms of the variational bound `vlb_terms`; noise
-schedules `Schedule`. `backend`, `use_backend` and
+`generator_loss` and `bce_with_logits` (as a module, `BCEWithLogitsLoss`); the variational bound of the likelihood
+`variational_bound`, and its parts `vlb_terms` and `prior_kl`; noise schedules `Schedule`. `backend`, `use_backend` and
 `backend_info` say and choose what runs.
 """
 
 from ._core.backends import available_backends, backend, backend_info, use_backend
+from ._likelihood.variational_bound import VariationalBound, variational_bound
 from ._ops.bce_with_logits import BCEWithLogitsLoss, bce_with_logits
 from ._ops.ddpm_step import ddim_step, ddpm_step
 from ._ops.diffusion_loss import diffusion_loss
 from ._ops.gan_loss import discriminator_loss, generator_loss
+from ._ops.prior_kl import prior_kl
 from ._ops.q_posterior import q_posterior
 from ._ops.q_sample import q_sample, q_step
 from ._ops.randn import randn
@@ -25,6 +27,7 @@ __all__ = [
     "BCEWithLogitsLoss",
     "Sampler",
     "Schedule",
+    "VariationalBound",
     "available_backends",
     "backend",
     "backend_info",
@@ -34,11 +37,13 @@ __all__ = [
     "diffusion_loss",
     "discriminator_loss",
     "generator_loss",
+    "prior_kl",
     "q_posterior",
     "q_sample",
     "q_step",
     "randn",
     "sample",
     "use_backend",
+    "variational_bound",
     "vlb_terms",
 ]

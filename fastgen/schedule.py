@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 import torch
 
-from ._core.tables import Table, Tables, fake_mode, let_in, plain_tensors, step_columns
+from ._core.tables import VLB_TERMS_COLUMNS, Table, Tables, fake_mode, let_in, plain_tensors, step_columns
 
 Prediction = Literal["epsilon", "sample", "v_prediction"]
 FixedVariance = Literal["posterior", "beta"]
@@ -266,6 +266,10 @@ class Schedule(Tables):
         `diffusion_loss_table` has, of the hybrid loss: with a weighting, "uniform" or min-SNR's γ, else 0."""
         return self._table(("vlb_terms", prediction, variance, weighting), device, dtype)
 
+    def prior_kl_table(self, device: torch.device, dtype: torch.dtype) -> Table:
+        """One row of `VLB_TERMS_COLUMNS`, by which that kernel gives ½·(ᾱ_{T−1}·x0² − ᾱ_{T−1} − log(1 − ᾱ_{T−1}))."""
+        return self._table(("prior_kl",), device, dtype)
+
     def timestep_tensor(self, device: torch.device | str | int | None = None) -> torch.Tensor:
         """`timesteps` as an int64 tensor on `device`, cached: `schedule.timestep_tensor(device)[t]` is what the network gets.
 
@@ -449,8 +453,26 @@ def _vlb_terms_columns(s: Schedule, prediction: str, variance: str, weighting: s
     return *_q_sample_columns(s), *x0, mean_from_x0, low, slope, intercept, constant, precision, decoder, *loss
 
 
+def _prior_kl_columns(s: Schedule):
+    """The divergence of a step whose mean is √ᾱ·x0 from one with mean 0 and variance 1: a model that takes x0 for 0."""
+    signal = float(s.alphas_cumprod[-1])
+    columns = dict.fromkeys(VLB_TERMS_COLUMNS, np.zeros(1))
+    columns["mean_from_x0"] = np.array([math.sqrt(signal)])
+    columns["constant"] = np.array([0.5 * _log_excess(signal)])
+    columns["precision"] = np.ones(1)
+    return tuple(columns.values())
+
+
+def _log_excess(x: float) -> float:
+    """−x − log(1 − x) within 0 … 1, which is small where x is: x²/2 + x³/3 + …"""
+    if x > 0.25:  # where the difference is 0.04 or more, and loses one digit at most
+        return -x - math.log1p(-x)
+    return math.fsum(x**k / k for k in range(2, 28))  # what is left out is below 0.25²⁸/28 = 5e-19
+
+
 _COLUMNS = {
     "vlb_terms": _vlb_terms_columns,
+    "prior_kl": _prior_kl_columns,
     "q_sample": _q_sample_columns,
     "q_step": _q_step_columns,
     "q_posterior": _q_posterior_columns,

@@ -287,3 +287,12 @@ def vlb_terms(m, x0, x_t, betas, t, prediction, variance, clip=None, decoder="di
             last[place] = -log_bin(x0[place], found[place], np.exp(0.5 * log_variance[place]))
     first = np.asarray(t).reshape(-1, *[1] * (ndim - 1)) == 0
     return np.where(first, last, kl).sum(tuple(range(1, ndim)))
+
+
+def prior_kl(x0, betas):
+    """(B,), in nats: the divergence of N(√ᾱ·x0, 1 − ᾱ) from N(0, 1), with the digits that its terms cancel."""
+    with mpmath.workdps(80):
+        bar = mpmath.mpf(float(np.prod(1.0 - np.asarray(betas))))  # ᾱ is what a schedule has, in float64
+        constant = (-bar - mpmath.log(1 - bar)) / 2
+    each = 0.5 * float(bar) * x0**2 + float(constant)
+    return each.sum(tuple(range(1, x0.ndim)))

@@ -57,12 +57,13 @@ def plan(name, schedule, x, y, option=None, other=None):
         return None
 
 
-def make_plan(name, schedule, x, y, dtype, table, option=None, other=None, learned=False):
-    """The plan for arguments whose types, dtypes, device and options have been checked; under a transform, of the reference."""
-    tracing, backend = traced(), backend_for(x.device)
-    call = None if backend == "eager" else op(name, backend)
+def make_plan(name, schedule, x, y, dtype, table, option=None, other=None, learned=False, kernel=None):
+    """The plan for arguments whose types, dtypes, device and options have been checked; under a transform, of the reference.
+    `kernel` is the op to call, where that is another one, with a table of its own."""
+    tracing, backend, kernel = traced(), backend_for(x.device), kernel or name
+    call = None if backend == "eager" else op(kernel, backend)
     careful = tracing or backend != "cpp"
-    new_plan = Plan(name, table.rows, table.rows.size(0), table.note, table.noisy, dtype, call, careful, learned, backend)
+    new_plan = Plan(kernel, table.rows, table.rows.size(0), table.note, table.noisy, dtype, call, careful, learned, backend)
     if not tracing and not transformed():
         schedule._plans[name, x.dtype, y.dtype, x.is_cpu or x.device, backends._choice.get(), option, other] = new_plan
     return new_plan
@@ -186,12 +187,14 @@ def with_noise(y, sigma, noise):
     return torch.where(sigma == 0, y, y + sigma * noise.to(y.dtype))
 
 
-def empty_like(x, dtype=None, factor=1):
+def empty_like(x, dtype=None, factor=1, samples=None):
     """A tensor as a compiled op allocates it: channels-last where `x` is that and not contiguous too, else contiguous; of `factor`
-    times the channels."""
+    times the channels, or of another number of samples."""
     dtype, shape = dtype or x.dtype, list(x.shape)
     if factor != 1:
         shape[1] = factor * shape[1]
+    if samples is not None:
+        shape[0] = samples
     if x.dim() >= 3 and not x.is_contiguous():
         order = (0, *range(2, x.dim()), 1)
         if x.permute(order).is_contiguous():

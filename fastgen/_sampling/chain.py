@@ -12,6 +12,7 @@ from .._ops.ddpm_step import ddim_step, ddpm_step, dynamic_bound, step_with, ste
 from .._ops.randn import randn
 from ..schedule import LEARNED_VARIANCES, Schedule
 from .arguments import Options
+from .network import output_of
 
 
 class Chain:
@@ -84,12 +85,7 @@ class Chain:
 
     def _output(self, returned):
         """The tensor in what the network has returned, checked as far as no step does it."""
-        m = returned
-        if not isinstance(m, torch.Tensor):
-            m = m[0] if isinstance(m, tuple) and m else getattr(m, "sample", None)
-        if not isinstance(m, torch.Tensor):
-            expected = "a tensor, a tuple that begins with one, or an object with one as .sample"
-            raise TypeError(f"model: expected it to return {expected}, got {type(returned).__name__}")
+        m = output_of(returned)
         if m.dtype is not self.dtype and torch.promote_types(m.dtype, self.dtype) is not self.dtype:
             raise TypeError(f"model: expected an output no wider than the chain's {self.dtype}, got {m.dtype}; give it as dtype=")
         if self.guided and (m.dim() == 0 or m.shape[0] != 2 * self._shape[0]):

@@ -1,4 +1,5 @@
-"""What of a network is looked at: where its weights are, and its fingerprint, by which a recorded chain is known to hold still."""
+"""What of a network is looked at: where its weights are, what it returns, and its fingerprint, by which a recorded chain is known
+to hold still."""
 
 from __future__ import annotations
 
@@ -30,6 +31,17 @@ def first_weight(model) -> torch.Tensor | None:
                 return p
         todo += list(m._modules.values())[::-1]
     return None
+
+
+def output_of(returned) -> torch.Tensor:
+    """The tensor in what a network has returned."""
+    m = returned
+    if not isinstance(m, torch.Tensor):
+        m = m[0] if isinstance(m, tuple) and m else getattr(m, "sample", None)
+    if not isinstance(m, torch.Tensor):
+        expected = "a tensor, a tuple that begins with one, or an object with one as .sample"
+        raise TypeError(f"model: expected it to return {expected}, got {type(returned).__name__}")
+    return m
 
 
 def can_be_seen_into(model) -> bool:
