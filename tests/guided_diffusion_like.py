@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 MeanType = enum.Enum("MeanType", "PREVIOUS_X START_X EPSILON")
+LossType = enum.Enum("LossType", "MSE RESCALED_MSE KL RESCALED_KL")
 VarType = enum.Enum("VarType", "LEARNED FIXED_SMALL FIXED_LARGE LEARNED_RANGE")
 
 
@@ -16,13 +17,38 @@ def at(array, t, shape):
     return values.reshape(-1, *[1] * (len(shape) - 1)).expand(shape)
 
 
+def means(x):
+    return x.mean(dim=list(range(1, x.dim())))
+
+
+def divergence(mean, log_variance, other_mean, other_log_variance):
+    square = (mean - other_mean) ** 2 * torch.exp(-other_log_variance)
+    return 0.5 * (-1.0 + other_log_variance - log_variance + torch.exp(log_variance - other_log_variance) + square)
+
+
+def log_bins(x, mean, log_sigma):
+    """Of 256 values, by an approximation of Φ."""
+    cdf = lambda x: 0.5 * (1.0 + torch.tanh(np.sqrt(2.0 / np.pi) * (x + 0.044715 * torch.pow(x, 3))))  # noqa: E731
+    above, below = (cdf(torch.exp(-log_sigma) * (x - mean + side / 255.0)) for side in (1.0, -1.0))
+    low, high, inner = (torch.log(p.clamp(min=1e-12)) for p in (above, 1.0 - below, above - below))
+    return torch.where(x < -0.999, low, torch.where(x > 0.999, high, inner))
+
+
 def later(t, x):
     """1 where there is noise, 0 at t = 0."""
     return (t != 0).float().reshape(-1, *[1] * (x.dim() - 1))
 
 
 class GaussianDiffusion:
-    def __init__(self, betas, model_mean_type=MeanType.EPSILON, model_var_type=VarType.FIXED_SMALL, rescale_timesteps=False):
+    def __init__(
+        self,
+        betas,
+        model_mean_type=MeanType.EPSILON,
+        model_var_type=VarType.FIXED_SMALL,
+        rescale_timesteps=False,
+        loss_type=LossType.MSE,
+    ):
+        self.loss_type = loss_type
         self.model_mean_type, self.model_var_type, self.rescale_timesteps = model_mean_type, model_var_type, rescale_timesteps
         self.betas, self.num_timesteps = betas, len(betas)
         self.alphas_cumprod = a = np.cumprod(1.0 - betas)
@@ -89,6 +115,58 @@ class GaussianDiffusion:
         mean = m if previous else self.q_posterior_mean_variance(x_start=pred, x_t=x, t=t)[0]
         return {"mean": mean, "variance": variance, "log_variance": log_variance, "pred_xstart": pred}
 
+    def q_mean_variance(self, x_start, t):
+        mean = at(self.sqrt_alphas_cumprod, t, x_start.shape) * x_start
+        variance, log_variance = (at(f(1.0 - self.alphas_cumprod), t, x_start.shape) for f in (np.positive, np.log))
+        return mean, variance, log_variance
+
+    def _vb_terms_bpd(self, model, x_start, x_t, t, clip_denoised=True, model_kwargs=None):
+        true_mean, _, true_log_variance = self.q_posterior_mean_variance(x_start=x_start, x_t=x_t, t=t)
+        out = self.p_mean_variance(model, x_t, t, clip_denoised=clip_denoised, model_kwargs=model_kwargs)
+        kl = divergence(true_mean, true_log_variance, out["mean"], out["log_variance"])
+        last = -log_bins(x_start, out["mean"], 0.5 * out["log_variance"])
+        kl, last = (means(x) / np.log(2.0) for x in (kl, last))
+        return {"output": torch.where(t == 0, last, kl), "pred_xstart": out["pred_xstart"]}
+
+    def training_losses(self, model, x_start, t, model_kwargs=None, noise=None):
+        if noise is None:
+            noise = torch.randn_like(x_start)
+        x_t = self.q_sample(x_start, t, noise=noise)
+        if self.loss_type in (LossType.KL, LossType.RESCALED_KL):
+            loss = self._vb_terms_bpd(model, x_start, x_t, t, clip_denoised=False, model_kwargs=model_kwargs)["output"]
+            return {"loss": loss * (self.num_timesteps if self.loss_type == LossType.RESCALED_KL else 1.0)}
+        if self.loss_type not in (LossType.MSE, LossType.RESCALED_MSE):
+            raise NotImplementedError(self.loss_type)
+        m, terms = model(x_t, self._scale_timesteps(t), **(model_kwargs or {})), {}
+        if self.model_var_type in (VarType.LEARNED, VarType.LEARNED_RANGE):
+            m, v = m.chunk(2, dim=1)
+            frozen = torch.cat([m.detach(), v], dim=1)
+            terms["vb"] = self._vb_terms_bpd(lambda *_: frozen, x_start, x_t, t, clip_denoised=False)["output"]
+            if self.loss_type == LossType.RESCALED_MSE:
+                terms["vb"] = terms["vb"] * (self.num_timesteps / 1000.0)
+        previous = self.q_posterior_mean_variance(x_start=x_start, x_t=x_t, t=t)[0]
+        target = {MeanType.PREVIOUS_X: previous, MeanType.START_X: x_start, MeanType.EPSILON: noise}[self.model_mean_type]
+        terms["mse"] = means((target - m) ** 2)
+        return {**terms, "loss": sum(terms.values())}
+
+    def _prior_bpd(self, x_start):
+        t = torch.full(x_start.shape[:1], self.num_timesteps - 1, device=x_start.device)
+        mean, _, log_variance = self.q_mean_variance(x_start, t)
+        return means(divergence(mean, log_variance, 0.0, torch.zeros(()))) / np.log(2.0)
+
+    def calc_bpd_loop(self, model, x_start, clip_denoised=True, model_kwargs=None):
+        found = []
+        for i in reversed(range(self.num_timesteps)):
+            t, noise = torch.full(x_start.shape[:1], i), torch.randn_like(x_start)
+            x_t = self.q_sample(x_start=x_start, t=t, noise=noise)
+            with torch.no_grad():
+                out = self._vb_terms_bpd(model, x_start, x_t, t, clip_denoised, model_kwargs)
+            eps = self._predict_eps_from_xstart(x_t, t, out["pred_xstart"])
+            found.append((out["output"], means((out["pred_xstart"] - x_start) ** 2), means((eps - noise) ** 2)))
+        vb, xstart_mse, mse = (torch.stack(values, dim=1) for values in zip(*found, strict=True))
+        prior = self._prior_bpd(x_start)
+        return {"total_bpd": vb.sum(dim=1) + prior, "prior_bpd": prior, "vb": vb, "xstart_mse": xstart_mse, "mse": mse}
+
     def condition_mean(self, cond_fn, out, x, t, model_kwargs=None):
         gradient = cond_fn(x, self._scale_timesteps(t), **model_kwargs)
         return out["mean"].float() + out["variance"] * gradient.float()
@@ -138,6 +216,9 @@ class SpacedDiffusion(GaussianDiffusion):
 
     def p_mean_variance(self, model, *args, **kwargs):
         return super().p_mean_variance(self._wrap_model(model), *args, **kwargs)
+
+    def training_losses(self, model, *args, **kwargs):
+        return super().training_losses(self._wrap_model(model), *args, **kwargs)
 
     def condition_mean(self, cond_fn, *args, **kwargs):
         return super().condition_mean(self._wrap_model(cond_fn), *args, **kwargs)

@@ -3,6 +3,7 @@
 import ast
 import contextlib
 import copy
+import enum
 import functools
 import gc
 import importlib.util
@@ -22,7 +23,7 @@ import pytest
 import torch
 from conftest import in_threads
 from dispatched import Dispatched
-from guided_diffusion_like import Extra, Inpainting, MeanType, SpacedDiffusion, VarType
+from guided_diffusion_like import Extra, Inpainting, LossType, MeanType, SpacedDiffusion, VarType
 from guided_diffusion_like import GaussianDiffusion as Guided
 
 from fastgen.drop_in import _denoising_diffusion_pytorch, _gaussian, _guided_diffusion
@@ -841,7 +842,7 @@ LIKE[Improved] = {}
 def test_improved_diffusion():
     d, model, x, t = Improved(BETAS), Network(None), images(2, 3, 4, 4), torch.tensor([0, 5])
     with patch(d) as p:
-        assert len(p.covered) == 5
+        assert len(p.covered) == 9
     with torch.no_grad():
         with_and_without(d, lambda: d.p_sample(model, x, t, True, None, {"y": 0.2}), kernels=1)
         with_and_without(d, lambda: d.ddim_sample(model, x, t, True, None, {"y": 0.2}, 0.5), kernels=1)
@@ -927,7 +928,7 @@ def test_known_guided_diffusions(make, mean, variance, spaced):
     d, model = make(mean, variance, spaced), Network(VarType[variance])
     conditional = hasattr(d, "condition_mean")
     with patch(d) as p:
-        assert len(p.covered) == 5 and not p.skipped
+        assert len(p.covered) == 9 and not p.skipped
     x, t, wide = images(3, 3, 4, 4), torch.tensor([0, 2, d.num_timesteps - 1]), 1 + (mean == "EPSILON")
     with torch.no_grad():
         with_and_without(d, lambda: d.q_sample(x, t), kernels=1)
@@ -946,6 +947,140 @@ def test_known_guided_diffusions(make, mean, variance, spaced):
             for method, also in (("p_sample", {}), ("ddim_sample", {}), ("ddim_sample", {"eta": 1.0})):
                 step = getattr(d, method).__name__
                 with_and_without(d, lambda o={**options, **also}, s=step: getattr(d, s)(model, x, t, **o), 1e-5, kernels)
+
+
+class Near(Network):
+    """Nearly right, so that at t = 0 no bin's probability is lost in the library's rounding of numbers near 1."""
+
+    def __init__(self, mean, variance, x0):
+        super().__init__(variance)
+        self.mean, self.x0 = mean, x0
+
+    def forward(self, x, t, y=0.0):
+        alpha = torch.from_numpy(np.cumprod(1 - BETAS)).float()[t].reshape(-1, 1, 1, 1)
+        right = self.x0 if self.mean == "START_X" else (x - alpha.sqrt() * self.x0) / (1 - alpha).sqrt()
+        m = super().forward(x, t, y)
+        return torch.cat([right + 0.1 * m[:, :3], m[:, 3:]], 1)
+
+
+BOUNDS = ("training_losses", "_vb_terms_bpd", "calc_bpd_loop")  # the methods that need all that p_mean_variance does
+LOSSES = ("MSE", "RESCALED_MSE", "KL", "RESCALED_KL")
+
+
+@pytest.mark.parametrize("make", [make_stand_in, make_extra, make_real])
+@pytest.mark.parametrize("mean", ["EPSILON", "START_X"])
+@pytest.mark.parametrize("variance", ["LEARNED", "LEARNED_RANGE", "FIXED_SMALL", "FIXED_LARGE"])
+@pytest.mark.parametrize("spaced", [False, True])
+def test_known_guided_bounds(make, mean, variance, spaced):
+    """The losses, with the gradients of each of their parts, and the terms of the bound; the same draws besides."""
+    if (make is make_extra and (spaced or variance == "FIXED_LARGE")) or (make is make_stand_in and variance == "LEARNED"):
+        pytest.skip("there is none")
+    d, x = make(mean, variance, spaced), images(3, 3, 4, 4).clamp(-1, 1)
+    model, t = Near(mean, VarType[variance], x), torch.tensor([0, 2, d.num_timesteps - 1])
+
+    def train(noise):
+        losses = d.training_losses(model, x, t, {"y": 0.1}, noise)
+        assert list(losses)[-1] == "loss" and all(loss.shape == (3,) for loss in losses.values())
+        parts = [losses, {"loss": losses["loss"].square()}] if "vb" in losses else [losses]
+        return [*losses.values(), *(g for part in parts for loss in part.values() for g in gradients_of(loss.sum(), model))]
+
+    for loss in LOSSES:
+        d.loss_type = type(d.loss_type)[loss]
+        with_and_without(d, lambda: train(None), 1e-4)
+        with_and_without(d, lambda: train(images(3, 3, 4, 4, seed=1)), 1e-4)
+    for clip in (True, False):
+
+        def terms(clip=clip):
+            out = d._vb_terms_bpd(model, x, d.q_sample(x, t), t, clip_denoised=clip, model_kwargs={"y": 0.1})
+            return [*out.values(), *(g for part in out.values() for g in gradients_of(part.sum(), model))]
+
+        with_and_without(d, terms, 1e-4)
+        with_and_without(d, lambda clip=clip: d.calc_bpd_loop(model, x, clip, {"y": 0.1}), 1e-4, kernels=3 * d.num_timesteps + 1)
+    with_and_without(d, lambda: d._prior_bpd(x), kernels=1)
+
+
+def gradients_of(loss, model):
+    """Where it depends on the network at all."""
+    found = torch.autograd.grad(loss, list(model.parameters()), retain_graph=True, allow_unused=True)
+    return [g for g in found if g is not None]
+
+
+def test_a_training_step_in_one_launch_back():
+    """What is differentiated is the sum, which the parts share; each of them is right by itself, and so is a second derivative."""
+    d = Guided(BETAS, MeanType.EPSILON, VarType.LEARNED_RANGE, loss_type=LossType.RESCALED_MSE)
+    m, x = images(3, 6, 4, 4, seed=4).requires_grad_(), images(3, 3, 4, 4).clamp(-1, 1)
+    t, noise = torch.tensor([0, 2, T - 1]), images(3, 3, 4, 4, seed=1)
+    with patch(d):
+        with Dispatched() as ops:
+            losses = d.training_losses(lambda *_: m, x, t, noise=noise)
+            losses["loss"].mean().backward(retain_graph=True)
+        assert ops.of_fastgen() == 4  # q_sample, the two parts, and one launch back
+        with Dispatched() as ops:
+            apart = torch.autograd.grad(losses["mse"].mean() + 2 * losses["vb"].mean(), m, retain_graph=True)[0]
+        assert ops.of_fastgen() == 2
+        torch.testing.assert_close(apart[:, :3], m.grad[:, :3])
+        torch.testing.assert_close(apart[:, 3:], 2 * m.grad[:, 3:])
+        alone = torch.autograd.grad(losses["vb"].mean(), m, retain_graph=True)[0]
+        torch.testing.assert_close(alone[:, 3:], m.grad[:, 3:])
+        assert not alone[:, :3].any()
+        (twice,) = torch.autograd.grad(losses["loss"].mean(), m, create_graph=True)
+        torch.testing.assert_close(twice, m.grad, rtol=1e-4, atol=1e-6)
+        assert torch.autograd.grad(twice.square().sum(), m)[0].isfinite().all()
+
+
+def test_bounds_that_fall_through(caplog):
+    d, model = guided(variance=VarType.LEARNED_RANGE)
+    x, t = images(2, 3, 4, 4), torch.tensor([0, 5])
+    odd = enum.Enum("LossType", "HUBER")
+    with torch.no_grad(), caplog.at_level(logging.DEBUG, LOG):
+        with_and_without(d, lambda: d.training_losses(model, x.bfloat16(), t)["mse"], 0.1)
+        assert "training_losses: not fastgen but the original runs: x_start is of half precision" in caplog.text
+        with_and_without(d, lambda: d.training_losses(model, x, t.int())["mse"], kernels=0)
+        assert "t is no int64 tensor" in caplog.text
+        with patch(d), pytest.raises(NotImplementedError):
+            d.loss_type = odd.HUBER
+            d.training_losses(model, x, t)
+        d.loss_type, d.q_sample = LossType.KL, lambda x_start, t, noise=None: x_start
+        with_and_without(d, lambda: d.training_losses(model, x, t)["loss"], 1e-4)
+        assert "training_losses: the code of q_sample is the object's own" in caplog.text
+    with pytest.raises(TypeError, match="unexpected keyword"), patch(d):
+        d.training_losses(model, x, t, weights=1)
+
+
+@pytest.mark.parametrize("objective", ["pred_noise", "pred_x0"])
+@pytest.mark.parametrize("clip", [False, True])
+def test_learned_gaussian_diffusion(objective, clip, caplog):
+    kind = pytest.importorskip("denoising_diffusion_pytorch.learned_gaussian_diffusion").LearnedGaussianDiffusion
+    net = Affine()
+    net.out_dim = 6
+    d = kind(net, image_size=8, timesteps=T, objective=objective, vb_loss_weight=0.3)
+    x, t = images().clamp(-1, 1), torch.tensor([0, T - 1])
+
+    def forward(noised, t, x_self_cond=None):
+        """Nearly the noise: see Near."""
+        scale, sigma = (c[t].reshape(-1, 1, 1, 1) for c in (d.sqrt_alphas_cumprod, d.sqrt_one_minus_alphas_cumprod))
+        right = (noised - scale * x) / sigma
+        return torch.cat([right + 0.1 * net.scale * noised, 1 - 0.1 * (noised * net.scale).cos()], 1)
+
+    net.forward = forward
+
+    def train(**options):
+        d.zero_grad()
+        loss = d.p_losses(x, t, clip_denoised=clip, **options)
+        loss.mean().backward()
+        return [loss.detach(), net.scale.grad.clone()]
+
+    with_and_without(d, train, 1e-4, kernels=3)
+    with_and_without(d, lambda: train(noise=images(seed=1)), 1e-4, kernels=3)
+    if "loss_reduction" in inspect.signature(kind.p_losses).parameters:
+        with_and_without(d, lambda: train(loss_reduction="none"), 1e-4, kernels=3)
+    with patch(d, rng="fused"):
+        assert train()[0].isfinite()
+    with patch(d) as p, caplog.at_level(logging.DEBUG, LOG):
+        assert not any("p_mean_variance" in name for name in p.covered)
+        d.immiscible = True
+        d.p_losses(x, t)
+        assert "or immiscible diffusion" in caplog.text
 
 
 @pytest.mark.parametrize("eta", [0.0, 1.0])
@@ -1004,20 +1139,26 @@ def test_inpainting_inside_p_mean_variance_is_kept():
             x = with_and_without(target, sample, kernels=T)  # of q_posterior_mean_variance, or of the base's p_mean_variance
             assert torch.allclose(x[given["mask"]], motion[given["mask"]], rtol=1e-6)
     with patch(d) as p:
-        assert p.covered == ("Inpainting.q_sample", "Inpainting.q_posterior_mean_variance")
+        assert p.covered == ("Inpainting.q_sample", "Inpainting.q_posterior_mean_variance", "Inpainting._prior_bpd")
         assert p.skipped == {
             "Inpainting.p_mean_variance": "its code is not known",
-            "Inpainting.p_sample": "the code of p_mean_variance is not known",
-            "Inpainting.ddim_sample": "the code of p_mean_variance is not known",
+            **dict.fromkeys(
+                map("Inpainting.{}".format, ("p_sample", "ddim_sample", *BOUNDS)), "the code of p_mean_variance is not known"
+            ),
         }
 
 
 # What is changed in the stand-in for guided-diffusion, and the methods that then keep their own code
+STEPS = ("p_mean_variance", "p_sample", "ddim_sample")
 GUIDED_CHANGES = [
-    ("pred.clamp(-1, 1)", "pred.clamp(-3, 3)", "p_mean_variance p_sample ddim_sample"),
-    ("u * x_start + v * x_t", "u * x_start - v * x_t", "q_posterior_mean_variance p_mean_variance p_sample ddim_sample"),
-    ("recip * x_t - recipm1 * eps", "recip * x_t + recipm1 * eps", "p_mean_variance p_sample ddim_sample"),
-    ("(recip * x_t - pred_xstart) / recipm1", "(recip * x_t - 2 * pred_xstart) / recipm1", "ddim_sample"),
+    ("pred.clamp(-1, 1)", "pred.clamp(-3, 3)", " ".join((*STEPS, *BOUNDS))),
+    ("u * x_start + v * x_t", "u * x_start - v * x_t", " ".join(("q_posterior_mean_variance", *STEPS, *BOUNDS))),
+    ("recip * x_t - recipm1 * eps", "recip * x_t + recipm1 * eps", " ".join((*STEPS, *BOUNDS))),
+    ("(recip * x_t - pred_xstart) / recipm1", "(recip * x_t - 2 * pred_xstart) / recipm1", "ddim_sample calc_bpd_loop"),
+    ("x < -0.999", "x < -0.99", " ".join(BOUNDS)),
+    ("-1.0 + other_log_variance", "-1.5 + other_log_variance", " ".join((*BOUNDS, "_prior_bpd"))),
+    ("/ 1000.0)", "/ 100.0)", "training_losses"),
+    ("f(1.0 - self.alphas_cumprod)", "f(1.5 - self.alphas_cumprod)", "_prior_bpd"),
     ("torch.exp(0.5 * out", "torch.exp(0.4 * out", "p_sample"),
     ("eta=0.0", "eta=1.0", "ddim_sample"),
     ("[t].float()", "[t].float() * 2", "all"),
@@ -1030,7 +1171,7 @@ def test_a_copy_of_the_guided_one_with_a_change(tmp_path, old, new, changed):
     every = [name for name, method in _guided_diffusion.METHODS.items() if method.make]
     changed = every if changed == "all" else changed.split()
     with patch(written_again(tmp_path, Guided, old, new)) as p:
-        assert {name.rpartition(".")[2] for name in p.skipped} == set(changed) and len(p.covered) == 5 - len(changed)
+        assert {name.rpartition(".")[2] for name in p.skipped} == set(changed) and len(p.covered) == 9 - len(changed)
 
 
 def test_spaced_steps_that_do_more_than_wrap(tmp_path):

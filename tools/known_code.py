@@ -65,7 +65,7 @@ def compare(source):
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (ROOT, folder, ROOT / "tests/stand_in")))}
         if source.startswith(f"{PACKAGE}=="):
             kinds = download(source, folder)
-            chosen = "known_denoising or forgets"
+            chosen = "known_denoising or learned_gaussian or forgets"
         else:
             kinds, root = in_folder(Path(source).resolve())
             environment |= {"FASTGEN_GUIDED_DIFFUSION": str(root)}

@@ -68,8 +68,13 @@ def _run(plan, x0, scale):
         offset=0,
         clip=None,
         learned=False,
-        gaussian=False,
+        decoder=0,
         scale=scale,
+        each_sample=True,
+        loss=-1,
+        delta=1.0,
+        weights=None,
+        vlb_weight=1.0,
     )
     return plan.call(*o)
 
@@ -78,7 +83,7 @@ def _run(plan, x0, scale):
 
 
 def reference(x0, rows, scale):
-    """The kernel in plain PyTorch, as far as this row needs it. rows: (1, 11), the columns of `tables.VLB_TERMS_COLUMNS`."""
+    """The kernel in plain PyTorch, as far as this row needs it. rows: (1, 14), the columns of `tables.VLB_TERMS_COLUMNS`."""
     mean_from_x0, constant = rows[0, MEAN_FROM_X0], rows[0, CONSTANT]
     x0 = x0.to(rows.dtype)
     mean = mean_from_x0 * (x0 - 0.0 * x0)  # what is taken for x0 is 0, and as in the kernel NaN where x0 is not finite
