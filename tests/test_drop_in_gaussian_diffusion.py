@@ -1051,6 +1051,8 @@ def test_bounds_that_fall_through(caplog):
 @pytest.mark.parametrize("clip", [False, True])
 def test_learned_gaussian_diffusion(objective, clip, caplog):
     kind = pytest.importorskip("denoising_diffusion_pytorch.learned_gaussian_diffusion").LearnedGaussianDiffusion
+    if fingerprint(kind.p_losses) not in _denoising_diffusion_pytorch.METHODS["p_losses"].known:
+        pytest.skip("before 2.3.0 its p_losses is another")
     net = Affine()
     net.out_dim = 6
     d = kind(net, image_size=8, timesteps=T, objective=objective, vb_loss_weight=0.3)

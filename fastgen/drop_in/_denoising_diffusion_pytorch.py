@@ -405,8 +405,7 @@ METHODS = {
             "ae8599943f3c166d": code("1.8.15", offset=True, dimensions=4, inference=True),
             "bb34dbc18ed5c651": code("1.9.6 … 2.2.6", offset=True, dimensions=4),
             "eb7f702bbac8b1a3": code("2.3.0 … 2.3.4", offset=True, dimensions=4),
-            "c765c435aa634d32": code(f"{_LEARNED} 1.6.4 … 2.2.6", learned=True),
-            "9745f4cbe080aa9f": code(f"{_LEARNED} 2.3.0 … 2.3.4", learned=True),
+            "9745f4cbe080aa9f": code(f"{_LEARNED} 2.3.0 … 2.3.4", learned=True),  # from 1.6.4 on it used an F that was not there
             "31847274c84bc6dd": code(f"{_ONE} 1.6.4 … 1.8.7", dimensions=3),
             "719786508e0cfa5b": code(f"{_ONE} 1.8.15 … 2.1.1", dimensions=3),
             "b3da8c7479470701": code(f"{_ONE} 2.2.0", condition="self_cond"),
