@@ -29,8 +29,9 @@ def patch(obj_or_class: object, *, rng: Literal["exact", "fused"] = "exact") -> 
     source, with defaults and helpers, and the tests have run on each (`tools/known_code.py`, last with torch 2.13 on 2026-11-24):
 
     - denoising-diffusion-pytorch 1.0.0 … 2.3.4: all but p_losses before 1.6.4, of `LearnedGaussianDiffusion` before 2.3.0, and
-      ddim_sample before 1.1.1, of `GaussianDiffusion1D` before 1.0.7. The tests have run with 1.0.0, 1.0.7, 1.1.1, 1.2.2, 1.4.6, 1.5.4, 1.5.8, 1.6.4,
-      1.8.7, 1.8.15, 1.10.17, 2.0.0, 2.0.18, 2.2.0, 2.2.3, 2.2.6, 2.3.2 and 2.3.4, in which is all of this code;
+      ddim_sample before 1.1.1, of `GaussianDiffusion1D` before 1.0.7. The tests have run with 1.0.0, 1.0.7, 1.1.1, 1.2.2, 1.4.6,
+      1.5.4, 1.5.8, 1.6.4, 1.8.7, 1.8.15, 1.10.17, 2.0.0, 2.0.18, 2.2.0, 2.2.3, 2.2.6, 2.3.0, 2.3.2 and 2.3.4, in which is all of
+      this code;
     - guided-diffusion at 22e0df8, improved-diffusion at 1bc7bbb, DiT at ed81ce2: all of the above.
 
     What is not known, a fork's or a subclass's own or one without a source, keeps its code: `p.skipped` names it and why, as does a

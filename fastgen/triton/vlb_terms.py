@@ -346,7 +346,7 @@ def vlb_terms_backward_kernel(
         if DETACHED:
             by_m = tl.zeros_like(x0_value)
         else:
-            by_m = product(negative(upstream * by_d * to_mean), reaches)
+            by_m = negative(upstream * by_d * to_mean) * reaches
         if LOSS != NO_LOSS:
             left = left_of_target(m_value, x0_value, z, row, in_table)
             by_m = tl.fma(weight, loss_slope(left, number_of(delta, EXACT_DELTA, R), LOSS), by_m)
