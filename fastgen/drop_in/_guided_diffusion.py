@@ -431,7 +431,7 @@ def _calc_bpd_loop(original, rng, _):
                 found.append((vb, error))
         vb, xstart_mse = (torch.stack(values, dim=1) for values in zip(*found, strict=True))
         # ε read off a predicted x0 is wrong by that prediction's error times √(ᾱ/(1−ᾱ)), whatever x_t is
-        by = torch.from_numpy(1.0 / np.square(self.sqrt_recipm1_alphas_cumprod[::-1])).to(xstart_mse)
+        by = torch.from_numpy(1.0 / np.square(self.sqrt_recipm1_alphas_cumprod[: self.num_timesteps][::-1])).to(xstart_mse)
         prior = self._prior_bpd(x_start)
         return {
             "total_bpd": vb.sum(dim=1) + prior,
