@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 
 from .._core import checks, dispatch
 from .._core.tables import VLB_TERMS_COLUMNS
 from ..schedule import Schedule
 from .bce_with_logits import REDUCTIONS, Reduction
-from .vlb_terms import UNITS, Operands, Unit
+from .vlb_terms import UNITS, Operands, Unit, bits_per_dim
 
 MEAN_FROM_X0, CONSTANT = map(VLB_TERMS_COLUMNS.index, ("mean_from_x0", "constant"))
 
@@ -46,7 +44,7 @@ def prior_kl(x0: torch.Tensor, schedule: Schedule, *, unit: Unit = "nats", reduc
     checks.batched("x0", x0)
     checks.option("unit", unit, UNITS)
     checks.option("reduction", reduction, REDUCTIONS)
-    scale = 1.0 if unit == "nats" else 1.0 / (max(math.prod(x0.shape[1:]), 1) * math.log(2.0))
+    scale = 1.0 if unit == "nats" else bits_per_dim(x0)
     terms = _run(plan, x0, scale)
     return terms if reduction == "none" else terms.mean() if reduction == "mean" else terms.sum()
 

@@ -86,7 +86,7 @@ def vlb_terms(
     checks.boolean("detach_mean", detach_mean)
     if clip is not None:
         clip = checks.number("clip", clip, low=0.0, strict=True)
-    scale = 1.0 if unit == "nats" else _over(_event(x0)) / math.log(2.0)
+    scale = 1.0 if unit == "nats" else bits_per_dim(x0)
     if reduction == "mean":
         scale = scale * _over(len(x0))
     source = _noise_source(x0, x_t, noise, seed), offset
@@ -108,7 +108,7 @@ def hybrid_loss(model_output, x0, t, schedule, source, prediction, variance, dec
     checks.option("reduction", reduction, REDUCTIONS)
     vlb_weight = checks.number("vlb_weight", vlb_weight, low=0.0) * len(schedule) / math.log(2.0)
     hybrid = simple.LOSSES.index(loss), checks.number("delta", delta, low=0.0, strict=True), weights, vlb_weight
-    scale = {"none": _over(_event(x0)), "mean": _over(x0.numel()), "sum": 1.0}[reduction]
+    scale = {"none": _over(math.prod(x0.shape[1:])), "mean": _over(x0.numel()), "sum": 1.0}[reduction]
     if noise is None and seed is None:
         raise ValueError("noise, seed: expected the one that q_sample was given, of which x_t is made again; got neither")
     source = _noise_source(x0, None, noise, seed), offset
@@ -148,7 +148,7 @@ def terms_with(
         table = coefficients.table(x0.device, dtype)
         plan = dispatch.make_plan("vlb_terms", coefficients, model_output, x0, dtype, table, learned, None, learned)
     _check_tensors(model_output, x0, x_t, noise, plan.learned)
-    scale, hybrid = _over(_event(x0)) if reduction == "none" else _over(x0.numel()), NOT_HYBRID
+    scale, hybrid = _over(math.prod(x0.shape[1:])) if reduction == "none" else _over(x0.numel()), NOT_HYBRID
     if what is not BY_ITSELF:
         hybrid = 0, 1.0, None, vlb_weight / math.log(2.0)
     else:
@@ -178,8 +178,9 @@ def _terms(plan, model_output, x0, t, x_t, source, clip, decoder, scale, each_sa
         raise
 
 
-def _event(x0):
-    return x0[:1].numel() if len(x0) else max(math.prod(x0.shape[1:]), 1)
+def bits_per_dim(x0):
+    """What nats are to be multiplied by; of no dimensions 0 nats are 0 bits."""
+    return 1.0 / (max(math.prod(x0.shape[1:]), 1) * math.log(2.0))
 
 
 def _over(count):
