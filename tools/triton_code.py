@@ -94,6 +94,12 @@ def bounded(m, x0=None, gradient=None, **more):
     return {**first, "model_output": m, "x0": x0, **at(x0, 11), **options, "gaussian": False, "scale": 1.0, **more, **back}
 
 
+def probable(x, m=None, gradient=None, **more):
+    options = {"clip": None, "learned": False, "scale": 1.0}
+    first = {} if gradient is None else {"gradient": gradient}
+    return {**first, "x_prev": x, "x_t": x, "model_output": x if m is None else m, **at(x, 10), **options, **more}
+
+
 def crossed(x, weight=None, pos_weight=None, reduction=1, **more):
     return {"input": x, "target": x, "weight": weight, "pos_weight": pos_weight, "reduction": reduction, **more}
 
@@ -171,6 +177,15 @@ CALLS = (
         lambda d: bounded(wide(d), x(d), noise=x(d), learned=True, clip=1.0, gaussian=True), "", False, ALL),
     Call("vlb_terms_backward", "seed, learned", lambda d: bounded(wide(d), x(d), number(d, SHAPE[0]), seed=5, learned=True),
         "Vectors<VlbTermsItems<{two}, true>, seed>"),
+    Call("step_log_prob", "epsilon", lambda d: probable(x(d)),
+        "sum_kernel<Added<Vectors<StepLogProbItems<{two}, false>, no noise>>>"),
+    Call("step_log_prob", "learned, clip", lambda d: probable(x(d), wide(d), learned=True, clip=1.0), "", False, ALL),
+    Call("step_log_prob_backward", "epsilon", lambda d: probable(x(d), None, number(d, SHAPE[0])),
+        "Vectors<StepLogProbItems<{two}, true>, no noise>"),
+    Call("step_log_prob_backward", "learned, clip",
+        lambda d: probable(x(d), wide(d), number(d, SHAPE[0]), learned=True, clip=1.0), "", False, ALL),
+    Call("step_log_prob_backward_x", "learned, clip",
+        lambda d: probable(x(d), wide(d), number(d, SHAPE[0]), learned=True, clip=1.0), "", False, ALL),
     Call("bce_with_logits", "mean", lambda d: crossed(x(d)), "sum_kernel<BceVectorSum<BceTypes<{0}, {0}>>>"),
     Call("bce_with_logits", "mean, weights", lambda d: crossed(x(d), x(d), number(d)), "", False, ALL),
     Call("bce_with_logits", "none", lambda d: crossed(x(d), reduction=0), "BceVectors<BceTypes<{0}, {0}>, false>"),

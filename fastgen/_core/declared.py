@@ -174,6 +174,14 @@ _DECLARED: dict[str, tuple[str, tuple]] = {
         "SymInt? seed, SymInt offset, float? clip, bool learned, bool gaussian, float scale",
         ("vlb_terms(...) -> Tensor", "vlb_terms_backward(Tensor gradient, ..., bool detach_mean) -> Tensor"),
     ),
+    "step_log_prob": (
+        "Tensor x_t, Tensor model_output, Tensor rows, Tensor? t, SymInt index, float? clip, bool learned, float scale",
+        (
+            "step_log_prob(Tensor x_prev, ...) -> Tensor",
+            "step_log_prob_backward(Tensor gradient, Tensor x_prev, ...) -> Tensor",
+            "step_log_prob_backward_x(Tensor gradient, Tensor x_prev, ...) -> (Tensor, Tensor)",
+        ),
+    ),
 }
 
 STEMS = tuple(_DECLARED)

@@ -424,22 +424,27 @@ def dynamic_bound(x0, quantile, low, high=None):
 
 def reference(o):
     """The kernel in plain PyTorch: (x_{t−1}, x0). rows: (T, 10), the columns of `DDPM_STEP_COLUMNS`."""
-    dtype, shape, x, noise = checks.result_dtype(o.x_t, o.model_output), o.x_t.shape, o.x_t.to(o.rows.dtype), o.noise
-    c = _columns(o)
-    m, v = _mean_and_variance(o)
-    x0 = c["x0_from_x"] * x + c["x0_from_m"] * m
-    if o.clip is None and o.threshold is None:
-        y = c["y_from_x_unclipped"] * x + c["y_from_m_unclipped"] * m
-    else:
-        x0 = _clipped(x0, o.clip, o.threshold)
-        # where m has no weight beside x0 it is not looked at, were it infinite or NaN
-        y = dispatch.with_noise(c["y_from_x0"] * x0 + c["y_from_x"] * x, c["y_from_m"], m)
+    dtype, shape, noise = checks.result_dtype(o.x_t, o.model_output), o.x_t.shape, o.noise
+    c = columns(o)
+    m, v = mean_and_variance(o)
+    y, x0 = mean(o, c, m)
     if noise is None and (o.seeds is not None or o.seed is not None):
-        noise = rng.normals(shape, o.seeds, o.seed, o.index if o.t is None else o.t, x.device, x.dtype)
+        noise = rng.normals(shape, o.seeds, o.seed, o.index if o.t is None else o.t, y.device, y.dtype)
     sigma = c["sigma"]
     if o.learned and noise is not None:
-        noise = torch.exp(torch.where(sigma == 0, 0.0, c["slope"] * v + c["intercept"])) * noise.to(x.dtype)
+        noise = torch.exp(torch.where(sigma == 0, 0.0, c["slope"] * v + c["intercept"])) * noise.to(y.dtype)
     return dispatch.with_noise(y, sigma, noise).to(dtype), x0.to(dtype)
+
+
+def mean(o, c, m):
+    """μ and x0 in the dtype of the arithmetic, of the columns c and of m in that dtype."""
+    x = o.x_t.to(o.rows.dtype)
+    x0 = c["x0_from_x"] * x + c["x0_from_m"] * m
+    if o.clip is None and o.threshold is None:
+        return c["y_from_x_unclipped"] * x + c["y_from_m_unclipped"] * m, x0
+    x0 = _clipped(x0, o.clip, o.threshold)
+    # where m has no weight beside x0 it is not looked at, were it infinite or NaN
+    return dispatch.with_noise(c["y_from_x0"] * x0 + c["y_from_x"] * x, c["y_from_m"], m), x0
 
 
 def _guided(m, u, g, channels):
@@ -450,7 +455,7 @@ def _guided(m, u, g, channels):
     return torch.cat([u + g * (m[:, :channels] - u), m[:, channels:]], dim=1)
 
 
-def _mean_and_variance(o) -> tuple[torch.Tensor, Any]:
+def mean_and_variance(o) -> tuple[torch.Tensor, Any]:
     """m, and v where the variance is learned, else None; in the dtype of the arithmetic."""
     m, channels = o.model_output.to(o.rows.dtype), o.x_t.shape[1] if o.learned else None
     if o.unconditional is not None:
@@ -458,7 +463,7 @@ def _mean_and_variance(o) -> tuple[torch.Tensor, Any]:
     return (m[:, :channels], m[:, channels:]) if o.learned else (m, None)
 
 
-def _columns(o):
+def columns(o):
     return dict(zip(DDPM_STEP_COLUMNS, dispatch.gathered(o.rows, o.t, o.index, o.x_t.dim()), strict=True))
 
 
@@ -543,8 +548,8 @@ def _affine_backward(ctx, o, y_gradient, x0_gradient, needed):
 
 def _general_backward(ctx, o, y_gradient, x0_gradient, needed):
     x_dtype, m_dtype, noise_dtype = ctx.dtypes
-    c, x = _columns(o), o.x_t.to(o.rows.dtype)
-    m, v = _mean_and_variance(o)
+    c, x = columns(o), o.x_t.to(o.rows.dtype)
+    m, v = mean_and_variance(o)
     g = torch.zeros_like(x) if y_gradient is None else y_gradient.to(x.dtype)
     g0 = torch.zeros_like(x) if x0_gradient is None else x0_gradient.to(x.dtype)
     # Through x0 to both inputs. Without a clip y's own gradient reaches them by the unclipped columns, else by y_from_x0.
