@@ -184,6 +184,7 @@ CALLS = (
         "Vectors<StepLogProbItems<{two}, true>, no noise>"),
     Call("step_log_prob_backward", "learned, clip",
         lambda d: probable(x(d), wide(d), number(d, SHAPE[0]), learned=True, clip=1.0), "", False, ALL),
+    Call("step_log_prob_backward_x", "epsilon", lambda d: probable(x(d), None, number(d, SHAPE[0])), ""),
     Call("step_log_prob_backward_x", "learned, clip",
         lambda d: probable(x(d), wide(d), number(d, SHAPE[0]), learned=True, clip=1.0), "", False, ALL),
     Call("bce_with_logits", "mean", lambda d: crossed(x(d)), "sum_kernel<BceVectorSum<BceTypes<{0}, {0}>>>"),
