@@ -287,6 +287,22 @@ CALLS = INTO | {
     "log_prob ddim": _log_prob(method="ddim", eta=0.7),
     "log_prob learned": _log_prob(model_output="wide", variance="learned", prediction="v_prediction"),
     "log_prob learned clip": _log_prob(model_output="wide", variance="learned_range", clip=1.0),
+    "log_prob of a step": _step(t="later", seed="seed", return_log_prob=True),
+    "log_prob of a step, noise clip": _step(t=7, noise="noise", clip=1.0, return_log_prob=True),
+    "log_prob of a step, learned": _step(t="later", model_output="wide", variance="learned", seed="seeds", return_log_prob=True),
+    "log_prob of a step, learned clip noise": _step(
+        t="later",
+        model_output="wide",
+        variance="learned_range",
+        clip=1.0,
+        noise="noise",
+        return_log_prob=True,
+        log_prob_over="mean",
+    ),
+    "log_prob of a step, guided": _step(
+        t="later", unconditional_output="u", guidance_scale=2.5, seed="seeds", return_log_prob=True
+    ),
+    "log_prob of a step, ddim": _ddim(t="later", eta=0.7, seed=5, return_log_prob=True),
     "log_prob back": _log_prob_gradient(False),
     "log_prob back learned": _log_prob_gradient(False, learned=True),
     "log_prob back x": _log_prob_gradient(True),

@@ -332,6 +332,13 @@ def op_samples():
         rows = schedule.ddpm_step_table("epsilon", "learned" if rest[-2] else "beta", cpu, dtype).rows
         arguments = (data.flip(1), data, output, rows, *rest)
         yield "step_log_prob", arguments, {}
+        for source in (
+            (data.flip(2), None, None, None, 1.0),
+            (None, SEEDS[: len(data)], None, output, 1.5),
+            (None, None, 5, None, 1.0),
+        ):
+            yield "ddpm_step_log_prob", (*arguments[1:], *source), {}
+            yield "ddim_step_log_prob", (*arguments[1:], *source), {}
         yield "step_log_prob_backward", (torch.ones(len(data), dtype=dtype), *arguments), {}
         yield "step_log_prob_backward_x", (torch.ones(len(data), dtype=dtype), *arguments), {}
     losses = [

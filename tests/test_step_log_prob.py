@@ -1,5 +1,6 @@
 """step_log_prob: values, gradients, and the density that it stands for."""
 
+import functools
 import math
 import os
 
@@ -284,6 +285,159 @@ def test_transforms(device, schedule):
     torch.testing.assert_close(several[0], torch.stack([k * expected for k in range(3)]))
     both = torch.func.vmap(f)(torch.stack([m, 2 * m]))
     torch.testing.assert_close(both, torch.stack([f(m), f(2 * m)]))
+
+
+# ---- with the step --------------------------------------------------------------------------------------------------
+
+
+def step_of(options):
+    """ddpm_step or ddim_step with these options."""
+    step = fastgen.ddim_step if options.get("method") == "ddim" else fastgen.ddpm_step
+    return functools.partial(step, **{name: value for name, value in options.items() if name != "method"})
+
+
+def sources(shape, device):
+    return {
+        "seed": {"seed": 5},
+        "seeds": {"seed": torch.arange(shape[0], device=device) * 2**33 - 7},
+        "noise": {"noise": normal(shape, 4, device=device)},
+    }
+
+
+@pytest.mark.pairs
+@pytest.mark.parametrize(
+    "dtype, m_dtype", [(d, d) for d in DTYPES] + [(torch.float32, torch.bfloat16), (torch.float16, torch.bfloat16)]
+)
+@pytest.mark.parametrize("arrange", [torch.clone, channels_last, unaligned], ids=["contiguous", "channels_last", "unaligned"])
+@pytest.mark.parametrize("clip, guided", [(None, False), (1.0, False), (None, True)], ids=["", "clip", "guided"])
+@pytest.mark.parametrize("options", METHODS[::2], ids=NAMES[::2])
+@pytest.mark.parametrize("source", ["seed", "seeds", "noise"])
+@pytest.mark.parametrize("shape", [(3, 16, 8, 4), (1, 8, 31), (3, 5, 7)])
+def test_the_step_returns_it(device, schedule, dtype, m_dtype, arrange, clip, guided, options, source, shape):
+    """x_{t−1} has the bits that it has without; the log-probability is that of what is returned, rounded as it is."""
+    learned = is_learned(options)
+    _, x_t, m = data(shape, device, learned, dtype, m_dtype)
+    how, said = sources(shape, device)[source] | {"clip": clip}, array(m)
+    if guided:
+        how |= {"unconditional_output": arrange(m.flip(0)), "guidance_scale": 1.5}
+        said = reference.guided(said, array(m.flip(0)), 1.5, learned)
+    step, x_t, m, size = step_of(options), arrange(x_t), arrange(m), math.prod(shape[1:])
+    for t in ([20, 1, 39][: shape[0]], 20):
+        x_prev, found = step(x_t, m, on(device, t), schedule, return_log_prob=True, **how)
+        plain = step(x_t, m, on(device, t), schedule, **how)
+        assert_same(x_prev, plain)
+        assert x_prev.stride() == plain.stride()
+        expected = truth(x_prev, x_t, torch.tensor(said), schedule, t, clip=clip, **options)
+        single = found.dtype == torch.float32
+        assert single == (torch.float64 not in (dtype, m_dtype))
+        np.testing.assert_allclose(array(found), expected, rtol=1e-5 if single else 1e-11, atol=2e-5 * size * single)
+
+
+@pytest.mark.pairs
+@pytest.mark.parametrize("shape", [*SHAPES, (1000, 0), (700, 3), (2, 17_001), (40, 3, 17), (2, 300_000)])
+@pytest.mark.parametrize("options", [{}, {"variance": "learned"}, DDIM | {"clip": 0.8}], ids=["ddpm", "learned", "ddim"])
+@pytest.mark.parametrize("over", ["sum", "mean"])
+def test_shapes_of_the_step(device, schedule, shape, options, over):
+    if is_learned(options) and len(shape) < 2:
+        pytest.skip("has no channels")
+    _, x_t, m = data(shape, device, is_learned(options))
+    t = 1 + torch.arange(shape[0], device=device) * 7 % 39
+    x_prev, found = step_of(options)(x_t, m, t, schedule, seed=3, return_log_prob=True, log_prob_over=over)
+    assert_same(x_prev, step_of(options)(x_t, m, t, schedule, seed=3))
+    expected = truth(x_prev, x_t, m, schedule, t.tolist(), **options)
+    n = max(1, math.prod(shape[1:])) if over == "mean" else 1
+    np.testing.assert_allclose(array(found) * n, expected, **bound(expected, x_t))
+
+
+@pytest.mark.parametrize("options", METHODS, ids=NAMES)
+@pytest.mark.parametrize("guided", [False, True], ids=["", "guided"])
+def test_gradients_of_the_step(device, schedule, options, guided):
+    """Those of x_{t−1} are the step's, those of the log-probability step_log_prob's with x_{t−1} held fixed."""
+    _, x_t, m = data((3, 2, 5), device, is_learned(options), torch.float64)
+    t, z, step = torch.tensor([39, 1, 17], device=device), normal(x_t.shape, 4, torch.float64, device), step_of(options)
+    u, clip = m.cos(), 0.8
+    leaves = [x.requires_grad_() for x in ((x_t, m, z, u) if guided else (x_t, m, z))]
+
+    def both(x_t, m, z, u=None):
+        guidance = {} if u is None else {"unconditional_output": u, "guidance_scale": 1.5}
+        return step(x_t, m, t, schedule, noise=z, clip=clip, return_log_prob=True, **guidance)
+
+    x_prev, found = both(*leaves)
+    weights = normal(x_prev.shape, 7, torch.float64, device)
+    guidance = {"unconditional_output": u, "guidance_scale": 1.5} if guided else {}
+    plain = step(x_t, m, t, schedule, noise=z, clip=clip, **guidance)
+    assert_same(x_prev.detach(), plain.detach())
+    for a, b in zip(*(torch.autograd.grad((y * weights).sum(), leaves, retain_graph=True) for y in (x_prev, plain)), strict=True):
+        torch.testing.assert_close(a, b)
+    m_guided = m
+    if guided:
+        channels = x_t.shape[1]
+        m_guided = torch.cat([u[:, :channels] + 1.5 * (m[:, :channels] - u[:, :channels]), m[:, channels:]], 1)
+    expected = fastgen.step_log_prob(x_prev.detach(), x_t, m_guided, t, schedule, clip=clip, **options)
+    torch.testing.assert_close(found, expected)
+    inputs = [x for x in leaves if x is not z]
+    for a, b in zip(*(torch.autograd.grad(y.sum(), inputs, create_graph=True) for y in (found, expected)), strict=True):
+        torch.testing.assert_close(a, b)
+        assert a.requires_grad
+
+
+@pytest.mark.parametrize("guidance", [{}, {"guidance_scale": 2.0}], ids=["", "guided"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_with_x0_and_into_a_tensor(device, schedule, guidance, dtype):
+    _, x_t, m = data(SHAPE, device, dtype=dtype)
+    how = {"seed": 5, "clip": 1.0} | ({"unconditional_output": m.flip(0), **guidance} if guidance else {})
+    x_prev, found = fastgen.ddpm_step(x_t, m, 9, schedule, return_log_prob=True, **how)
+    again, x0, second = fastgen.ddpm_step(x_t, m, 9, schedule, return_log_prob=True, return_x0=True, **how)
+    assert_same(again, x_prev)
+    assert_same(x0, fastgen.ddpm_step(x_t, m, 9, schedule, return_x0=True, **how)[1])
+    torch.testing.assert_close(second, found, rtol=1e-5, atol=1e-3)
+    out = x_t.clone()
+    written, third = fastgen.ddpm_step(out, m, 9, schedule, return_log_prob=True, out=out, **how)
+    assert written is out
+    assert_same(out, x_prev)
+    assert_same(third, found)
+
+
+def test_steps_that_cannot_return_it(device, schedule):
+    """And leave the generator and `out` as they are."""
+    _, x_t, m = data(SHAPE, device)
+    out, t = torch.full_like(x_t, 7.0), torch.tensor([17, 0, 39], device=device)
+    cases = [
+        (fastgen.ddpm_step, {"t": 0}, ValueError, "^t: .* the step to x_0 adds no noise"),
+        (fastgen.ddim_step, {"t": 0, "eta": 0.5}, ValueError, "^t: .* the step to x_0 adds no noise"),
+        (fastgen.ddim_step, {}, ValueError, "^eta: expected a number > 0 with return_log_prob, got 0.0; a step without noise"),
+        (
+            fastgen.ddpm_step,
+            {"threshold": torch.ones(3, device=device)},
+            ValueError,
+            "^threshold: expected None with return_log_prob",
+        ),
+        (fastgen.ddpm_step, {"return_log_prob": 1}, TypeError, "^return_log_prob: expected a bool"),
+        (fastgen.ddpm_step, {"log_prob_over": "event"}, ValueError, "^log_prob_over: expected one of"),
+        (fastgen.ddpm_step, {"clip": -1.0}, ValueError, "^clip: "),
+        (fastgen.ddpm_step, {"return_x0": 1}, TypeError, "^return_x0: "),
+        (fastgen.ddpm_step, {"noise": x_t[:1]}, ValueError, "^noise: "),
+    ]
+    if device.type == "cpu":
+        cases.append((fastgen.ddpm_step, {"t": t}, ValueError, "^t: expected timesteps within 1 … 39, got 0; the step to x_0"))
+    state = torch.get_rng_state()
+    for step, change, error, match in cases:
+        with pytest.raises(error, match=match):
+            step(**{"x_t": x_t, "model_output": m, "t": 9, "schedule": schedule, "return_log_prob": True, "out": out, **change})
+    assert torch.equal(torch.get_rng_state(), state) and (out == 7.0).all()
+
+
+def test_a_step_without_a_seed_draws_one(device, schedule):
+    _, x_t, m = data(SHAPE, device)
+    for how in ({}, {"generator": torch.Generator(device)}):
+        made = []
+        for more in ({"return_log_prob": True}, {}):
+            torch.manual_seed(3)
+            if how:
+                how["generator"].manual_seed(4)
+            y = fastgen.ddpm_step(x_t, m, 9, schedule, **how, **more)
+            made.append(y[0] if more else y)
+        assert_same(*made)
 
 
 # ---- arguments ------------------------------------------------------------------------------------------------------

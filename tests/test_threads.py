@@ -61,6 +61,7 @@ def step_log_prob(schedule, x, t):
         made = fastgen.step_log_prob(x.flip(2), *leaves, t.clamp(min=1), schedule, **options)
         yield made.detach()
         yield from torch.autograd.grad(made.sum(), leaves)
+    yield from fastgen.ddpm_step(x, x.flip(0), t.clamp(min=1), schedule, seed=3, return_log_prob=True)
 
 
 def diffusion_loss(schedule, x, t):

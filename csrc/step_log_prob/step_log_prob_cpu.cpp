@@ -46,6 +46,63 @@ template <class R> struct Values : StepLogProbOp<R> {
   }
 };
 
+// Makes x_{t−1}, and adds up the log-probabilities of what is stored of it. Second output: μ, then the log-probability.
+template <class R> struct Steps : StepLogProbOp<R> {
+  static constexpr int kOutputs = 2;
+  static constexpr bool kSums = true;
+  using StepLogProbOp<R>::StepLogProbOp;
+  using StepLogProbOp<R>::a;
+
+  template <bool kNoise, class Row> FG_HD void apply(const Row& row, const Tile<R>& tile, int64_t first) const {
+    alignas(64) R m[kTile];
+    Tile<R> t = tile;
+    if (t.in[3]) {
+      const Vec<R> scale = splat<Vec<R>>(a.guidance);
+      for (int64_t i = 0; i < t.n; i += kLanes<R>)
+        store(m + i, guided(load(t.in[1] + i), load(t.in[3] + i), scale));
+      t.in[1] = m;
+    }
+    this->choose([&](auto clip, auto learned) FG_INLINE {
+      steps<kNoise, clip.value, learned.value>(row, t, first);
+      round(t);
+      log_probs<learned.value>(row, t, first);
+    });
+  }
+
+ private:
+  template <bool kNoise, bool kClip, bool kLearned, class Row>
+  FG_HD void steps(const Row& row, const Tile<R>& t, int64_t first) const {
+    constexpr ClipKind kind = kClip ? kClamp : kNoClip;
+    for (int64_t i = 0; i < t.n; i += kLanes<R>) {
+      const auto get = [&](int column) FG_INLINE { return row.get(column, first + i); };
+      const Vec<R> x = load(t.in[0] + i), m = load(t.in[1] + i);
+      Vec<R> v{}, z{}, y, mean, x0;
+      if (kLearned) v = load(t.in[2] + i);
+      if (kNoise) z = load(t.z + i);
+      ddpm_step<kNoise, kind, kLearned, false>(get, x, m, v, z, y, x0);
+      ddpm_step<false, kind, false, false>(get, x, m, v, z, mean, x0);
+      store(t.out[0] + i, y);
+      store(t.out[1] + i, mean);
+    }
+  }
+  // What is stored may be rounded to half precision, and is so here first.
+  FG_HD void round(const Tile<R>& t) const {
+    if (!half(a.out[0].dtype)) return;
+    uint16_t stored[kTile];
+    const Operand to = {stored, a.out[0].dtype};
+    write(t.out[0], t.n, to, 0);
+    read(to, 0, t.n, t.out[0]);
+  }
+  static bool half(DType dtype) { return dtype == kFloat16 || dtype == kBFloat16; }
+  template <bool kLearned, class Row> FG_HD void log_probs(const Row& row, const Tile<R>& t, int64_t first) const {
+    for (int64_t i = 0; i < t.n; i += kLanes<R>) {
+      const auto get = [&](int column) FG_INLINE { return row.get(column, first + i); };
+      const Vec<R> d = load(t.out[0] + i) - load(t.out[1] + i);
+      store(t.out[1] + i, log_prob<kLearned>(get, d, kLearned ? load(t.in[2] + i) : Vec<R>{}).value);
+    }
+  }
+};
+
 template <class R> struct Derivatives : StepLogProbOp<R> {
   static constexpr int kOutputs = 3;
   static constexpr bool kSums = false;
@@ -74,7 +131,7 @@ template <class R> struct Derivatives : StepLogProbOp<R> {
 
 FG_CPU_KERNEL(step_log_prob, StepLogProbArguments) {
   if (arguments.gradient) return run_elementwise<Derivatives>(arguments, begin, end);
-  run_sums<Values>(arguments, begin, end);
+  arguments.out[0].data ? run_sums<Steps>(arguments, begin, end) : run_sums<Values>(arguments, begin, end);
 }
 
 }  // namespace fastgen

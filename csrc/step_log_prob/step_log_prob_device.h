@@ -1,4 +1,5 @@
-// The kernels of a CUDA thread, for the host too: the log-probabilities, added up for each sample, and their derivatives.
+// The kernels of a CUDA thread, for the host too: the log-probabilities, added up for each sample, their derivatives, and the step
+// that comes with its log-probability.
 #pragma once
 #include "common/device_driver.h"
 #include "step_log_prob/step_log_prob.h"
@@ -55,6 +56,50 @@ template <class R, class X, class M, bool kBackward> struct StepLogProbItems : D
   }
 };
 
+// Makes x_{t−1}, and adds up the log-probabilities of what is stored of it.
+template <class R, class X, class M, class Out> struct StepsDevice : DeviceOp<R, X, M, Out, StepLogProbArguments> {
+  using DeviceOp<R, X, M, Out, StepLogProbArguments>::a;
+  using C = StepLogProbColumns;
+  using Sink = WritingAdder;
+  static constexpr int kInputs = 4, kAlways = 2, kOutputs = 2, kNoiseInput = 4;
+  static constexpr int kTiled = 1 << kSeededNoise | 1 << kGivenNoise;
+  using Row = ColumnRow<R, C::kCountWithBound>;
+
+  FG_HD Row row(int64_t b) const {
+    Row row;
+    step_log_prob_row(a, b, row.values);
+    return row;
+  }
+  static FG_HD bool noiseless(const Row& row) { return row(C::kSigma) == 0; }
+
+  template <bool kNoise, int n> FG_HD void apply(const Row& row, const R (&in)[4][n], const R* z, R (&out)[2][n]) const {
+    if (a.clip_kind == kNoClip) {
+      a.learned ? steps<kNoise, kNoClip, true>(row, in, z, out) : steps<kNoise, kNoClip, false>(row, in, z, out);
+    } else {
+      a.learned ? steps<kNoise, kClamp, true>(row, in, z, out) : steps<kNoise, kClamp, false>(row, in, z, out);
+    }
+  }
+
+  int64_t outputs() const { return a.geometry.batch; }
+  const SumScratch& scratch() const { return a.scratch; }
+  FG_HD void finish(int64_t output, double sum) const { static_cast<R*>(a.result)[output] = static_cast<R>(sum * a.scale); }
+
+ private:
+  template <bool kNoise, ClipKind kClip, bool kLearned, int n>
+  FG_HD void steps(const Row& row, const R (&in)[4][n], const R* z, R (&out)[2][n]) const {
+    FG_UNROLL
+    for (int i = 0; i < n; ++i) {
+      const R m = a.in[3].data ? guided(in[1][i], in[3][i], static_cast<R>(a.guidance)) : in[1][i];
+      const R v = kLearned ? in[2][i] : R(0);
+      R y, mean, x0;
+      ddpm_step<kNoise, kClip, kLearned, false>(row, in[0][i], m, v, kNoise ? z[i] : R(0), y, x0);
+      ddpm_step<false, kClip, false, false>(row, in[0][i], m, v, R(0), mean, x0);
+      out[0][i] = y;
+      out[1][i] = log_prob<kLearned>(row, as_stored<R, Out>(a.out[0], y) - mean, v).value;
+    }
+  }
+};
+
 template <class R, class X, class M, class> using StepLogProbDevice = StepLogProbItems<R, X, M, false>;
 template <class R, class X, class M, class> using StepLogProbGradientDevice = StepLogProbItems<R, X, M, true>;
 
@@ -65,6 +110,7 @@ template <class Launch> struct StepLogProbSum {
 };
 template <class Launch> void run_step_log_prob(const StepLogProbArguments& a, const Launch& launch) {
   if (a.gradient) return run_on_device<StepLogProbGradientDevice, true>(a, launch);
+  if (a.out[0].data) return run_on_device<StepsDevice, true>(a, StepLogProbSum<Launch>{launch});
   run_on_device<StepLogProbDevice, true>(a, StepLogProbSum<Launch>{launch});
 }
 

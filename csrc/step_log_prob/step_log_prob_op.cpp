@@ -22,15 +22,16 @@ struct Call {
   Input x, m;
   DType arithmetic;
   RowsInput rows_input;
-  std::optional<Input> x_prev;
+  std::optional<Input> x_prev, u, noise;
   StepLogProbArguments a;
 
-  Call(const Tensor& given, const StepLogProbOperands& o)
+  // `given`: x_{t−1}, or null where that is to be made.
+  Call(const Tensor* given, const StepLogProbOperands& o)
       : batch(o.x_t),
         factor(o.learned ? 2 : 1),
         x(batch.first("x_t")),
         m(batch.input(o.model_output, "model_output", factor)),
-        arithmetic(arithmetic_of(promoted(promoted(x.dtype, m.dtype), View(given).dtype("x_prev")))),
+        arithmetic(arithmetic_of(promoted(promoted(x.dtype, m.dtype), given ? View(*given).dtype("x_prev") : x.dtype))),
         rows_input(o.rows, o.t, o.index, DdpmStepColumns::kCount, batch, arithmetic) {
     a.geometry = batch.geometry;
     a.rows = rows_input.rows;
@@ -46,7 +47,7 @@ struct Call {
     a.in[0] = batch.operand(x);
     a.in[1] = batch.operand(m, factor);
     if (o.learned) a.in[2] = second_half(a.in[1]);
-    a.in[3] = batch.operand(x_prev.emplace(batch.input(given, "x_prev")));
+    if (given) a.in[3] = batch.operand(x_prev.emplace(batch.input(*given, "x_prev")));
   }
 
   // Where the second half of the channels begins.
@@ -57,8 +58,8 @@ struct Call {
   }
 };
 
-Tensor step_log_prob(const Tensor& x_prev, const StepLogProbOperands& o) {
-  Call call(x_prev, o);
+// The sums of a call's kernel.
+Tensor sums(Call& call) {
   StepLogProbArguments& a = call.a;
   const int64_t batch = a.geometry.batch;
   const Tensor out = empty(&batch, 1, false, call.arithmetic, call.batch.like);
@@ -75,9 +76,36 @@ Tensor step_log_prob(const Tensor& x_prev, const StepLogProbOperands& o) {
   return out;
 }
 
+Tensor step_log_prob(const Tensor& x_prev, const StepLogProbOperands& o) {
+  Call call(&x_prev, o);
+  return sums(call);
+}
+
+std::tuple<Tensor, Tensor> ddpm_step_log_prob(const StepLogProbOperands& o, const OptionalTensor& noise,
+                                              const OptionalTensor& seeds, std::optional<int64_t> seed,
+                                              const OptionalTensor& unconditional, double guidance) {
+  Call call(nullptr, o);
+  StepLogProbArguments& a = call.a;
+  const DType dtype = promoted(call.x.dtype, call.m.dtype);
+  a.noise = noise_of(seeds, seed, o.index, true, call.batch);
+  if (noise) {
+    a.in[4] = call.batch.operand(call.noise.emplace(call.batch.input(*noise, "noise")));
+    a.noise.kind = kGivenNoise;
+  }
+  if (unconditional) {
+    call.u.emplace(call.batch.input(*unconditional, "unconditional", call.factor));
+    STD_TORCH_CHECK(call.u->dtype == call.m.dtype, "unconditional: expected the dtype of model_output");
+    a.in[3] = call.batch.operand(*call.u, call.factor);
+    a.guidance = guidance;
+  }
+  const Tensor out = call.batch.output(dtype);
+  a.out[0] = call.batch.operand(out.mutable_data_ptr(), dtype);
+  return {out, sums(call)};
+}
+
 // The derivatives by m, and with `x` by x_t.
 Tensor backward(const Tensor& gradient, const Tensor& x_prev, const StepLogProbOperands& o, std::optional<Tensor>* to_x) {
-  Call call(x_prev, o);
+  Call call(&x_prev, o);
   StepLogProbArguments& a = call.a;
   const View view(gradient);
   const std::optional<Tensor> copy = view.contiguous ? OptionalTensor() : OptionalTensor(torch::stable::contiguous(gradient));

@@ -180,6 +180,13 @@ _DECLARED: dict[str, tuple[str, tuple]] = {
             "step_log_prob(Tensor x_prev, ...) -> Tensor",
             "step_log_prob_backward(Tensor gradient, Tensor x_prev, ...) -> Tensor",
             "step_log_prob_backward_x(Tensor gradient, Tensor x_prev, ...) -> (Tensor, Tensor)",
+            "ddpm_step_log_prob(..., Tensor? noise, Tensor? seeds, SymInt? seed, Tensor? unconditional, float guidance) -> "
+            "(Tensor, Tensor)",
+            (
+                "ddim_step_log_prob(..., Tensor? noise, Tensor? seeds, SymInt? seed, Tensor? unconditional, float guidance) -> "
+                "(Tensor, Tensor)",
+                {"function": "ddpm_step_log_prob"},
+            ),
         ),
     ),
 }

@@ -10,11 +10,11 @@ import torch
 from .._core import checks, declared, dispatch
 from ..schedule import LEARNED_VARIANCES, PREDICTIONS, VARIANCES, Prediction, Schedule, Variance
 from . import ddpm_step
+from .ddpm_step import OVERS, Over
 
 Operands = declared.OPERANDS["step_log_prob"]
 Method = Literal["ddpm", "ddim"]
-Over = Literal["sum", "mean"]
-METHODS, OVERS = get_args(Method), get_args(Over)
+METHODS = get_args(Method)
 
 
 def step_log_prob(
@@ -76,12 +76,9 @@ def step_log_prob(
     if clip is not None:
         clip = checks.number("clip", clip, low=0.0, strict=True)
     own_t, index = dispatch.timestep(plan, t, x_t, 1)
-    scale = 1.0
-    if over == "mean":
-        scale = 1.0 / max(x_t[:1].numel() if len(x_t) else x_t.numel(), 1)
-    o = Operands(x_t, model_output, plan.rows, own_t, index, clip, plan.learned, scale)
+    o = Operands(x_t, model_output, plan.rows, own_t, index, clip, plan.learned, scale_of(over, x_t))
     try:
-        return _run(plan, x_prev, o)
+        return run(plan.call, plan.backend, x_prev, o)
     except (RuntimeError, TypeError):
         checks.timestep(t, x_t, plan.end, plan.note, 1)
         raise
@@ -129,14 +126,19 @@ def _check_tensors(x_prev, x_t, model_output, learned):
     checks.like("x_prev", x_prev, "x_t", x_t)
 
 
-def _run(plan, x_prev, o):
+def scale_of(over, x_t):
+    return 1.0 if over == "sum" else 1.0 / max(x_t[:1].numel() if len(x_t) else x_t.numel(), 1)
+
+
+def run(call, backend, x_prev, o):
+    """`call`: the backend's op, None for the eager one."""
     recorded = torch.is_grad_enabled()
-    if plan.call is None or (recorded and x_prev.requires_grad):
+    if call is None or (recorded and x_prev.requires_grad):
         return reference(x_prev, o)
     if recorded and (o.x_t.requires_grad or o.model_output.requires_grad):
         x_t, model_output = dispatch.distinct((o.x_t, o.model_output))
-        return _StepLogProb.apply(plan.backend, x_t, model_output, (x_prev, *o[2:]))
-    return plan.call(x_prev, *o)
+        return _StepLogProb.apply(backend, x_t, model_output, (x_prev, *o[2:]))
+    return call(x_prev, *o)
 
 
 # ---- eager reference ------------------------------------------------------------------------------------------------------
@@ -178,6 +180,14 @@ def _fake_backward(gradient, x_prev, o):
 @dispatch.register_fake("step_log_prob_backward_x")
 def _fake_backward_x(gradient, x_prev, o):
     return _fake_backward(gradient, x_prev, o), dispatch.empty_like(o.x_t)
+
+
+@dispatch.register_fake("ddpm_step_log_prob", "ddim_step_log_prob")
+def _fake_step(o, noise, seeds, seed, unconditional, guidance):
+    dispatch.same_device(o.x_t, o.model_output, o.rows, o.t, noise, unconditional)
+    dtype = checks.result_dtype(o.x_t, o.model_output)
+    log_prob = torch.empty(o.x_t.shape[:1], dtype=checks.compute_dtype(dtype), device=o.x_t.device)
+    return dispatch.empty_like(o.x_t, dtype), log_prob
 
 
 # ---- autograd -------------------------------------------------------------------------------------------------------------

@@ -6,8 +6,8 @@ import triton.language as tl
 
 from .._core import checks
 from .common import op
-from .common.driver import FLAT, TILED, elements_of, place_of
-from .common.elementwise import column, table_row, timestep_of
+from .common.driver import FLAT, TILED, elements_of, part_of, place_of, tile_normals
+from .common.elementwise import GIVEN_NOISE, NO_NOISE, SEEDED_NOISE, column, table_row, timestep_of
 from .common.host_device import negative, product, splat, stored
 from .common.op import wrap_triton
 from .common.real_math import exp, log_positive
@@ -26,6 +26,7 @@ from .ddpm_step import (
     Y_FROM_X_UNCLIPPED,
     clamp,
     ddpm_mean,
+    guided,
 )
 from .q_sample import with_noise
 
@@ -138,6 +139,100 @@ def step_log_prob_kernel(
             mean, _ = step_mean(x_value, m_value, row, in_table, bound_of(clip, EXACT_CLIP, R), CLIPPED)
             d = tl.load(x_prev + first + j, mask=inside, other=0.0).to(R) - mean
             value, _, _ = log_prob(d, v, slope, inverse_sigma, log_sigma, LEARNED)
+            values += tl.where(inside, value, 0.0)
+        sums += few_of_rows(values, W)
+    by = tl.full((1,), scale if EXACT_SCALE is None else EXACT_SCALE, tl.float64)
+    total = tl.sum(sums, 1)
+    if LAYOUT != TILED:
+        b_own = tile.to(tl.int64) * S + tl.arange(0, S)
+        tl.store(result + b_own * chunks + chunk, stored(total * by, result), mask=b_own < batch)
+    else:
+        at_own = tl.program_id(0) + tl.zeros((1,), tl.int32)
+        tl.store(result + at_own, stored((tl.sum(total, 0) + tl.zeros((1,), tl.float64)) * by, result))
+
+
+@triton.jit(do_not_specialize=["index", "seed", "count", "batch", "chunks"])
+def ddpm_step_log_prob_kernel(
+    result,
+    out,
+    x,
+    m,
+    unconditional,
+    noise,
+    rows,
+    t,
+    seeds,
+    clip: tl.float64,
+    guidance: tl.float64,
+    scale: tl.float64,
+    index: tl.int64,
+    seed: tl.int64,
+    count,
+    batch,
+    event,
+    channels,
+    blocks,
+    chunks,
+    EXACT_CLIP: tl.constexpr,
+    EXACT_GUIDANCE: tl.constexpr,
+    EXACT_SCALE: tl.constexpr,
+    CLIPPED: tl.constexpr,
+    LEARNED: tl.constexpr,
+    GUIDED: tl.constexpr,
+    HAS_T: tl.constexpr,
+    NOISE: tl.constexpr,
+    SEEDS: tl.constexpr,
+    S: tl.constexpr,
+    E: tl.constexpr,
+    V: tl.constexpr,
+    LAYOUT: tl.constexpr,
+    WIDE: tl.constexpr,
+):
+    """out: x_{t−1}; result: of what is stored of it, as in `step_log_prob_kernel`."""
+    R: tl.constexpr = rows.dtype.element_ty
+    W: tl.constexpr = V if V <= E else E
+    FACTOR: tl.constexpr = 2 if LEARNED else 1
+    tile = tl.program_id(0) // chunks
+    chunk = tl.program_id(0) - tile * chunks
+    sums = tl.zeros((S, E // W), tl.float64)
+    for k in range(tile * blocks + chunk, (tile + 1) * blocks, chunks):
+        block, b, live = place_of(k, blocks, batch, S, LAYOUT, WIDE)
+        step = timestep_of(t, index, b, live, HAS_T)
+        row, in_table = table_row(rows, step, count, COLUMNS)
+        inverse_sigma, log_sigma = deviation(row, in_table, LEARNED)
+        slope = column(row, in_table, SLOPE)
+        sigma = column(row, in_table, SIGMA)
+        z0, z1, z2, z3 = None, None, None, None
+        if NOISE == SEEDED_NOISE:
+            z0, z1, z2, z3 = tile_normals(block, b, live, step, seeds, seed, event, channels, R, SEEDS, S, E, V, LAYOUT, WIDE)
+        values = tl.zeros((S, E), R)
+        first = b.to(tl.int64) * event
+        for r in tl.static_range(4 if LAYOUT == TILED else 1):
+            j, inside = elements_of(block, r, event, channels, 1, S, E, LAYOUT, WIDE)
+            inside = inside & live
+            j_m, _ = elements_of(block, r, event, channels, FACTOR, S, E, LAYOUT, WIDE)
+            at = FACTOR * first + j_m
+            x_value = tl.load(x + first + j, mask=inside, other=0.0).to(R)
+            m_value = tl.load(m + at, mask=inside, other=0.0).to(R)
+            v = m_value
+            if LEARNED:
+                v = tl.load(m + second_half(at, event, channels, LAYOUT), mask=inside, other=0.0).to(R)
+            if GUIDED:
+                g = tl.full((1, 1), guidance if EXACT_GUIDANCE is None else EXACT_GUIDANCE, R)
+                m_value = guided(m_value, tl.load(unconditional + at, mask=inside, other=0.0).to(R), g)
+            mean, _ = step_mean(x_value, m_value, row, in_table, bound_of(clip, EXACT_CLIP, R), CLIPPED)
+            y = mean
+            if NOISE != NO_NOISE:
+                if NOISE == GIVEN_NOISE:
+                    z = tl.load(noise + first + j, mask=inside, other=0.0).to(R)
+                else:
+                    z = part_of(r, z0, z1, z2, z3)
+                if LEARNED:
+                    z = product(z, exp(tl.fma(slope, v, column(row, in_table, INTERCEPT))))
+                y = with_noise(y, sigma, z)
+            kept = stored(y, out)
+            tl.store(out + first + j, kept, mask=inside)
+            value, _, _ = log_prob(kept.to(R) - mean, v, slope, inverse_sigma, log_sigma, LEARNED)
             values += tl.where(inside, value, 0.0)
         sums += few_of_rows(values, W)
     by = tl.full((1,), scale if EXACT_SCALE is None else EXACT_SCALE, tl.float64)
@@ -292,3 +387,40 @@ def step_log_prob_backward(gradient, x_prev, o):
 def step_log_prob_backward_x(gradient, x_prev, o):
     to_x = op.empty_like(o.x_t)
     return _backward(gradient, x_prev, o, to_x), to_x
+
+
+def ddpm_step_log_prob(o, noise, seeds, seed, unconditional, guidance):
+    batch, factor = op.batch_of(o.x_t), 2 if o.learned else 1
+    x = op.operand(o.x_t, o.x_t, batch.channels_last)
+    m = op.same(o.model_output, x, batch.channels_last, factor)
+    u = None if unconditional is None else op.same(unconditional, x, batch.channels_last, factor)
+    if u is not None and u.dtype != m.dtype:
+        raise RuntimeError(f"unconditional: expected {m.dtype} like model_output, got {u.dtype}")
+    dtype = checks.result_dtype(x, m)
+    rows = op.rows_of(o.rows, o.t, o.index, COLUMNS.value, x, checks.compute_dtype(dtype))
+    z = op.noise_of(noise, seeds, seed, x, rows.table)
+    given = rows.table if noise is None else op.same(noise, x, batch.channels_last)
+    out = op.empty_like(o.x_t, dtype)
+    cut = op.tiling(batch, (x, m, given, out), z.kind == SEEDED_NOISE.value, False, o.learned)
+    result = op.empty(o.x_t.shape[:1], rows.table.dtype, o.x_t.device)
+    sums = sums_for(result, cut.tiles, cut.blocks)
+    exact = op.passes_floats_as_float32() and rows.table.itemsize == 8
+    op.launch(
+        wrap_triton(ddpm_step_log_prob_kernel),
+        *(sums.programs, x, sums.to, out, x, m, rows.table if u is None else u, given, rows.table, rows.t, z.seeds),
+        *(0.0 if o.clip is None or exact else o.clip, 0.0 if exact else guidance, 0.0 if exact else o.scale),
+        *(rows.index, z.seed, rows.count, cut.batch, cut.event, cut.channels, cut.blocks, sums.chunks),
+        EXACT_CLIP=o.clip if exact else None,
+        EXACT_GUIDANCE=guidance if exact and u is not None else None,
+        EXACT_SCALE=o.scale if exact else None,
+        CLIPPED=o.clip is not None,
+        LEARNED=o.learned,
+        GUIDED=u is not None,
+        HAS_T=rows.has_t,
+        NOISE=z.kind,
+        SEEDS=z.seeds_kind,
+        **cut.parameters,
+    )
+    if sums.to is not result:
+        finish(result, sums, 1)
+    return out, result
