@@ -18,6 +18,7 @@ struct StepLogProbColumns : DdpmStepColumns {
 // The inputs: x, m, v, and the given x_{t−1}; or, of a step that makes it, u and given noise. Then out[0] is x_{t−1}. Backward,
 // out[0], out[1] and out[2] are the derivatives by m, v and x.
 struct StepLogProbArguments : DdpmStepArguments {
+  bool makes_step = false;         // which out[0] alone does not tell: an empty tensor has no address
   double scale = 1;                // of a sum: forward into the result, backward into every derivative
   void* result = nullptr;          // forward: (B,), of the type of the arithmetic
   double* sums = nullptr;          // on the CPU: of each block; null where each sample is small and has its own

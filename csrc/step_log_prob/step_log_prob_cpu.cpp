@@ -64,7 +64,7 @@ template <class R> struct Steps : StepLogProbOp<R> {
     }
     this->choose([&](auto clip, auto learned) FG_INLINE {
       steps<kNoise, clip.value, learned.value>(row, t, first);
-      round(t);
+      as_stored(a.out[0].dtype, t.n, t.out[0]);
       log_probs<learned.value>(row, t, first);
     });
   }
@@ -85,15 +85,6 @@ template <class R> struct Steps : StepLogProbOp<R> {
       store(t.out[1] + i, mean);
     }
   }
-  // What is stored may be rounded to half precision, and is so here first.
-  FG_HD void round(const Tile<R>& t) const {
-    if (!half(a.out[0].dtype)) return;
-    uint16_t stored[kTile];
-    const Operand to = {stored, a.out[0].dtype};
-    write(t.out[0], t.n, to, 0);
-    read(to, 0, t.n, t.out[0]);
-  }
-  static bool half(DType dtype) { return dtype == kFloat16 || dtype == kBFloat16; }
   template <bool kLearned, class Row> FG_HD void log_probs(const Row& row, const Tile<R>& t, int64_t first) const {
     for (int64_t i = 0; i < t.n; i += kLanes<R>) {
       const auto get = [&](int column) FG_INLINE { return row.get(column, first + i); };
@@ -131,7 +122,7 @@ template <class R> struct Derivatives : StepLogProbOp<R> {
 
 FG_CPU_KERNEL(step_log_prob, StepLogProbArguments) {
   if (arguments.gradient) return run_elementwise<Derivatives>(arguments, begin, end);
-  arguments.out[0].data ? run_sums<Steps>(arguments, begin, end) : run_sums<Values>(arguments, begin, end);
+  arguments.makes_step ? run_sums<Steps>(arguments, begin, end) : run_sums<Values>(arguments, begin, end);
 }
 
 }  // namespace fastgen

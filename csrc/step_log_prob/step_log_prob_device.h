@@ -110,7 +110,7 @@ template <class Launch> struct StepLogProbSum {
 };
 template <class Launch> void run_step_log_prob(const StepLogProbArguments& a, const Launch& launch) {
   if (a.gradient) return run_on_device<StepLogProbGradientDevice, true>(a, launch);
-  if (a.out[0].data) return run_on_device<StepsDevice, true>(a, StepLogProbSum<Launch>{launch});
+  if (a.makes_step) return run_on_device<StepsDevice, true>(a, StepLogProbSum<Launch>{launch});
   run_on_device<StepLogProbDevice, true>(a, StepLogProbSum<Launch>{launch});
 }
 

@@ -98,6 +98,7 @@ std::tuple<Tensor, Tensor> ddpm_step_log_prob(const StepLogProbOperands& o, cons
     a.in[3] = call.batch.operand(*call.u, call.factor);
     a.guidance = guidance;
   }
+  a.makes_step = true;
   const Tensor out = call.batch.output(dtype);
   a.out[0] = call.batch.operand(out.mutable_data_ptr(), dtype);
   return {out, sums(call)};

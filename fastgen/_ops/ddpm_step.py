@@ -437,36 +437,53 @@ def _checked_over(return_log_prob, over):
     return over
 
 
+def scale_of(over, x):
+    """What a sum over the event is multiplied by."""
+    return 1.0 if over == "sum" else 1.0 / max(x[:1].numel() if len(x) else x.numel(), 1)
+
+
 def _with_log_prob(plan, x_t, model_output, t, clip, threshold, noise, seed, generator, guidance, return_x0, over, out):
     """The step and its log-probability: one op, or where x0 or gradients are asked for two."""
-    from . import step_log_prob as density  # which imports this module
-
     if threshold is not None:
         raise ValueError("threshold: expected None with return_log_prob, got one")
     if clip is not None:
         clip, _ = _checked_bounds(plan, x_t, clip, None)
     checks.boolean("return_x0", return_x0)
-    _check_tensors(x_t, model_output, t, noise, plan, None, guidance, out, 1)
-    t, index = (t, 0) if isinstance(t, torch.Tensor) else (None, checks.integer("t", t))
-    noise, seeds, seed = _noise_source(plan, x_t, noise, seed, generator)
-    scale = density.scale_of(over, x_t)
-    inputs = (x_t, model_output, noise, *guidance[:1])
-    recorded = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs)
-    if plan.call is not None and not recorded and not return_x0:
+    recorded = x_t.requires_grad or model_output.requires_grad or (isinstance(noise, torch.Tensor) and noise.requires_grad)
+    recorded = torch.is_grad_enabled() and (recorded or (bool(guidance) and guidance[0].requires_grad))
+    two = plan.call is None or recorded or return_x0
+    given = x_t, model_output, t, noise, plan, None, guidance, out, 1
+    if two or plan.careful or out is not None or (noise is None and seed is None):
+        _check_tensors(*given)
+    t, index = dispatch.timestep(plan, t, x_t, 1)
+    seeds = None
+    if noise is not None or generator is not None or type(seed) is not int or not 0 <= seed < 2**63:
+        noise, seeds, seed = _noise_source(plan, x_t, noise, seed, generator)
+    scale = scale_of(over, x_t)
+    if two:
+        o = Operands(x_t, model_output, plan.rows, t, index, noise, seeds, seed, clip, None, plan.learned, *guidance)
+        results = _step_then_log_prob(plan, o, scale, return_x0, recorded)
+    else:
         source = noise, seeds, seed, *(guidance or (None, 1.0))
         op = dispatch.op(plan.op + "_log_prob", plan.backend)
-        y, log_prob = op(x_t, model_output, plan.rows, t, index, clip, plan.learned, scale, *source)
-        return (y if out is None else out.copy_(y)), log_prob
-    if guidance:
-        model_output = _guided_output(x_t, model_output, *guidance, plan=plan)
-    o = Operands(x_t, model_output, plan.rows, t, index, noise, seeds, seed, clip, None, plan.learned)
+        try:
+            results = op(x_t, model_output, plan.rows, t, index, clip, plan.learned, scale, *source)
+        except (RuntimeError, TypeError):
+            _check_tensors(*given)
+            raise
+    return results if out is None else (out.copy_(results[0]), *results[1:])
+
+
+def _step_then_log_prob(plan, o, scale, return_x0, recorded):
+    from . import step_log_prob as density  # which imports this module
+
+    if o.unconditional is not None:
+        o = o._replace(model_output=_guided_output(*o[:2], o.unconditional, o.guidance, plan), unconditional=None)
     made: Any = _recorded(plan, o, return_x0) if recorded and plan.call is not None else _run(plan, o, return_x0, None)
-    y, *x0 = made if return_x0 else (made,)
-    y = y.to(plan.dtype)
+    x_prev, *x0 = [x.to(plan.dtype) for x in (made if return_x0 else (made,))]
     call = None if plan.call is None else dispatch.op("step_log_prob", plan.backend)
-    of = density.Operands(x_t, model_output, plan.rows, t, index, clip, plan.learned, scale)
-    log_prob = density.run(call, plan.backend, y.detach(), of)
-    return (y if out is None else out.copy_(y)), *(x.to(plan.dtype) for x in x0), log_prob
+    of = density.Operands(*o[:5], o.clip, plan.learned, scale)
+    return x_prev, *x0, density.run(call, plan.backend, x_prev.detach(), of)
 
 
 def _guided_output(x_t, m, u, g, plan):

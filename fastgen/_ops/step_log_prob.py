@@ -76,7 +76,7 @@ def step_log_prob(
     if clip is not None:
         clip = checks.number("clip", clip, low=0.0, strict=True)
     own_t, index = dispatch.timestep(plan, t, x_t, 1)
-    o = Operands(x_t, model_output, plan.rows, own_t, index, clip, plan.learned, scale_of(over, x_t))
+    o = Operands(x_t, model_output, plan.rows, own_t, index, clip, plan.learned, ddpm_step.scale_of(over, x_t))
     try:
         return run(plan.call, plan.backend, x_prev, o)
     except (RuntimeError, TypeError):
@@ -124,10 +124,6 @@ def _check_tensors(x_prev, x_t, model_output, learned):
     checks.batched("x_t", x_t)
     (checks.two_channels if learned else checks.like)("model_output", model_output, "x_t", x_t)
     checks.like("x_prev", x_prev, "x_t", x_t)
-
-
-def scale_of(over, x_t):
-    return 1.0 if over == "sum" else 1.0 / max(x_t[:1].numel() if len(x_t) else x_t.numel(), 1)
 
 
 def run(call, backend, x_prev, o):
