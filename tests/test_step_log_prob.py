@@ -333,6 +333,22 @@ def test_the_step_returns_it(device, schedule, dtype, m_dtype, arrange, clip, gu
         np.testing.assert_allclose(array(found), expected, rtol=1e-5 if single else 1e-11, atol=2e-5 * size * single)
 
 
+@pytest.mark.parametrize(
+    "dtype, m_dtype", [(d, d) for d in DTYPES] + [(torch.float32, torch.bfloat16), (torch.float32, torch.float16)]
+)
+@pytest.mark.parametrize("arrange", [torch.clone, channels_last, unaligned], ids=["contiguous", "channels_last", "unaligned"])
+@pytest.mark.parametrize("source", ["seed", "noise"])
+def test_every_kernel_of_the_step(device, schedule, dtype, m_dtype, arrange, source):
+    """The types, layouts and sources of noise that one of its own is compiled for."""
+    shape = (2, 16, 8, 4)
+    _, x_t, m = (arrange(x) for x in data(shape, device, False, dtype, m_dtype))
+    t, how = torch.tensor([20, 1], device=device), {}
+    how[source] = 5 if source == "seed" else arrange(normal(shape, 4, dtype, device))
+    x_prev, found = fastgen.ddpm_step(x_t, m, t, schedule, return_log_prob=True, **how)
+    assert_same(x_prev, fastgen.ddpm_step(x_t, m, t, schedule, **how))
+    torch.testing.assert_close(found, fastgen.step_log_prob(x_prev, x_t, m, t, schedule), rtol=2e-6, atol=1e-4)
+
+
 @pytest.mark.pairs
 @pytest.mark.parametrize("shape", [*SHAPES, (1000, 0), (700, 3), (2, 17_001), (40, 3, 17), (2, 300_000)])
 @pytest.mark.parametrize("options", [{}, {"variance": "learned"}, DDIM | {"clip": 0.8}], ids=["ddpm", "learned", "ddim"])
@@ -484,6 +500,17 @@ def test_nothing_is_read_outside_the_table(device, schedule):
             call()
     else:
         assert call().isnan().tolist() == [False, True, True]
+
+
+def test_the_op_of_the_step_takes_noise(device, schedule):
+    """For it is called for steps with noise alone."""
+    if fastgen.backend(device) == "eager":
+        pytest.skip("there is no op")
+    _, x_t, m = data(SHAPE, device)
+    rows = schedule.ddpm_step_table("epsilon", "posterior", x_t.device, torch.float32).rows
+    op = fastgen._core.dispatch.op("ddpm_step_log_prob", fastgen.backend(device))
+    with pytest.raises(RuntimeError, match="noise, seed: expected one of them"):
+        op(x_t, m, rows, None, 9, None, False, 1.0, None, None, None, None, 1.0)
 
 
 def test_eta_and_variance_are_one_method_s(device, schedule):

@@ -62,7 +62,7 @@ template <class R, class X, class M, class Out> struct StepsDevice : DeviceOp<R,
   using C = StepLogProbColumns;
   using Sink = WritingAdder;
   static constexpr int kInputs = 4, kAlways = 2, kOutputs = 2, kNoiseInput = 4;
-  static constexpr int kTiled = 1 << kSeededNoise | 1 << kGivenNoise;
+  static constexpr int kNoises = 1 << kSeededNoise | 1 << kGivenNoise, kTiled = kNoises;
   using Row = ColumnRow<R, C::kCountWithBound>;
 
   FG_HD Row row(int64_t b) const {

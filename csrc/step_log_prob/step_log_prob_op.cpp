@@ -87,6 +87,7 @@ std::tuple<Tensor, Tensor> ddpm_step_log_prob(const StepLogProbOperands& o, cons
   Call call(nullptr, o);
   StepLogProbArguments& a = call.a;
   const DType dtype = promoted(call.x.dtype, call.m.dtype);
+  STD_TORCH_CHECK(noise || seeds || seed, "noise, seed: expected one of them");
   a.noise = noise_of(seeds, seed, o.index, true, call.batch);
   if (noise) {
     a.in[4] = call.batch.operand(call.noise.emplace(call.batch.input(*noise, "noise")));

@@ -221,16 +221,13 @@ def ddpm_step_log_prob_kernel(
                 g = tl.full((1, 1), guidance if EXACT_GUIDANCE is None else EXACT_GUIDANCE, R)
                 m_value = guided(m_value, tl.load(unconditional + at, mask=inside, other=0.0).to(R), g)
             mean, _ = step_mean(x_value, m_value, row, in_table, bound_of(clip, EXACT_CLIP, R), CLIPPED)
-            y = mean
-            if NOISE != NO_NOISE:
-                if NOISE == GIVEN_NOISE:
-                    z = tl.load(noise + first + j, mask=inside, other=0.0).to(R)
-                else:
-                    z = part_of(r, z0, z1, z2, z3)
-                if LEARNED:
-                    z = product(z, exp(tl.fma(slope, v, column(row, in_table, INTERCEPT))))
-                y = with_noise(y, sigma, z)
-            kept = stored(y, out)
+            if NOISE == GIVEN_NOISE:
+                z = tl.load(noise + first + j, mask=inside, other=0.0).to(R)
+            else:
+                z = part_of(r, z0, z1, z2, z3)
+            if LEARNED:
+                z = product(z, exp(tl.fma(slope, v, column(row, in_table, INTERCEPT))))
+            kept = stored(with_noise(mean, sigma, z), out)
             tl.store(out + first + j, kept, mask=inside)
             value, _, _ = log_prob(kept.to(R) - mean, v, slope, inverse_sigma, log_sigma, LEARNED)
             values += tl.where(inside, value, 0.0)
@@ -399,6 +396,8 @@ def ddpm_step_log_prob(o, noise, seeds, seed, unconditional, guidance):
     dtype = checks.result_dtype(x, m)
     rows = op.rows_of(o.rows, o.t, o.index, COLUMNS.value, x, checks.compute_dtype(dtype))
     z = op.noise_of(noise, seeds, seed, x, rows.table)
+    if z.kind == NO_NOISE.value:
+        raise RuntimeError("noise, seed: expected one of them")
     given = rows.table if noise is None else op.same(noise, x, batch.channels_last)
     out = op.empty_like(o.x_t, dtype)
     cut = op.tiling(batch, (x, m, given, out), z.kind == SEEDED_NOISE.value, False, o.learned)
