@@ -61,7 +61,7 @@ template <class R, class X, class M, class Out> struct StepsDevice : DeviceOp<R,
   using DeviceOp<R, X, M, Out, StepLogProbArguments>::a;
   using C = StepLogProbColumns;
   using Sink = WritingAdder;
-  static constexpr int kInputs = 4, kAlways = 2, kOutputs = 2, kNoiseInput = 4;
+  static constexpr int kInputs = 3, kAlways = 2, kOutputs = 2, kNoiseInput = 4;
   static constexpr int kNoises = 1 << kSeededNoise | 1 << kGivenNoise, kTiled = kNoises;
   using Row = ColumnRow<R, C::kCountWithBound>;
 
@@ -72,7 +72,7 @@ template <class R, class X, class M, class Out> struct StepsDevice : DeviceOp<R,
   }
   static FG_HD bool noiseless(const Row& row) { return row(C::kSigma) == 0; }
 
-  template <bool kNoise, int n> FG_HD void apply(const Row& row, const R (&in)[4][n], const R* z, R (&out)[2][n]) const {
+  template <bool kNoise, int n> FG_HD void apply(const Row& row, const R (&in)[3][n], const R* z, R (&out)[2][n]) const {
     if (a.clip_kind == kNoClip) {
       a.learned ? steps<kNoise, kNoClip, true>(row, in, z, out) : steps<kNoise, kNoClip, false>(row, in, z, out);
     } else {
@@ -86,17 +86,35 @@ template <class R, class X, class M, class Out> struct StepsDevice : DeviceOp<R,
 
  private:
   template <bool kNoise, ClipKind kClip, bool kLearned, int n>
-  FG_HD void steps(const Row& row, const R (&in)[4][n], const R* z, R (&out)[2][n]) const {
+  FG_HD void steps(const Row& row, const R (&in)[3][n], const R* z, R (&out)[2][n]) const {
     FG_UNROLL
     for (int i = 0; i < n; ++i) {
-      const R m = a.in[3].data ? guided(in[1][i], in[3][i], static_cast<R>(a.guidance)) : in[1][i];
-      const R v = kLearned ? in[2][i] : R(0);
+      const R m = in[1][i], v = kLearned ? in[2][i] : R(0);
       R y, mean, x0;
       ddpm_step<kNoise, kClip, kLearned, false>(row, in[0][i], m, v, kNoise ? z[i] : R(0), y, x0);
       ddpm_step<false, kClip, false, false>(row, in[0][i], m, v, R(0), mean, x0);
       out[0][i] = y;
       out[1][i] = log_prob<kLearned>(row, as_stored<R, Out>(a.out[0], y) - mean, v).value;
     }
+  }
+};
+
+// With u, one element at a time: room for its vectors made the fast ways above spill on sm_90, at the 168 registers that three
+// thread blocks leave a thread.
+template <class R, class X, class M, class Out> struct StepsGuidedDevice : StepsDevice<R, X, M, Out> {
+  using Base = StepsDevice<R, X, M, Out>;
+  static constexpr int kInputs = 4;
+
+  template <bool kNoise, int n>
+  FG_HD void apply(const typename Base::Row& row, const R (&in)[4][n], const R* z, R (&out)[2][n]) const {
+    R of[3][n];
+    FG_UNROLL
+    for (int i = 0; i < n; ++i) {
+      of[0][i] = in[0][i];
+      of[1][i] = guided(in[1][i], in[3][i], static_cast<R>(Base::a.guidance));
+      of[2][i] = in[2][i];
+    }
+    Base::template apply<kNoise>(row, of, z, out);
   }
 };
 
@@ -110,8 +128,11 @@ template <class Launch> struct StepLogProbSum {
 };
 template <class Launch> void run_step_log_prob(const StepLogProbArguments& a, const Launch& launch) {
   if (a.gradient) return run_on_device<StepLogProbGradientDevice, true>(a, launch);
-  if (a.makes_step) return run_on_device<StepsDevice, true>(a, StepLogProbSum<Launch>{launch});
-  run_on_device<StepLogProbDevice, true>(a, StepLogProbSum<Launch>{launch});
+  const StepLogProbSum<Launch> sum{launch};
+  if (!a.makes_step) return run_on_device<StepLogProbDevice, true>(a, sum);
+  if (!a.in[3].data) return run_on_device<StepsDevice, true>(a, sum);
+  a.is_double ? launch_groups(StepsGuidedDevice<double, Any, Any, Any>{a}, sum)
+              : launch_groups(StepsGuidedDevice<float, Any, Any, Any>{a}, sum);
 }
 
 }  // namespace fastgen
