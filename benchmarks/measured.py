@@ -26,6 +26,7 @@ IN_ORDER = (
     "randn",
     "diffusion_loss",
     "vlb_terms",
+    "step_log_prob",
     "bce_with_logits",
     "gan_loss",
 )

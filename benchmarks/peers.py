@@ -295,6 +295,7 @@ VLB_TERMS = _tables(
     torch.cat([_variance[1:2], _variance[1:]]).log(),
     _betas.log(),
 )
+STEP_LOG_PROB = _tables(_alphas.rsqrt(), _betas / (1 - _bar).sqrt(), torch.cat([_variance[1:2], _variance[1:]]).sqrt())
 Q_POSTERIOR = _tables(
     _betas * _bar_prev.sqrt() / (1 - _bar),
     _alphas.sqrt() * (1 - _bar_prev) / (1 - _bar),
@@ -365,6 +366,14 @@ def eager_vlb_terms(m, x0, x_t, t, tables):
     low_end, high_end = above.clamp(min=1e-12).log(), (1 - below).clamp(min=1e-12).log()
     decoded = -torch.where(x0 < -0.999, low_end, torch.where(x0 > 0.999, high_end, inner))
     return torch.where(t == 0, decoded.flatten(1).sum(1), kl.flatten(1).sum(1)).mean(), x_t
+
+
+def eager_step_log_prob(m, x_t, x_prev, t, tables):
+    """As DDPO's code has it, in float32: the step's mean and deviation, and the mean of torch's normal log-density."""
+    scale, slope, sigma = (gather(table, t, x_t).float() for table in tables)
+    mean = scale * (x_t.float() - slope * m.float())
+    each = -((x_prev.float() - mean) ** 2) / (2 * sigma**2) - torch.log(sigma) - torch.log(torch.sqrt(2 * torch.as_tensor(math.pi)))
+    return each.mean(dim=tuple(range(1, each.ndim))).sum(), x_t
 
 
 def training_gradient(step, m, *arguments):
@@ -495,6 +504,22 @@ def vlb_terms(shape, dtype):
     bind = partial(partial, training_gradient)
     ours = partial(bind, step)
     return Case("vlb_terms", "x_t", "fresh", shape, dtype, 6, inputs, ours, eager_vlb_terms, bind, passes=BACKWARD)
+
+
+def step_log_prob(shape, dtype):
+    """And its gradient to the network's output: x_t, x_{t−1} and the output are read, and as much as the last is written."""
+
+    def inputs():
+        x_t, off, noise = _normal(3, shape, dtype)
+        t = _timesteps(shape).clamp(min=1)
+        return noise.requires_grad_(), x_t, x_t + 0.02 * off, t, _on_device(STEP_LOG_PROB)
+
+    def step(m, x_t, x_prev, t, tables):
+        return fastgen.step_log_prob(x_prev, x_t, m, t, SCHEDULE, over="mean").sum(), x_t
+
+    bind = partial(partial, training_gradient)
+    ours = partial(bind, step)
+    return Case("step_log_prob", "", "fresh", shape, dtype, 4, inputs, ours, eager_step_log_prob, bind, passes=BACKWARD)
 
 
 def bce_with_logits(shape, dtype, passes=FORWARD):

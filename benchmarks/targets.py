@@ -37,7 +37,7 @@ def targets(case) -> dict[str, float]:
         return {"eager": 3.0}
     elif case.op == "gan_loss":
         return {"eager": 4.0} if backward else {}
-    return {"eager": 5.0} if case.op == "diffusion_loss" else {"eager": 10.0} if case.op == "vlb_terms" else {}
+    return {"eager": 10.0} if case.op == "vlb_terms" else {"eager": 5.0} if case.op in ("diffusion_loss", "step_log_prob") else {}
 
 
 def noisy(times: dict) -> bool:

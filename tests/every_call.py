@@ -43,6 +43,7 @@ class Inputs:
     threshold: torch.Tensor  # (B,), of the dtype of the arithmetic
     upstream: torch.Tensor  # the same without dimensions
     t: torch.Tensor  # (B,), one of them 0
+    later: torch.Tensor  # (B,), none of them 0
     seed: torch.Tensor  # (1,)
     seeds: torch.Tensor  # (B,)
 
@@ -91,6 +92,7 @@ def inputs(device, shape=(3, 4, 5, 7), dtype=torch.float32, m_dtype=None, arrang
         threshold=torch.linspace(0.5, 1.5, batch, dtype=computed).to(device),
         upstream=torch.tensor(0.75, dtype=computed).to(device),
         t=((torch.arange(batch) * 13 + salt) % 40).to(device),
+        later=((torch.arange(batch) * 13 + salt) % 39 + 1).to(device),
         seed=torch.tensor([77 + salt]).to(device),
         seeds=(torch.arange(batch) * 2**33 - 5 - salt).to(device),
     )
@@ -196,6 +198,23 @@ def _sources(i):
     return ("x_t", i.target), ("noise", i.noise), ("seeds", i.seeds)
 
 
+def _log_prob(**options):
+    given = {"x_prev": "noise", "model_output": "m", "t": "later"} | options
+    return _forward(fastgen.step_log_prob, "x_t", **given)
+
+
+def _log_prob_gradient(to_x, learned=False):
+    """The kernel of the way back alone."""
+    backward = torch.ops.fastgen.step_log_prob_backward_x if to_x else torch.ops.fastgen.step_log_prob_backward
+
+    def call(i):
+        m, computed = (i.wide if learned else i.m), torch.float64 if torch.float64 in (i.x.dtype, i.m.dtype) else torch.float32
+        rows = SCHEDULE.ddpm_step_table("epsilon", "learned" if learned else "beta", i.x.device, computed).rows
+        return backward(i.threshold, i.noise, i.x, m, rows, i.later, 0, None if to_x else 1.5, learned, 1.0)
+
+    return call
+
+
 def _gan(smoothing=0.0, monitors=False):
     """The loss and the monitors as the op returns them, which are views elsewhere."""
     return lambda i: torch.ops.fastgen.gan_loss([i.x, i.target, i.m], 2, 0, smoothing, 1, monitors, False)
@@ -270,6 +289,31 @@ CALLS = INTO | {
     "vlb back": _vlb_gradient("seeds"),
     "vlb back noise": _vlb_gradient("noise", learned=True),
     "vlb back x_t": _vlb_gradient("x_t", learned=True),
+    "log_prob": _log_prob(),
+    "log_prob int clip": _log_prob(t=7, clip=1.0, over="mean"),
+    "log_prob ddim": _log_prob(method="ddim", eta=0.7),
+    "log_prob learned": _log_prob(model_output="wide", variance="learned", prediction="v_prediction"),
+    "log_prob learned clip": _log_prob(model_output="wide", variance="learned_range", clip=1.0),
+    "log_prob of a step": _step(t="later", seed="seed", return_log_prob=True),
+    "log_prob of a step, noise clip": _step(t=7, noise="noise", clip=1.0, return_log_prob=True),
+    "log_prob of a step, learned": _step(t="later", model_output="wide", variance="learned", seed="seeds", return_log_prob=True),
+    "log_prob of a step, learned clip noise": _step(
+        t="later",
+        model_output="wide",
+        variance="learned_range",
+        clip=1.0,
+        noise="noise",
+        return_log_prob=True,
+        log_prob_over="mean",
+    ),
+    "log_prob of a step, guided": _step(
+        t="later", unconditional_output="u", guidance_scale=2.5, seed="seeds", return_log_prob=True
+    ),
+    "log_prob of a step, ddim": _ddim(t="later", eta=0.7, seed=5, return_log_prob=True),
+    "log_prob back": _log_prob_gradient(False),
+    "log_prob back learned": _log_prob_gradient(False, learned=True),
+    "log_prob back x": _log_prob_gradient(True),
+    "log_prob back x learned": _log_prob_gradient(True, learned=True),
     "bce mean": _loss(),
     "bce sum": _loss("sum"),
     "bce each": _loss("none"),

@@ -296,3 +296,14 @@ def prior_kl(x0, betas):
         constant = (-bar - mpmath.log(1 - bar)) / 2
     each = 0.5 * float(bar) * x0**2 + float(constant)
     return each.sum(tuple(range(1, x0.ndim)))
+
+
+def step_log_prob(x_prev, x_t, m, betas, t, step=ddpm_step, **options):
+    """(B,): log N(x_{t−1}; μ, σ²), with the mean of a step without noise, and the deviation of one from 0 whose noise is 1."""
+    zero = np.zeros_like(x_t)
+    learned = options.get("variance") in ("learned", "learned_range")
+    still = np.concatenate([zero, np.split(m, 2, axis=1)[1]], axis=1) if learned else zero
+    mean, _ = step(x_t, m, betas, t, zero, **options)
+    sigma, _ = step(zero, still, betas, t, zero + 1.0, **options)
+    each = -0.5 * (((x_prev - mean) / sigma) ** 2 + 2.0 * np.log(sigma) + np.log(2.0 * np.pi))
+    return each.sum(tuple(range(1, x_t.ndim)))

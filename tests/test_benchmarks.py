@@ -53,6 +53,7 @@ def all_cases(peers, dtype):
     yield at(peers.randn)
     yield at(peers.diffusion_loss)
     yield at(peers.vlb_terms)
+    yield at(peers.step_log_prob)
     for passes in (peers.FORWARD, peers.BACKWARD):
         yield at(peers.bce_with_logits, passes)
         yield at(peers.gan_loss, passes)
@@ -124,7 +125,17 @@ def test_grid(peers):
     modules = [importlib.import_module(f"benchmarks.{path.stem}") for path in sorted((ROOT / "benchmarks").glob("bench_*.py"))]
     cases = [case for module in modules if hasattr(module, "cases") for case in module.cases(grid)]
     assert len({str(case) for case in cases}) == len(cases) > 150
-    ops = {"q_sample", "ddpm_step", "ddim_step", "q_posterior", "diffusion_loss", "vlb_terms", "bce_with_logits", "gan_loss"}
+    ops = {
+        "q_sample",
+        "ddpm_step",
+        "ddim_step",
+        "q_posterior",
+        "diffusion_loss",
+        "vlb_terms",
+        "step_log_prob",
+        "bce_with_logits",
+        "gan_loss",
+    }
     assert {case.op for case in cases if case.passes == peers.BACKWARD} == ops
     compiled = {(case.op, case.mode, case.passes) for case in cases if "torch.compile" in case.peers}
     assert {op for op, _, _ in compiled} == ops | {"randn"} and all(case.peers[:2] == ("limit", "fastgen") for case in cases)
@@ -147,7 +158,7 @@ def test_breadth_first(peers, real):
     series = {}
     for case in cases:
         series.setdefault((case.op, case.mode), []).append(case)
-    assert len(series) == 17
+    assert len(series) == 18
     for several in series.values():
         assert sorted(ranks[case] for case in several) == list(range(len(several)))
         several.sort(key=ranks.get)
@@ -278,7 +289,7 @@ def test_time_runs_out_in_the_finest_detail(tmp_path, monkeypatch, peers, real):
     ranks = {str(case): rank for case, rank in pace.ranks(cases).items()}
     order = [ranks.get(name, 0) for name in reached]
     works = importlib.import_module("benchmarks.end_to_end").works()
-    assert order == sorted(order) and reached[17:21] == [work.what for work in works]
+    assert order == sorted(order) and reached[18:22] == [work.what for work in works]
     left_out = [case for case in cases if str(case) not in reached]
     assert found["left_out"].keys() == set(map(str, left_out)) and 10 < len(left_out) < len(cases) / 2
     assert all(ranks[str(case)] >= order[-1] for case in left_out)  # the finest detail

@@ -27,6 +27,7 @@ def arguments(op, device):
         "ddim_step": {"x_t": x, "model_output": y, "t": 5, "schedule": schedule, "eta": 0.5},
         "diffusion_loss": {"x0": x, "model_output": y, "t": 5, "schedule": schedule, "seed": 1},
         "vlb_terms": {"x0": x, "model_output": y, "t": 5, "schedule": schedule, "seed": 1},
+        "step_log_prob": {"x_prev": y, "x_t": x, "model_output": y, "t": 5, "schedule": schedule},
         "bce_with_logits": {"input": x, "target": y},
         "discriminator_loss": {"real_logits": x, "fake_logits": y},
         "generator_loss": {"fake_logits": y},
@@ -36,9 +37,10 @@ def arguments(op, device):
 
 NOISY = ("q_sample", "q_step", "ddpm_step", "ddim_step")
 STEPS = ("ddpm_step", "ddim_step")
-TIMED = (*NOISY, "q_posterior", "diffusion_loss", "vlb_terms")
+TIMED = (*NOISY, "q_posterior", "diffusion_loss", "vlb_terms", "step_log_prob")
 LOSS = ("diffusion_loss",)
 VLB = ("vlb_terms",)
+LOG_PROB = ("step_log_prob",)
 GAN = ("discriminator_loss", "generator_loss")
 DATA = {
     "q_sample": "x0",
@@ -48,10 +50,11 @@ DATA = {
     "ddim_step": "x_t",
     "diffusion_loss": "x0",
     "vlb_terms": "x0",
+    "step_log_prob": "x_t",
 }
 SECOND = {
     "q_posterior": "x_t",
-    **dict.fromkeys(("ddpm_step", "ddim_step", "diffusion_loss", "vlb_terms"), "model_output"),
+    **dict.fromkeys(("ddpm_step", "ddim_step", "diffusion_loss", "vlb_terms", "step_log_prob"), "model_output"),
 }
 
 
@@ -196,6 +199,27 @@ CASES = [
     (VLB, {"unit": "bits"}, ValueError, "unit"),
     (VLB, {"detach_mean": 1}, TypeError, "detach_mean"),
     (VLB, {"reduction": "batchmean"}, ValueError, "reduction"),
+    (LOG_PROB, {"x_prev": None}, TypeError, "x_prev"),
+    (LOG_PROB, {"x_prev": torch.zeros(SHAPE, dtype=torch.int64)}, TypeError, "x_prev"),
+    (LOG_PROB, {"x_prev": torch.zeros(3, 5, 4)}, ValueError, "x_prev"),
+    (LOG_PROB, {"x_prev": torch.zeros(SHAPE, device="meta")}, ValueError, "x_prev"),
+    (LOG_PROB, {"t": 0}, ValueError, "t"),
+    (LOG_PROB, {"method": "euler"}, ValueError, "method"),
+    (LOG_PROB, {"method": ["ddim"]}, ValueError, "method"),
+    (LOG_PROB, {"method": "ddim"}, ValueError, "eta"),
+    (LOG_PROB, {"method": "ddim", "eta": 0.0}, ValueError, "eta"),
+    (LOG_PROB, {"method": "ddim", "eta": 2.0}, ValueError, "eta"),
+    (LOG_PROB, {"method": "ddim", "eta": True}, TypeError, "eta"),
+    (LOG_PROB, {"method": "ddim", "eta": "1"}, TypeError, "eta"),
+    (LOG_PROB, {"method": "ddim", "eta": 1.0, "variance": "posterior"}, ValueError, "variance"),
+    (LOG_PROB, {"eta": 1.0}, ValueError, "eta"),
+    (LOG_PROB, {"prediction": "noise"}, ValueError, "prediction"),
+    (LOG_PROB, {"variance": "fixed"}, ValueError, "variance"),
+    (LOG_PROB, {"variance": ["learned"]}, ValueError, "variance"),
+    (LOG_PROB, {"variance": "learned"}, ValueError, "model_output"),
+    (LOG_PROB, {"clip": 0.0}, ValueError, "clip"),
+    (LOG_PROB, {"clip": "1"}, TypeError, "clip"),
+    (LOG_PROB, {"over": "event"}, ValueError, "over"),
     (LOSS, {"seed": None}, ValueError, "noise, seed"),
     (LOSS, {"seed": None, "prediction": "v_prediction"}, ValueError, "noise, seed"),
     (LOSS, {"noise": torch.zeros(SHAPE)}, ValueError, "noise, seed, generator"),
@@ -389,7 +413,7 @@ def test_timesteps_of_a_tensor_outside_the_schedule(device, op, bad, position):
     out = torch.full(SHAPE, SENTINEL, device=device)
     if device.type == "cpu":
         for how in ({}, {"out": out}) if op in NOISY else ({},):
-            with pytest.raises(ValueError, match=f"^t: expected timesteps within 0 … 9, got {bad}"):
+            with pytest.raises(ValueError, match=f"^t: expected timesteps within {op in LOG_PROB:d} … 9, got {bad}"):
                 getattr(fastgen, op)(**{**kwargs, "t": t}, **how)
         assert torch.all(out == SENTINEL)
     else:
@@ -398,7 +422,7 @@ def test_timesteps_of_a_tensor_outside_the_schedule(device, op, bad, position):
             assert result.isnan()
             return
         result = result[0] if op == "q_posterior" else result
-        assert result.isnan().flatten(1).all(1).tolist() == [i == position for i in range(3)]
+        assert result.isnan().reshape(3, -1).all(1).tolist() == [i == position for i in range(3)]
 
 
 @pytest.mark.parametrize("op", TIMED)

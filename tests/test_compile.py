@@ -26,6 +26,11 @@ def compiled(function, backend="aot_eager", dynamic=None):
     return torch.compile(function, fullgraph=True, backend=counter, dynamic=dynamic), counter
 
 
+def later(t):
+    """Timesteps none of which is 0."""
+    return t.clamp(min=1) if isinstance(t, torch.Tensor) else max(t, 1)
+
+
 FORWARD = {
     "q_sample": lambda s, x, m, t, seed: fastgen.q_sample(x, t, s, seed=seed, offset=3),
     "q_step": lambda s, x, m, t, seed: fastgen.q_step(x, t, s, noise=m),
@@ -51,6 +56,18 @@ FORWARD = {
     "vlb_terms": lambda s, x, m, t, seed: fastgen.vlb_terms(m, x, t, s, seed=seed, clip=1.0),
     "vlb_terms_learned": lambda s, x, m, t, seed: fastgen.vlb_terms(
         torch.cat([m, x], 1), x, t, s, x_t=m.cos(), variance="learned_range", reduction="mean", unit="bits_per_dim"
+    ),
+    "step_log_prob": lambda s, x, m, t, seed: fastgen.step_log_prob(m.sin(), x, m, later(t), s, clip=1.0, over="mean"),
+    "step_log_prob_learned": lambda s, x, m, t, seed: fastgen.step_log_prob(
+        m.sin(), x.bfloat16(), torch.cat([m, x], 1), 3, s, variance="learned"
+    ),
+    "step_log_prob_ddim": lambda s, x, m, t, seed: fastgen.step_log_prob(m, x, x, later(t), s, method="ddim", eta=0.5),
+    "step_with_log_prob": lambda s, x, m, t, seed: fastgen.ddpm_step(x, m, later(t), s, seed=seed, return_log_prob=True),
+    "step_with_log_prob_learned": lambda s, x, m, t, seed: fastgen.ddpm_step(
+        x, torch.cat([m, x], 1), later(t), s, noise=m.cos(), variance="learned", clip=1.0, return_x0=True, return_log_prob=True
+    ),
+    "step_with_log_prob_ddim": lambda s, x, m, t, seed: fastgen.ddim_step(
+        *(x.bfloat16(), m.bfloat16(), later(t), s), seed=seed, eta=0.5, return_log_prob=True, log_prob_over="mean"
     ),
     "bce_with_logits": lambda s, x, m, t, seed: fastgen.bce_with_logits(x, m.sigmoid(), m.abs(), "sum", x[0].abs()),
     "discriminator_loss": lambda s, x, m, t, seed: fastgen.discriminator_loss([x, m[0]], m, label_smoothing=0.1),
@@ -81,6 +98,11 @@ BACKWARD = {
     "diffusion_loss": lambda s, x, m, t: fastgen.diffusion_loss(m, x, t, s, seed=3, prediction="v_prediction"),
     "diffusion_loss_each": lambda s, x, m, t: fastgen.diffusion_loss(m, x, t, s, noise=x.detach(), loss="l1", reduction="none"),
     "vlb_terms": lambda s, x, m, t: fastgen.vlb_terms(torch.cat([m, m], 1), x.detach(), t, s, seed=3, variance="learned"),
+    "step_log_prob": lambda s, x, m, t: fastgen.step_log_prob(m.detach().sin(), x, m, later(t), s, clip=1.0),
+    "step_with_log_prob": lambda s, x, m, t: fastgen.ddpm_step(x, m, later(t), s, seed=3, return_log_prob=True)[1],
+    "step_log_prob_m": lambda s, x, m, t: fastgen.step_log_prob(
+        x.detach().sin(), x.detach(), torch.cat([m, x], 1), later(t), s, variance="learned", over="mean"
+    ),
     "bce_with_logits": lambda s, x, m, t: fastgen.bce_with_logits(x, m.sigmoid(), reduction="none"),
     "discriminator_loss": lambda s, x, m, t: fastgen.discriminator_loss(x, [m, x[0]], label_smoothing=0.1),
     "discriminator_loss_monitors": lambda s, x, m, t: fastgen.discriminator_loss(x, m, monitors=True)[0],

@@ -663,7 +663,7 @@ def test_bad_timestep_makes_its_sample_nan(name, arrange):
     expected = clones(CALLS[name](good))
     for position, bad in enumerate((-1, 40, 2**40, -(2**63), 2**63 - 1)):
         i = inputs(DEVICE, (5, 4, 33, 35), arrange=arrange)
-        i.t[position] = bad
+        i.t[position] = i.later[position] = bad
         others = [k for k in range(5) if k != position]
         for y, e in zip(clones(CALLS[name](i)), expected, strict=True):
             if y.dim() == 0:

@@ -342,6 +342,27 @@ def op_samples():
         gradient = torch.ones(2 if rest[11] else (), dtype=dtype)
         yield "vlb_terms", (output, data, rows, *rest), {}
         yield "vlb_terms_backward", (gradient, output, data, rows, *rest, rest[9] == 1), {}
+    log_probs = [
+        (x, m, None, 3, None, False, 1.0),
+        (x.bfloat16(), m, T2.clamp(min=1), 0, 1.5, False, 0.5),
+        (channels_last(image), torch.cat([image, image], 1), T2 + 1, 0, None, True, 1.0),
+        (x.half(), two.double(), None, 2, 1.0, True, 1.0),
+        (x[:0], m[:0], T2[:0], 0, None, False, 1.0),
+    ]
+    for data, output, *rest in log_probs:
+        dtype = torch.float64 if torch.float64 in (output.dtype, data.dtype) else torch.float32
+        rows = schedule.ddpm_step_table("epsilon", "learned" if rest[-2] else "beta", cpu, dtype).rows
+        arguments = (data.flip(1), data, output, rows, *rest)
+        yield "step_log_prob", arguments, {}
+        for source in (
+            (data.flip(2), None, None, None, 1.0),
+            (None, SEEDS[: len(data)], None, output, 1.5),
+            (None, None, 5, None, 1.0),
+        ):
+            yield "ddpm_step_log_prob", (*arguments[1:], *source), {}
+            yield "ddim_step_log_prob", (*arguments[1:], *source), {}
+        yield "step_log_prob_backward", (torch.ones(len(data), dtype=dtype), *arguments), {}
+        yield "step_log_prob_backward_x", (torch.ones(len(data), dtype=dtype), *arguments), {}
     losses = [
         (x, m, None, 3, None, None, 5, 0, None, 0, 0, 1.0, 1),
         (x.bfloat16(), m, T2, 0, None, SEEDS, None, 2**33, torch.ones(2), 2, 2, 0.5, 2),

@@ -54,6 +54,16 @@ def vlb_terms(schedule, x, t):
         yield torch.autograd.grad(terms.sum(), leaf)[0]
 
 
+def step_log_prob(schedule, x, t):
+    for arrange, options in ((torch.clone, {}), (channels_last, {"variance": "learned_range", "clip": 1.0})):
+        m = torch.cat([x, x.flip(0)], 1) if options else x.flip(0)
+        leaves = arrange(x).requires_grad_(), arrange(m).requires_grad_()
+        made = fastgen.step_log_prob(x.flip(2), *leaves, t.clamp(min=1), schedule, **options)
+        yield made.detach()
+        yield from torch.autograd.grad(made.sum(), leaves)
+    yield from fastgen.ddpm_step(x, x.flip(0), t.clamp(min=1), schedule, seed=3, return_log_prob=True)
+
+
 def diffusion_loss(schedule, x, t):
     for arrange, options in (
         (torch.clone, {"seed": 5}),
@@ -95,7 +105,10 @@ def with_threads():
     torch.set_num_threads(before)
 
 
-FUNCTIONS = [randn, q_sample, q_posterior, ddpm_step, learned_variance, bce_with_logits, diffusion_loss, gan_losses, vlb_terms]
+FUNCTIONS = [
+    *(randn, q_sample, q_posterior, ddpm_step, learned_variance, bce_with_logits, diffusion_loss, gan_losses, vlb_terms),
+    step_log_prob,
+]
 
 
 @pytest.mark.parametrize("function", FUNCTIONS)
@@ -108,6 +121,9 @@ def test_number_of_threads_changes_no_bit(backend, device, schedule, with_thread
     for a, b in zip(two, again, strict=True):
         assert_same(a, b)
     # PyTorch's own exponentials round by where a thread's share begins, so eager owes no more than that here
-    eager = backend == "eager" and function in (learned_variance, bce_with_logits, diffusion_loss, gan_losses, vlb_terms)
+    eager = backend == "eager" and function in (
+        *(learned_variance, bce_with_logits, diffusion_loss, gan_losses, vlb_terms),
+        step_log_prob,
+    )
     for a, b in zip(two, one, strict=True):
         (assert_close if eager else assert_same)(a, b)

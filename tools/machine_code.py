@@ -69,6 +69,11 @@ READINGS = (
     Reading(r"\bAdded<.*\bDiffusionLossItems<.*NoiseKind\)1", loaded=(0, 1, 0)),  # x0, the output, noise
     Reading(r"\bAdded<.*\bDiffusionLossItems<", loaded=(0, 1)),
     Reading(r"\bDiffusionLossItems<", stored=(-1, -1)),  # by the output and by x0
+    Reading(r"\bAdded<.*\bVlbTermsItems<.*NoiseKind\)2", loaded=(0, 1, 1)),  # x0, the output's halves
+    Reading(r"\bAdded<.*\bVlbTermsItems<", loaded=(0, 1, 1, 0)),  # and x_t or noise
+    Reading(r"\bVlbTermsItems<", stored=(-1, -1)),  # by the output's halves
+    Reading(r"\bAdded<.*\bStepLogProbItems<", loaded=(0, 1, 1, 0)),  # x_t, the output's halves, x_{t−1}
+    Reading(r"\bStepLogProbItems<", stored=(-1, -1, -1)),  # by the output's halves and by x_t
     Reading(r"\bGanVectorSums<", loaded=(0,)),
     Reading(""),
 )

@@ -95,6 +95,18 @@ def bounded(m, x0=None, gradient=None, **more):
     return {**first, "model_output": m, "x0": x0, **at(x0, 14), **options, **more, **back}
 
 
+def probable(x, m=None, gradient=None, **more):
+    options = {"clip": None, "learned": False, "scale": 1.0}
+    first = {} if gradient is None else {"gradient": gradient}
+    return {**first, "x_prev": x, "x_t": x, "model_output": x if m is None else m, **at(x, 10), **options, **more}
+
+
+def probable_step(x, m=None, **more):
+    given = probable(x, m)
+    del given["x_prev"]
+    return {**given, "noise": None, "seeds": None, "seed": None, "unconditional": None, "guidance": 1.0, **more}
+
+
 def crossed(x, weight=None, pos_weight=None, reduction=1, **more):
     return {"input": x, "target": x, "weight": weight, "pos_weight": pos_weight, "reduction": reduction, **more}
 
@@ -178,6 +190,21 @@ CALLS = (
         "Vectors<VlbTermsItems<{two}, true>, seed>"),
     Call("vlb_terms_backward", "seed, hybrid, mean",
         lambda d: bounded(wide(d), x(d), number(d), seed=5, learned=True, loss=0, each_sample=False), ""),
+    Call("step_log_prob", "epsilon", lambda d: probable(x(d)),
+        "sum_kernel<Added<Vectors<StepLogProbItems<{two}, false>, no noise>>>"),
+    Call("step_log_prob", "learned, clip", lambda d: probable(x(d), wide(d), learned=True, clip=1.0), "", False, ALL),
+    Call("ddpm_step_log_prob", "seed", lambda d: probable_step(x(d), seed=5),
+        "sum_kernel<Added<Vectors<Steps<{three}>, seed>>>"),
+    Call("ddpm_step_log_prob", "noise, learned, clip",
+        lambda d: probable_step(x(d), wide(d), noise=x(d), learned=True, clip=1.0), "", False, ALL),
+    Call("ddim_step_log_prob", "seed", lambda d: probable_step(x(d), seed=5), ""),
+    Call("step_log_prob_backward", "epsilon", lambda d: probable(x(d), None, number(d, SHAPE[0])),
+        "Vectors<StepLogProbItems<{two}, true>, no noise>"),
+    Call("step_log_prob_backward", "learned, clip",
+        lambda d: probable(x(d), wide(d), number(d, SHAPE[0]), learned=True, clip=1.0), "", False, ALL),
+    Call("step_log_prob_backward_x", "epsilon", lambda d: probable(x(d), None, number(d, SHAPE[0])), ""),
+    Call("step_log_prob_backward_x", "learned, clip",
+        lambda d: probable(x(d), wide(d), number(d, SHAPE[0]), learned=True, clip=1.0), "", False, ALL),
     Call("bce_with_logits", "mean", lambda d: crossed(x(d)), "sum_kernel<BceVectorSum<BceTypes<{0}, {0}>>>"),
     Call("bce_with_logits", "mean, weights", lambda d: crossed(x(d), x(d), number(d)), "", False, ALL),
     Call("bce_with_logits", "none", lambda d: crossed(x(d), reduction=0), "BceVectors<BceTypes<{0}, {0}>, false>"),

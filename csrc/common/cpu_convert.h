@@ -92,5 +92,27 @@ template <class R> FG_HD void write(const R* from, int64_t n, const Operand& to,
   }
 }
 
+// Rounds values to what `write` leaves of them, n whole vectors. bfloat16 without its two bytes: to pack them and unpack them again
+// took a quarter of the time that a seeded ddpm_step takes.
+template <class R> FG_HD void as_stored(DType dtype, int64_t n, R* values) {
+  if constexpr (sizeof(R) == 4) {
+    if (dtype == kBFloat16) {
+      for (int64_t i = 0; i < n; ++i) {
+        const uint32_t b = static_cast<uint32_t>(bits(values[i]));
+        const float rounded = from_bits(static_cast<int32_t>((b + 0x7FFF + ((b >> 16) & 1)) & 0xFFFF0000));
+        values[i] = values[i] == values[i] ? rounded : values[i];
+      }
+    } else if (dtype == kFloat16) {
+      alignas(64) uint16_t stored[64];
+      const Operand to = {stored, kFloat16};
+      for (int64_t i = 0; i < n; i += 64) {
+        const int64_t count = n - i < 64 ? n - i : 64;
+        write(values + i, count, to, 0);
+        read(to, 0, count, values + i);
+      }
+    }
+  }
+}
+
 }  // namespace
 }  // namespace fastgen

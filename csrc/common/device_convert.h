@@ -148,6 +148,22 @@ template <class R, class T> FG_HD void store_one(const Operand& to, int64_t i, R
   }
 }
 
+// What store_one leaves of a value.
+template <class R, class T> FG_HD R as_stored(const Operand& to, R value) {
+  if constexpr (!kIsAny<T>) {
+    Words words;
+    T::put_pair(&words, 0, value, value);
+    return T::get(&words, 0);
+  } else {
+    switch (to.dtype) {
+      case kFloat16: return static_cast<R>(as_stored<float, Float16>(to, static_cast<float>(value)));
+      case kBFloat16: return static_cast<R>(as_stored<float, BFloat16>(to, static_cast<float>(value)));
+      case kFloat32: return static_cast<R>(static_cast<float>(value));
+      default: return value;
+    }
+  }
+}
+
 // kCount elements from element i on, in whole words.
 template <class T, int kCount> FG_HD void load_vector(const Operand& from, int64_t i, Words* words) {
   FG_UNROLL

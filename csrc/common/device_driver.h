@@ -20,6 +20,7 @@
 //   static bool noiseless(const Row&)              whether that sample takes no noise
 //   void apply<kNoise, n>(row, in, z, out) const   in[kInputs][n], z[n] → out[kOutputs][n]; kNoise only where the row takes noise
 //   void first_of_sample(b, row) const             called once for each sample
+//   Sink                                           of sums: what takes the results
 #pragma once
 #include "device_convert.h"
 #include "device_sum.h"
@@ -27,6 +28,7 @@
 
 namespace fastgen {
 
+struct Adder;
 // What all ops name alike, and what most of them have in common.
 template <class R_, class X_, class M_, class Out_, class Arguments> struct DeviceOp {
   using R = R_;
@@ -34,6 +36,7 @@ template <class R_, class X_, class M_, class Out_, class Arguments> struct Devi
   using M = M_;
   using Out = Out_;
   using Noise = Out_;
+  using Sink = Adder;
   static constexpr int kStates = 1 << 0;
   static constexpr int kNoises = 1 << kNoNoise | 1 << kGivenNoise | 1 << kSeededNoise;
   Arguments a;
@@ -126,6 +129,22 @@ struct Adder {
     sum += static_cast<double>(few);
   }
   template <class Place, class R> FG_HD void element(const Place&, const R (&out)[1][1]) { sum += static_cast<double>(out[0][0]); }
+};
+// This one writes the first result, whose op has no other that is written, and adds up the second.
+struct WritingAdder {
+  double sum = 0;
+  template <class Place, class R, int n> FG_HD void vector(const Place& place, const R (&out)[2][n]) {
+    Writer().vector(place, out);
+    R few = out[1][0];
+    FG_UNROLL
+    for (int i = 1; i < n; ++i)
+      few += out[1][i];
+    sum += static_cast<double>(few);
+  }
+  template <class Place, class R> FG_HD void element(const Place& place, const R (&out)[2][1]) {
+    Writer().element(place, out);
+    sum += static_cast<double>(out[1][0]);
+  }
 };
 
 // Computes the op's results from a vector's raw words, and hands them to a sink. Seeded noise is given to it as normals.
@@ -422,10 +441,10 @@ template <class Way> struct Added {
     plan = SumPlan(outputs, items);
   }
   FG_HD void add(int64_t output, int64_t first, int64_t step, double (&sum)[1]) const {
-    Adder adder;
+    typename decltype(Way::op)::Sink sink;
     for (int64_t i = first; i < items; i += step)
-      way.item(output * items + i, adder);
-    sum[0] += adder.sum;
+      way.item(output * items + i, sink);
+    sum[0] += sink.sum;
   }
   FG_HD void finish(int64_t output, const double (&sum)[1]) const { way.op.finish(output, sum[0]); }
 };

@@ -55,7 +55,7 @@ struct SumScratch {
   uint64_t launch_number = 0;
 };
 
-constexpr int kMaxInputs = 5, kMaxOutputs = 2, kMaxColumns = 14;
+constexpr int kMaxInputs = 5, kMaxOutputs = 3, kMaxColumns = 14;
 
 // Below this many elements the event of a batch is too short for a vector loop of its own, and tiles span several samples.
 constexpr int64_t kSmallEvent = 64;

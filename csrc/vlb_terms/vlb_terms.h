@@ -101,17 +101,20 @@ template <class V, class Get> FG_HD Apart<V> means_apart(const VlbTermsArguments
 template <class V> struct VlbTerm {
   V value, by_d, by_log_variance;
 };
+template <bool kLearned, class V, class Get> FG_HD V log_variance_of(const Get& get, V v) {
+  using C = VlbTermsColumns;
+  return kLearned ? fma(get(C::kSlope), v, get(C::kIntercept)) : get(C::kIntercept);
+}
 template <bool kLearned, class V, class Get> FG_HD VlbTerm<V> divergence(const Get& get, V d, V v) {
   using C = VlbTermsColumns;
   const V half = splat<V>(0.5), zero = splat<V>(0.0);
   if (!kLearned) return {fma(half * get(C::kPrecision) * d, d, get(C::kConstant)), get(C::kPrecision) * d, zero};
-  const V log_variance = fma(get(C::kSlope), v, get(C::kIntercept)), r = log_variance - get(C::kLogPosteriorVariance);
+  const V log_variance = log_variance_of<kLearned>(get, v), r = log_variance - get(C::kLogPosteriorVariance);
   const V precision = exp(-log_variance), square = d * d * precision;
   return {half * (excess(r) + square), precision * d, half * (splat<V>(1.0) - exp(-r) - square)};
 }
-template <bool kLearned, class V, class Get> FG_HD VlbTerm<V> decoded(const VlbTermsArguments& a, const Get& get, V x0, V d, V v) {
-  using C = VlbTermsColumns;
-  const V half = splat<V>(0.5), log_variance = kLearned ? fma(get(C::kSlope), v, get(C::kIntercept)) : get(C::kIntercept);
+template <class V> FG_HD VlbTerm<V> decoded(const VlbTermsArguments& a, V x0, V d, V log_variance) {
+  const V half = splat<V>(0.5);
   if (a.decoder == kGaussian) {
     const V precision = exp(-log_variance), square = d * d * precision;
     return {half * (splat<V>(1.83787706640934548356) + log_variance + square), precision * d, half * (splat<V>(1.0) - square)};

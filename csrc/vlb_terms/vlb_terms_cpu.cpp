@@ -6,19 +6,23 @@
 namespace fastgen {
 namespace {
 
-// Which terms a tile has: the decoder's are of some samples only, and take many times as long.
-enum Terms { kDivergences, kDecoded, kBoth };
-
+// Whether a tile has the decoder's terms, which are of some samples only and take many times as long.
 template <class R> bool is_decoded(R flag) { return !(flag == 0); }  // NaN is either's
-template <class R> Terms terms_of(const SampleRow<R>& row, int64_t, int64_t) {
-  return is_decoded(row.get(VlbTermsColumns::kDecoder, 0)[0]) ? kDecoded : kDivergences;
+template <class R> bool any_decoded(const SampleRow<R>& row, int64_t, int64_t) {
+  return is_decoded(row.get(VlbTermsColumns::kDecoder, 0)[0]);
 }
-template <class R> Terms terms_of(const ElementRows<R>& row, int64_t first, int64_t n) {
+template <class R> bool any_decoded(const ElementRows<R>& row, int64_t first, int64_t n) {
   const R* const flags = row.values[VlbTermsColumns::kDecoder] + first;
-  int64_t decoded = 0;
+  int64_t count = 0;
   for (int64_t i = 0; i < n; ++i)
-    decoded += is_decoded(flags[i]);
-  return decoded == 0 ? kDivergences : decoded == n ? kDecoded : kBoth;
+    count += is_decoded(flags[i]);
+  return count > 0;
+}
+
+// Not inline: in each of the loops it made compiling this file take four times as long.
+template <class V> __attribute__((noinline)) void decode(const VlbTermsArguments& a, const V& x0, const V& d, const V& log_variance,
+                                                         VlbTerm<V>& term) {
+  term = decoded(a, x0, d, log_variance);
 }
 
 template <class R> struct VlbTermsOp : Summed<R, VlbTermsArguments> {
@@ -67,13 +71,10 @@ template <class R> struct VlbTermsOp : Summed<R, VlbTermsArguments> {
   }
   template <bool kNoise, bool kLearned, class Row, class F>
   FG_HD void each_learned(const Row& row, const Tile<R>& t, int64_t first, const F& f) const {
-    switch (terms_of(row, first, t.n)) {
-      case kDivergences: return loop<kNoise, kLearned, kDivergences>(row, t, first, f);
-      case kDecoded: return loop<kNoise, kLearned, kDecoded>(row, t, first, f);
-      case kBoth: return loop<kNoise, kLearned, kBoth>(row, t, first, f);
-    }
+    if (any_decoded(row, first, t.n)) return loop<kNoise, kLearned, true>(row, t, first, f);
+    loop<kNoise, kLearned, false>(row, t, first, f);
   }
-  template <bool kNoise, bool kLearned, Terms kTerms, class Row, class F>
+  template <bool kNoise, bool kLearned, bool kDecoded, class Row, class F>
   FG_HD void loop(const Row& row, const Tile<R>& t, int64_t first, const F& f) const {
     using V = Vec<R>;
     for (int64_t i = 0; i < t.n; i += kLanes<R>) {
@@ -82,12 +83,12 @@ template <class R> struct VlbTermsOp : Summed<R, VlbTermsArguments> {
       V x_t = t.in[3] ? load(t.in[3] + i) : q_sample(get(C::kScale), x0);
       if (kNoise) x_t = with_noise(x_t, get(C::kSigma), load(t.z + i));
       const Apart<V> apart = means_apart(a, get, x0, load(t.in[1] + i), x_t);
-      VlbTerm<V> term;
-      if (kTerms != kDecoded) term = divergence<kLearned>(get, apart.d, v);
-      if (kTerms != kDivergences) {
-        const VlbTerm<V> last = decoded<kLearned>(a, get, x0, apart.d, v);
+      VlbTerm<V> term = divergence<kLearned>(get, apart.d, v);
+      if (kDecoded) {
+        VlbTerm<V> last;
+        decode(a, x0, apart.d, log_variance_of<kLearned>(get, v), last);
         const auto of_divergence = get(C::kDecoder) == splat<V>(0.0);
-        auto chosen = [&](V ours, V theirs) { return kTerms == kBoth ? select(of_divergence, ours, theirs) : theirs; };
+        auto chosen = [&](V ours, V theirs) { return select(of_divergence, ours, theirs); };
         term = {chosen(term.value, last.value), chosen(term.by_d, last.by_d), chosen(term.by_log_variance, last.by_log_variance)};
       }
       f(get, apart, term, i);

@@ -59,7 +59,7 @@ template <class R, class X, class M, bool kBackward> struct VlbTermsItems : Devi
   FG_HD VlbTerm<R> term_of(const Row& row, R x0, R d, R v) const {
     if (a.no_term()) return {};
     if (row(C::kDecoder) == 0) return a.learned ? divergence<true>(row, d, v) : divergence<false>(row, d, v);
-    return a.learned ? decoded<true>(a, row, x0, d, v) : decoded<false>(a, row, x0, d, v);
+    return decoded(a, x0, d, a.learned ? log_variance_of<true>(row, v) : log_variance_of<false>(row, v));
   }
   template <LossKind kLoss, int n> FG_HD void add_loss(const Row& row, const R (&r)[n], R (&out)[n]) const {
     const R delta = static_cast<R>(a.delta), factor = kBackward ? R(1) : static_cast<R>(a.vlb_weight);

@@ -107,8 +107,9 @@ def schedule(value) -> None:
         raise TypeError(f"schedule: expected a fastgen.Schedule, got {type(value).__name__}")
 
 
-def timestep(t, x, end: int, note: str):
-    """(tensor, 0) for a tensor of shape (B,) within 0 … end-1, (None, int) for an int.
+def timestep(t, x, end: int, note: str, begin: int = 0):
+    """(tensor, 0) for a tensor of shape (B,) within begin … end-1, (None, int) for an int. `begin` is 1 where a step that adds no
+    noise will not do.
 
     The values of a tensor are looked at on the CPU only: on a GPU that would synchronise, and a traced one has none.
     """
@@ -121,13 +122,18 @@ def timestep(t, x, end: int, note: str):
             raise ValueError(f"t: expected a tensor on {x.device} like the data, got one on {t.device}")
         if t.device.type == "cpu" and t.numel() and not values_are_hidden():
             low, high = (int(bound) for bound in torch.aminmax(unwrapped(t)))
-            if low < 0 or high >= end:
-                raise ValueError(f"t: expected timesteps within 0 … {end - 1}, got {low if low < 0 else high}{note}")
+            if low < begin or high >= end:
+                got = low if low < begin else high
+                raise ValueError(f"t: expected timesteps within {begin} … {end - 1}, got {got}{_note(got, begin, note)}")
         return t, 0
     t = integer("t", t, "an int or an int64 tensor of shape (B,)")
-    if not 0 <= t < end:
-        raise ValueError(f"t: expected a timestep within 0 … {end - 1}, got {t}{note}")
+    if not begin <= t < end:
+        raise ValueError(f"t: expected a timestep within {begin} … {end - 1}, got {t}{_note(t, begin, note)}")
     return None, t
+
+
+def _note(t, begin, note):
+    return "; the step to x_0 adds no noise, so that it has no density" if 0 <= t < begin else note
 
 
 def unwrapped(x):

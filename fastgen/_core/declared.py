@@ -175,6 +175,21 @@ _DECLARED: dict[str, tuple[str, tuple]] = {
         "int loss, float delta, Tensor? weights, float vlb_weight",
         ("vlb_terms(...) -> Tensor", "vlb_terms_backward(Tensor gradient, ..., bool detach_mean) -> Tensor"),
     ),
+    "step_log_prob": (
+        "Tensor x_t, Tensor model_output, Tensor rows, Tensor? t, SymInt index, float? clip, bool learned, float scale",
+        (
+            "step_log_prob(Tensor x_prev, ...) -> Tensor",
+            "step_log_prob_backward(Tensor gradient, Tensor x_prev, ...) -> Tensor",
+            "step_log_prob_backward_x(Tensor gradient, Tensor x_prev, ...) -> (Tensor, Tensor)",
+            "ddpm_step_log_prob(..., Tensor? noise, Tensor? seeds, SymInt? seed, Tensor? unconditional, float guidance) -> "
+            "(Tensor, Tensor)",
+            (
+                "ddim_step_log_prob(..., Tensor? noise, Tensor? seeds, SymInt? seed, Tensor? unconditional, float guidance) -> "
+                "(Tensor, Tensor)",
+                {"function": "ddpm_step_log_prob"},
+            ),
+        ),
+    ),
 }
 
 STEMS = tuple(_DECLARED)

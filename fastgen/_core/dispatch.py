@@ -74,13 +74,13 @@ def backend_for(device):
     return "eager" if transformed() else backends.select_for(device)
 
 
-def timestep(plan, t, x):
+def timestep(plan, t, x, begin=0):
     """`checks.timestep`, except that a tensor for a compiled op is passed on unchecked, since the op checks it."""
-    if type(t) is int and 0 <= t < plan.end:
+    if type(t) is int and begin <= t < plan.end:
         return None, t
     if isinstance(t, torch.Tensor) and not plan.careful:
         return t, 0
-    return checks.timestep(t, x, plan.end, plan.note)
+    return checks.timestep(t, x, plan.end, plan.note, begin)
 
 
 def batched(gradient):

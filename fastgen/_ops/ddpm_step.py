@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal, overload
+from typing import Any, Literal, get_args, overload
 
 import torch
 
@@ -13,6 +13,8 @@ from ..schedule import LEARNED_VARIANCES, PREDICTIONS, VARIANCES, Prediction, Sc
 from .q_sample import scaled
 
 Operands = declared.OPERANDS["ddpm_step"]
+Over = Literal["sum", "mean"]
+OVERS = get_args(Over)
 
 
 @overload
@@ -32,6 +34,8 @@ def ddpm_step(
     unconditional_output: torch.Tensor | None = None,
     guidance_scale: float | None = None,
     return_x0: Literal[False] = False,
+    return_log_prob: Literal[False] = False,
+    log_prob_over: Over = "sum",
     out: torch.Tensor | None = None,
 ) -> torch.Tensor: ...
 @overload
@@ -51,8 +55,52 @@ def ddpm_step(
     unconditional_output: torch.Tensor | None = None,
     guidance_scale: float | None = None,
     return_x0: Literal[True],
+    return_log_prob: Literal[False] = False,
+    log_prob_over: Over = "sum",
     out: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]: ...
+@overload
+def ddpm_step(
+    x_t: torch.Tensor,
+    model_output: torch.Tensor,
+    t: int | torch.Tensor,
+    schedule: Schedule,
+    *,
+    prediction: Prediction = "epsilon",
+    variance: Variance = "posterior",
+    clip: float | None = None,
+    threshold: torch.Tensor | None = None,
+    noise: torch.Tensor | None = None,
+    seed: int | torch.Tensor | None = None,
+    generator: torch.Generator | None = None,
+    unconditional_output: torch.Tensor | None = None,
+    guidance_scale: float | None = None,
+    return_x0: Literal[False] = False,
+    return_log_prob: Literal[True],
+    log_prob_over: Over = "sum",
+    out: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]: ...
+@overload
+def ddpm_step(
+    x_t: torch.Tensor,
+    model_output: torch.Tensor,
+    t: int | torch.Tensor,
+    schedule: Schedule,
+    *,
+    prediction: Prediction = "epsilon",
+    variance: Variance = "posterior",
+    clip: float | None = None,
+    threshold: torch.Tensor | None = None,
+    noise: torch.Tensor | None = None,
+    seed: int | torch.Tensor | None = None,
+    generator: torch.Generator | None = None,
+    unconditional_output: torch.Tensor | None = None,
+    guidance_scale: float | None = None,
+    return_x0: Literal[True],
+    return_log_prob: Literal[True],
+    log_prob_over: Over = "sum",
+    out: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]: ...
 def ddpm_step(
     x_t: torch.Tensor,
     model_output: torch.Tensor,
@@ -69,8 +117,10 @@ def ddpm_step(
     unconditional_output: torch.Tensor | None = None,
     guidance_scale: float | None = None,
     return_x0: bool = False,
+    return_log_prob: bool = False,
+    log_prob_over: Over = "sum",
     out: torch.Tensor | None = None,
-) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+) -> torch.Tensor | tuple[torch.Tensor, ...]:
     """One step x_t → x_{t−1} of the reverse process:
 
         x0      = clip(P·x_t + Q·m)                         m = model_output; P, Q by `prediction`
@@ -99,6 +149,10 @@ def ddpm_step(
             call is compiled; a learned variance stays that of model_output. No tensor is made, nor launch, but where gradients
             are recorded.
         return_x0: return (x_{t−1}, x0).
+        return_log_prob: return (x_{t−1}, l) or (x_{t−1}, x0, l) with l = log p(x_{t−1} | x_t) (B,), `step_log_prob` of the x_{t−1}
+            that is returned, made in the same pass; in a second one with return_x0 or where gradients are recorded. Those of l
+            reach x_t and both outputs, with x_{t−1} held fixed. For t ≥ 1, and without a threshold.
+        log_prob_over: what l adds up its elements to, their "sum" or their "mean".
         out: where to write x_{t−1}; may be x_t itself.
 
     With no noise source, a seed is drawn from torch's default CPU generator. Returns x_{t−1} with the shape and layout of x_t
@@ -126,6 +180,9 @@ def ddpm_step(
         dtype = _check_inputs(x_t, model_output, learned)
         table = schedule.ddpm_step_table(prediction, variance, x_t.device, dtype)
         plan = dispatch.make_plan("ddpm_step", schedule, x_t, model_output, dtype, table, prediction, variance, learned)
+    if return_log_prob is not False:
+        over = _checked_over(return_log_prob, log_prob_over)
+        return _with_log_prob(plan, x_t, model_output, t, clip, threshold, noise, seed, generator, guidance, return_x0, over, out)
     return _reverse_step(plan, x_t, model_output, t, clip, threshold, noise, seed, generator, guidance, return_x0, out)
 
 
@@ -146,6 +203,8 @@ def ddim_step(
     unconditional_output: torch.Tensor | None = None,
     guidance_scale: float | None = None,
     return_x0: Literal[False] = False,
+    return_log_prob: Literal[False] = False,
+    log_prob_over: Over = "sum",
     out: torch.Tensor | None = None,
 ) -> torch.Tensor: ...
 @overload
@@ -165,8 +224,52 @@ def ddim_step(
     unconditional_output: torch.Tensor | None = None,
     guidance_scale: float | None = None,
     return_x0: Literal[True],
+    return_log_prob: Literal[False] = False,
+    log_prob_over: Over = "sum",
     out: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]: ...
+@overload
+def ddim_step(
+    x_t: torch.Tensor,
+    model_output: torch.Tensor,
+    t: int | torch.Tensor,
+    schedule: Schedule,
+    *,
+    eta: float = 0.0,
+    prediction: Prediction = "epsilon",
+    clip: float | None = None,
+    threshold: torch.Tensor | None = None,
+    noise: torch.Tensor | None = None,
+    seed: int | torch.Tensor | None = None,
+    generator: torch.Generator | None = None,
+    unconditional_output: torch.Tensor | None = None,
+    guidance_scale: float | None = None,
+    return_x0: Literal[False] = False,
+    return_log_prob: Literal[True],
+    log_prob_over: Over = "sum",
+    out: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]: ...
+@overload
+def ddim_step(
+    x_t: torch.Tensor,
+    model_output: torch.Tensor,
+    t: int | torch.Tensor,
+    schedule: Schedule,
+    *,
+    eta: float = 0.0,
+    prediction: Prediction = "epsilon",
+    clip: float | None = None,
+    threshold: torch.Tensor | None = None,
+    noise: torch.Tensor | None = None,
+    seed: int | torch.Tensor | None = None,
+    generator: torch.Generator | None = None,
+    unconditional_output: torch.Tensor | None = None,
+    guidance_scale: float | None = None,
+    return_x0: Literal[True],
+    return_log_prob: Literal[True],
+    log_prob_over: Over = "sum",
+    out: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]: ...
 def ddim_step(
     x_t: torch.Tensor,
     model_output: torch.Tensor,
@@ -183,8 +286,10 @@ def ddim_step(
     unconditional_output: torch.Tensor | None = None,
     guidance_scale: float | None = None,
     return_x0: bool = False,
+    return_log_prob: bool = False,
+    log_prob_over: Over = "sum",
     out: torch.Tensor | None = None,
-) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+) -> torch.Tensor | tuple[torch.Tensor, ...]:
     """One step x_t → x_{t−1} of the DDIM family:
 
         x0      = clip(P·x_t + Q·m),   ε = (x_t − √ᾱ_t·x0)/√(1−ᾱ_t)
@@ -194,8 +299,8 @@ def ddim_step(
     η = 0 is deterministic (no noise is drawn or read), η = 1 is `ddpm_step` with variance "posterior". ε is read off the
     clipped x0. x_{t−1} is the previous step of `schedule`, so respace the schedule for larger strides.
 
-    eta: a number within 0 … 1, a constant where the call is compiled. The other arguments, the result and the errors are those of
-    `ddpm_step`.
+    eta: a number within 0 … 1, a constant where the call is compiled; above 0 with return_log_prob. The other arguments, the result
+    and the errors are those of `ddpm_step`.
 
     Source: Song et al. 2021 (DDIM), equations (12) and (16).
     """
@@ -214,6 +319,11 @@ def ddim_step(
         dtype = _check_inputs(x_t, model_output, False)
         table = schedule.ddim_step_table(prediction, eta, x_t.device, dtype)
         plan = dispatch.make_plan("ddim_step", schedule, x_t, model_output, dtype, table, prediction, eta)
+    if return_log_prob is not False:
+        over = _checked_over(return_log_prob, log_prob_over)
+        if eta == 0.0:
+            raise ValueError(f"eta: expected a number > 0 with return_log_prob, got {eta!r}; a step without noise has no density")
+        return _with_log_prob(plan, x_t, model_output, t, clip, threshold, noise, seed, generator, guidance, return_x0, over, out)
     return _reverse_step(plan, x_t, model_output, t, clip, threshold, noise, seed, generator, guidance, return_x0, out)
 
 
@@ -321,6 +431,66 @@ def _reverse_step(plan, x_t, model_output, t, clip, threshold, noise, seed, gene
         raise
 
 
+def _checked_over(return_log_prob, over):
+    checks.boolean("return_log_prob", return_log_prob)
+    checks.option("log_prob_over", over, OVERS)
+    return over
+
+
+def scale_of(over, x):
+    """What a sum over the event is multiplied by."""
+    return 1.0 if over == "sum" else 1.0 / max(x[:1].numel() if len(x) else x.numel(), 1)
+
+
+def _with_log_prob(plan, x_t, model_output, t, clip, threshold, noise, seed, generator, guidance, return_x0, over, out):
+    """The step and its log-probability: one op, or where x0 or gradients are asked for two."""
+    if threshold is not None:
+        raise ValueError("threshold: expected None with return_log_prob, got one")
+    if clip is not None:
+        clip, _ = _checked_bounds(plan, x_t, clip, None)
+    checks.boolean("return_x0", return_x0)
+    recorded = x_t.requires_grad or model_output.requires_grad or (isinstance(noise, torch.Tensor) and noise.requires_grad)
+    recorded = torch.is_grad_enabled() and (recorded or (bool(guidance) and guidance[0].requires_grad))
+    two = plan.call is None or recorded or return_x0
+    given = x_t, model_output, t, noise, plan, None, guidance, out, 1
+    if two or plan.careful or out is not None or (noise is None and seed is None):
+        _check_tensors(*given)
+    t, index = dispatch.timestep(plan, t, x_t, 1)
+    seeds = None
+    if noise is not None or generator is not None or type(seed) is not int or not 0 <= seed < 2**63:
+        noise, seeds, seed = _noise_source(plan, x_t, noise, seed, generator)
+    scale = scale_of(over, x_t)
+    if two:
+        o = Operands(x_t, model_output, plan.rows, t, index, noise, seeds, seed, clip, None, plan.learned, *guidance)
+        results = _step_then_log_prob(plan, o, scale, return_x0, recorded)
+    else:
+        source = noise, seeds, seed, *(guidance or (None, 1.0))
+        op = dispatch.op(plan.op + "_log_prob", plan.backend)
+        try:
+            results = op(x_t, model_output, plan.rows, t, index, clip, plan.learned, scale, *source)
+        except (RuntimeError, TypeError):
+            _check_tensors(*given)
+            raise
+    return results if out is None else (out.copy_(results[0]), *results[1:])
+
+
+def _step_then_log_prob(plan, o, scale, return_x0, recorded):
+    from . import step_log_prob as density  # which imports this module
+
+    if o.unconditional is not None:
+        o = o._replace(model_output=_guided_output(*o[:2], o.unconditional, o.guidance, plan), unconditional=None)
+    made: Any = _recorded(plan, o, return_x0) if recorded and plan.call is not None else _run(plan, o, return_x0, None)
+    x_prev, *x0 = [x.to(plan.dtype) for x in (made if return_x0 else (made,))]
+    call = None if plan.call is None else dispatch.op("step_log_prob", plan.backend)
+    of = density.Operands(*o[:5], o.clip, plan.learned, scale)
+    return x_prev, *x0, density.run(call, plan.backend, x_prev.detach(), of)
+
+
+def _guided_output(x_t, m, u, g, plan):
+    """In torch ops, whose gradients torch knows; the result is rounded once all the same."""
+    return _guided(m.to(plan.rows.dtype), u.to(plan.rows.dtype), g, x_t.shape[1] if plan.learned else None)
+
+
 def _checked_bounds(plan, x_t, clip, threshold):
     if clip is not None and (type(clip) is not float or not 0.0 < clip < math.inf):
         clip = checks.number("clip", clip, low=0.0, strict=True)
@@ -343,9 +513,8 @@ def _noise_source(plan, x_t, noise, seed, generator):
 
 def _recorded(plan, o, return_x0):
     dtype = plan.dtype
-    if o.unconditional is not None:  # in torch ops, whose gradients torch knows; the result is rounded once all the same
-        m, u = o.model_output.to(o.rows.dtype), o.unconditional.to(o.rows.dtype)
-        m = _guided(m, u, o.guidance, o.x_t.shape[1] if o.learned else None)
+    if o.unconditional is not None:
+        m = _guided_output(o.x_t, o.model_output, o.unconditional, o.guidance, plan)
         o = o._replace(model_output=m, unconditional=None, guidance=1.0)
     y, x0 = _DdpmStep.apply(plan, return_x0, *o)
     return (y.to(dtype), x0.to(dtype)) if return_x0 else y.to(dtype)
@@ -371,12 +540,12 @@ def _check_inputs(x_t, model_output, learned):
     return checks.result_dtype(x_t, model_output)
 
 
-def _check_tensors(x_t, model_output, t, noise, plan, threshold, guidance, out):
+def _check_tensors(x_t, model_output, t, noise, plan, threshold, guidance, out, begin=0):
     _check_inputs(x_t, model_output, plan.learned)
     u = guidance[0] if guidance else None
     if guidance:
         checks.exactly_like("unconditional_output", u, "model_output", model_output)
-    checks.timestep(t, x_t, plan.end, plan.note)
+    checks.timestep(t, x_t, plan.end, plan.note, begin)
     if noise is not None:
         checks.like("noise", noise, "x_t", x_t)
     if out is not None:
@@ -424,22 +593,27 @@ def dynamic_bound(x0, quantile, low, high=None):
 
 def reference(o):
     """The kernel in plain PyTorch: (x_{t−1}, x0). rows: (T, 10), the columns of `DDPM_STEP_COLUMNS`."""
-    dtype, shape, x, noise = checks.result_dtype(o.x_t, o.model_output), o.x_t.shape, o.x_t.to(o.rows.dtype), o.noise
-    c = _columns(o)
-    m, v = _mean_and_variance(o)
-    x0 = c["x0_from_x"] * x + c["x0_from_m"] * m
-    if o.clip is None and o.threshold is None:
-        y = c["y_from_x_unclipped"] * x + c["y_from_m_unclipped"] * m
-    else:
-        x0 = _clipped(x0, o.clip, o.threshold)
-        # where m has no weight beside x0 it is not looked at, were it infinite or NaN
-        y = dispatch.with_noise(c["y_from_x0"] * x0 + c["y_from_x"] * x, c["y_from_m"], m)
+    dtype, shape, noise = checks.result_dtype(o.x_t, o.model_output), o.x_t.shape, o.noise
+    c = columns(o)
+    m, v = mean_and_variance(o)
+    y, x0 = mean(o, c, m)
     if noise is None and (o.seeds is not None or o.seed is not None):
-        noise = rng.normals(shape, o.seeds, o.seed, o.index if o.t is None else o.t, x.device, x.dtype)
+        noise = rng.normals(shape, o.seeds, o.seed, o.index if o.t is None else o.t, y.device, y.dtype)
     sigma = c["sigma"]
     if o.learned and noise is not None:
-        noise = torch.exp(torch.where(sigma == 0, 0.0, c["slope"] * v + c["intercept"])) * noise.to(x.dtype)
+        noise = torch.exp(torch.where(sigma == 0, 0.0, c["slope"] * v + c["intercept"])) * noise.to(y.dtype)
     return dispatch.with_noise(y, sigma, noise).to(dtype), x0.to(dtype)
+
+
+def mean(o, c, m):
+    """μ and x0 in the dtype of the arithmetic, of the columns c and of m in that dtype."""
+    x = o.x_t.to(o.rows.dtype)
+    x0 = c["x0_from_x"] * x + c["x0_from_m"] * m
+    if o.clip is None and o.threshold is None:
+        return c["y_from_x_unclipped"] * x + c["y_from_m_unclipped"] * m, x0
+    x0 = _clipped(x0, o.clip, o.threshold)
+    # where m has no weight beside x0 it is not looked at, were it infinite or NaN
+    return dispatch.with_noise(c["y_from_x0"] * x0 + c["y_from_x"] * x, c["y_from_m"], m), x0
 
 
 def _guided(m, u, g, channels):
@@ -450,7 +624,7 @@ def _guided(m, u, g, channels):
     return torch.cat([u + g * (m[:, :channels] - u), m[:, channels:]], dim=1)
 
 
-def _mean_and_variance(o) -> tuple[torch.Tensor, Any]:
+def mean_and_variance(o) -> tuple[torch.Tensor, Any]:
     """m, and v where the variance is learned, else None; in the dtype of the arithmetic."""
     m, channels = o.model_output.to(o.rows.dtype), o.x_t.shape[1] if o.learned else None
     if o.unconditional is not None:
@@ -458,7 +632,7 @@ def _mean_and_variance(o) -> tuple[torch.Tensor, Any]:
     return (m[:, :channels], m[:, channels:]) if o.learned else (m, None)
 
 
-def _columns(o):
+def columns(o):
     return dict(zip(DDPM_STEP_COLUMNS, dispatch.gathered(o.rows, o.t, o.index, o.x_t.dim()), strict=True))
 
 
@@ -543,8 +717,8 @@ def _affine_backward(ctx, o, y_gradient, x0_gradient, needed):
 
 def _general_backward(ctx, o, y_gradient, x0_gradient, needed):
     x_dtype, m_dtype, noise_dtype = ctx.dtypes
-    c, x = _columns(o), o.x_t.to(o.rows.dtype)
-    m, v = _mean_and_variance(o)
+    c, x = columns(o), o.x_t.to(o.rows.dtype)
+    m, v = mean_and_variance(o)
     g = torch.zeros_like(x) if y_gradient is None else y_gradient.to(x.dtype)
     g0 = torch.zeros_like(x) if x0_gradient is None else x0_gradient.to(x.dtype)
     # Through x0 to both inputs. Without a clip y's own gradient reaches them by the unclipped columns, else by y_from_x0.

@@ -1,0 +1,81 @@
+// The log-probability of a reverse step. With the mean μ and the deviation σ of ddpm_step, whose rows and options these are, that
+// of an element is
+//
+//   log N(x_{t−1}; μ, σ²) = −½·u² − log σ − ½·log 2π,   u = (x_{t−1} − μ)/σ
+//
+// μ is not rounded to the dtype of the step. A step that takes no noise has no density: NaN. Host and device.
+#pragma once
+#include "ddpm_step/ddpm_step.h"
+
+namespace fastgen {
+
+struct StepLogProbColumns : DdpmStepColumns {
+  // In the place of columns that are not needed: there is no threshold, and a backward makes no noise. The intercept is log σ where
+  // that is not learned.
+  enum { kInverseSigma = kInverseBound, kUpstream = kSigma };
+};
+
+// The inputs: x, m, v, and the given x_{t−1}; or, of a step that makes it, u and given noise. Then out[0] is x_{t−1}. Backward,
+// out[0], out[1] and out[2] are the derivatives by m, v and x.
+struct StepLogProbArguments : DdpmStepArguments {
+  bool makes_step = false;         // which out[0] alone does not tell: an empty tensor has no address
+  double scale = 1;                // of a sum: forward into the result, backward into every derivative
+  void* result = nullptr;          // forward: (B,), of the type of the arithmetic
+  double* sums = nullptr;          // on the CPU: of each block; null where each sample is small and has its own
+  SumScratch scratch;              // on CUDA
+  const void* gradient = nullptr;  // backward: (B,), of the type of the arithmetic
+};
+
+template <class R> FG_HD void step_log_prob_row(const StepLogProbArguments& a, int64_t b, R* row) {
+  using C = StepLogProbColumns;
+  ddpm_step_row(a, b, row);
+  const R sigma = row[C::kSigma];
+  const bool noisy = sigma >= static_cast<R>(kIsDouble<R> ? 2.2250738585072014e-308 : 1.17549435e-38);  // which NaN is not
+  row[C::kInverseSigma] = noisy ? 1 / sigma : static_cast<R>(NAN);
+  if (!a.learned) row[C::kIntercept] = log_positive(sigma);
+  if (!noisy) row[C::kIntercept] = static_cast<R>(NAN);
+  if (a.gradient) row[C::kUpstream] = static_cast<const R*>(a.gradient)[b] * static_cast<R>(a.scale);
+}
+
+// Of an element, or of a vector of them: μ, and whether its derivative goes through x0.
+template <class V> struct StepMean {
+  V value, reaches;
+};
+template <bool kClip, class V, class Get> FG_HD StepMean<V> step_mean(const Get& get, V x, V m) {
+  using C = StepLogProbColumns;
+  V y, x0, unused = splat<V>(0.0);
+  ddpm_step<false, kClip ? kClamp : kNoClip, false, kClip>(get, x, m, unused, unused, y, x0);
+  if constexpr (kClip) {
+    const V found = fma(get(C::kX0FromX), x, get(C::kX0FromM) * m);
+    return {y, select(x0 == found, splat<V>(1.0), splat<V>(0.0))};
+  } else {
+    return {y, splat<V>(1.0)};
+  }
+}
+
+// The log-probability of d = x_{t−1} − μ, u and 1/σ.
+template <class V> struct LogProb {
+  V value, u, inverse_sigma;
+};
+template <bool kLearned, class V, class Get> FG_HD LogProb<V> log_prob(const Get& get, V d, V v) {
+  using C = StepLogProbColumns;
+  const V log_sigma = kLearned ? fma(get(C::kSlope), v, get(C::kIntercept)) : get(C::kIntercept);
+  const V inverse_sigma = kLearned ? exp(-log_sigma) : get(C::kInverseSigma), u = d * inverse_sigma;
+  return {-fma(splat<V>(0.5) * u, u, log_sigma + splat<V>(0.91893853320467274178)), u, inverse_sigma};
+}
+
+// The derivatives by m, v and x.
+template <class V> struct LogProbDerivatives {
+  V by_m, by_v, by_x;
+};
+template <bool kClip, class V, class Get>
+FG_HD LogProbDerivatives<V> log_prob_derivatives(const Get& get, const StepMean<V>& mean, const LogProb<V>& of) {
+  using C = StepLogProbColumns;
+  const V by_mean = get(C::kUpstream) * of.u * of.inverse_sigma;
+  const V by_v = get(C::kUpstream) * fma(of.u, of.u, splat<V>(-1.0)) * get(C::kSlope);
+  if (!kClip) return {by_mean * get(C::kYFromMUnclipped), by_v, by_mean * get(C::kYFromXUnclipped)};
+  const V by_x0 = get(C::kYFromX0) * mean.reaches;
+  return {by_mean * fma(by_x0, get(C::kX0FromM), get(C::kYFromM)), by_v, by_mean * fma(by_x0, get(C::kX0FromX), get(C::kYFromX))};
+}
+
+}  // namespace fastgen

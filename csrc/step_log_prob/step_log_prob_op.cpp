@@ -1,0 +1,137 @@
+#include "step_log_prob/step_log_prob.h"
+
+#include "declared/step_log_prob.h"
+
+namespace fastgen {
+FG_KERNELS(step_log_prob, StepLogProbArguments)
+namespace {
+
+// A step whose deviation is 0 has no density; a GPU, where the timesteps are not looked at, gives NaN.
+template <class R> void check_deviations(const Rows& rows, int64_t batch) {
+  for (int64_t b = 0; b < (rows.t ? batch : batch > 0); ++b) {
+    const int64_t t = rows.t ? rows.t[b] : rows.index;
+    STD_TORCH_CHECK(static_cast<const R*>(rows.table)[t * rows.columns + DdpmStepColumns::kSigma] != 0,
+                    "t: expected steps that add noise, since others have no density, got ", t);
+  }
+}
+
+// The plain arguments, and what they point into.
+struct Call {
+  Batch batch;
+  int64_t factor;
+  Input x, m;
+  DType arithmetic;
+  RowsInput rows_input;
+  std::optional<Input> x_prev, u, noise;
+  StepLogProbArguments a;
+
+  // `given`: x_{t−1}, or null where that is to be made.
+  Call(const Tensor* given, const StepLogProbOperands& o)
+      : batch(o.x_t),
+        factor(o.learned ? 2 : 1),
+        x(batch.first("x_t")),
+        m(batch.input(o.model_output, "model_output", factor)),
+        arithmetic(arithmetic_of(promoted(promoted(x.dtype, m.dtype), given ? View(*given).dtype("x_prev") : x.dtype))),
+        rows_input(o.rows, o.t, o.index, DdpmStepColumns::kCount, batch, arithmetic) {
+    a.geometry = batch.geometry;
+    a.rows = rows_input.rows;
+    a.is_double = arithmetic == kFloat64;
+    if (kTimestepsAreVisible)
+      a.is_double ? check_deviations<double>(a.rows, a.geometry.batch) : check_deviations<float>(a.rows, a.geometry.batch);
+    a.learned = o.learned;
+    a.scale = o.scale;
+    if (o.clip) {
+      a.clip_kind = kClamp;
+      a.clip = *o.clip;
+    }
+    a.in[0] = batch.operand(x);
+    a.in[1] = batch.operand(m, factor);
+    if (o.learned) a.in[2] = second_half(a.in[1]);
+    if (given) a.in[3] = batch.operand(x_prev.emplace(batch.input(*given, "x_prev")));
+  }
+
+  // Where the second half of the channels begins.
+  Operand second_half(Operand of) const {
+    const int64_t channels = batch.channels_last ? a.geometry.channels : a.geometry.event;
+    of.data = static_cast<char*>(of.data) + channels * size_of(of.dtype);
+    return of;
+  }
+};
+
+// The sums of a call's kernel.
+Tensor sums(Call& call) {
+  StepLogProbArguments& a = call.a;
+  const int64_t batch = a.geometry.batch;
+  const Tensor out = empty(&batch, 1, false, call.arithmetic, call.batch.like);
+  a.result = out.mutable_data_ptr();
+  flatten(a, true);
+#ifdef FG_DEVICE_KERNELS
+  // what one thread block for each sum does alone needs none; without elements each sample is an item
+  std::optional<Scratch> scratch;
+  if (call.batch.like.numel > kThreads || batch > kThreads) a.scratch = scratch.emplace(1, call.batch.like).for_kernel;
+  run_cuda(fastgen_step_log_prob_cuda, a, call.batch.like);
+#else
+  run_sample_sums(step_log_prob_cpu(isa_for(a)), a, true);
+#endif
+  return out;
+}
+
+Tensor step_log_prob(const Tensor& x_prev, const StepLogProbOperands& o) {
+  Call call(&x_prev, o);
+  return sums(call);
+}
+
+std::tuple<Tensor, Tensor> ddpm_step_log_prob(const StepLogProbOperands& o, const OptionalTensor& noise,
+                                              const OptionalTensor& seeds, std::optional<int64_t> seed,
+                                              const OptionalTensor& unconditional, double guidance) {
+  Call call(nullptr, o);
+  StepLogProbArguments& a = call.a;
+  const DType dtype = promoted(call.x.dtype, call.m.dtype);
+  STD_TORCH_CHECK(noise || seeds || seed, "noise, seed: expected one of them");
+  a.noise = noise_of(seeds, seed, o.index, true, call.batch);
+  if (noise) {
+    a.in[4] = call.batch.operand(call.noise.emplace(call.batch.input(*noise, "noise")));
+    a.noise.kind = kGivenNoise;
+  }
+  if (unconditional) {
+    call.u.emplace(call.batch.input(*unconditional, "unconditional", call.factor));
+    STD_TORCH_CHECK(call.u->dtype == call.m.dtype, "unconditional: expected the dtype of model_output");
+    a.in[3] = call.batch.operand(*call.u, call.factor);
+    a.guidance = guidance;
+  }
+  a.makes_step = true;
+  const Tensor out = call.batch.output(dtype);
+  a.out[0] = call.batch.operand(out.mutable_data_ptr(), dtype);
+  return {out, sums(call)};
+}
+
+// The derivatives by m, and with `x` by x_t.
+Tensor backward(const Tensor& gradient, const Tensor& x_prev, const StepLogProbOperands& o, std::optional<Tensor>* to_x) {
+  Call call(&x_prev, o);
+  StepLogProbArguments& a = call.a;
+  const View view(gradient);
+  const std::optional<Tensor> copy = view.contiguous ? OptionalTensor() : OptionalTensor(torch::stable::contiguous(gradient));
+  const View own(copy ? *copy : gradient);
+  check_each_sample(own, "gradient", call.batch.like, call.arithmetic);
+  a.gradient = own.data;
+  const Tensor out = call.batch.output(call.m.dtype, call.factor);
+  a.out[0] = call.batch.operand(out.mutable_data_ptr(), call.m.dtype, call.factor);
+  if (a.learned) a.out[1] = call.second_half(a.out[0]);
+  if (to_x) a.out[2] = call.batch.operand(to_x->emplace(call.batch.output(call.x.dtype)).mutable_data_ptr(), call.x.dtype);
+  flatten(a, true);
+  FG_RUN(step_log_prob, a, call.batch.like, grain(a.noise));
+  return out;
+}
+
+Tensor step_log_prob_backward(const Tensor& gradient, const Tensor& x_prev, const StepLogProbOperands& o) {
+  return backward(gradient, x_prev, o, nullptr);
+}
+
+std::tuple<Tensor, Tensor> step_log_prob_backward_x(const Tensor& gradient, const Tensor& x_prev, const StepLogProbOperands& o) {
+  std::optional<Tensor> to_x;
+  const Tensor to_m = backward(gradient, x_prev, o, &to_x);
+  return {to_m, *to_x};
+}
+
+}  // namespace
+}  // namespace fastgen
