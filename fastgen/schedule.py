@@ -62,6 +62,7 @@ class Schedule(Tables):
         "posterior_variance",
         "timesteps",
         "_hash",
+        "_length",
         "_timestep_tensors",
     )
 
@@ -73,6 +74,7 @@ class Schedule(Tables):
     posterior_variance: np.ndarray
     timesteps: np.ndarray
     _hash: int
+    _length: int  # which torch.compile can read, as it cannot an array
     _timestep_tensors: dict[torch.device, torch.Tensor]
 
     def __init__(
@@ -92,6 +94,7 @@ class Schedule(Tables):
             "timesteps": _frozen(timesteps, np.int64),
             "name": name,
             "_hash": hash((betas.tobytes(), alphas_cumprod.tobytes(), np.asarray(timesteps, np.int64).tobytes())),
+            "_length": betas.size,
             "_timestep_tensors": {},
         }
         for key, value in values.items():
@@ -310,7 +313,7 @@ class Schedule(Tables):
     # ---- object protocol ------------------------------------------------------------------------------------------------
 
     def __len__(self) -> int:
-        return self.betas.size
+        return self._length
 
     def __repr__(self) -> str:
         last = self.alphas_cumprod[-1]

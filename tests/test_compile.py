@@ -57,6 +57,9 @@ FORWARD = {
     "vlb_terms_learned": lambda s, x, m, t, seed: fastgen.vlb_terms(
         torch.cat([m, x], 1), x, t, s, x_t=m.cos(), variance="learned_range", reduction="mean", unit="bits_per_dim"
     ),
+    "hybrid": lambda s, x, m, t, seed: fastgen.diffusion_loss(
+        torch.cat([m, x], 1), x, t, s, seed=seed, variance="learned_range", weighting=x[:, 0, 0].abs(), reduction="none"
+    ),
     "step_log_prob": lambda s, x, m, t, seed: fastgen.step_log_prob(m.sin(), x, m, later(t), s, clip=1.0, over="mean"),
     "step_log_prob_learned": lambda s, x, m, t, seed: fastgen.step_log_prob(
         m.sin(), x.bfloat16(), torch.cat([m, x], 1), 3, s, variance="learned"
@@ -98,6 +101,7 @@ BACKWARD = {
     "diffusion_loss": lambda s, x, m, t: fastgen.diffusion_loss(m, x, t, s, seed=3, prediction="v_prediction"),
     "diffusion_loss_each": lambda s, x, m, t: fastgen.diffusion_loss(m, x, t, s, noise=x.detach(), loss="l1", reduction="none"),
     "vlb_terms": lambda s, x, m, t: fastgen.vlb_terms(torch.cat([m, m], 1), x.detach(), t, s, seed=3, variance="learned"),
+    "hybrid": lambda s, x, m, t: fastgen.diffusion_loss(torch.cat([m, m], 1), x.detach(), t, s, seed=3, variance="learned"),
     "step_log_prob": lambda s, x, m, t: fastgen.step_log_prob(m.detach().sin(), x, m, later(t), s, clip=1.0),
     "step_with_log_prob": lambda s, x, m, t: fastgen.ddpm_step(x, m, later(t), s, seed=3, return_log_prob=True)[1],
     "step_log_prob_m": lambda s, x, m, t: fastgen.step_log_prob(
@@ -207,6 +211,9 @@ DYNAMIC = {
     "ddim_step": lambda s, x, t: fastgen.ddim_step(x, x.sin(), t, s),
     "diffusion_loss": lambda s, x, t: fastgen.diffusion_loss(x.sin(), x, t, s, seed=1, reduction="none"),
     "diffusion_loss_min_snr": lambda s, x, t: fastgen.diffusion_loss(x.sin(), x, t, s, noise=x.cos(), weighting="min_snr"),
+    "vlb_terms": lambda s, x, t: fastgen.vlb_terms(x.sin(), x, t, s, seed=1, unit="bits_per_dim", reduction="mean"),
+    "hybrid": lambda s, x, t: fastgen.diffusion_loss(torch.cat([x, x.sin()], 1), x, t, s, seed=1, variance="learned_range"),
+    "step_log_prob": lambda s, x, t: fastgen.step_log_prob(x, x.sin(), x.cos(), t + 1, s, over="mean"),
     "discriminator_loss": lambda s, x, t: fastgen.discriminator_loss(x, x[1:]),
 }
 

@@ -1026,6 +1026,15 @@ def test_a_training_step_in_one_launch_back():
         (twice,) = torch.autograd.grad(losses["loss"].mean(), m, create_graph=True)
         torch.testing.assert_close(twice, m.grad, rtol=1e-4, atol=1e-6)
         assert torch.autograd.grad(twice.square().sum(), m)[0].isfinite().all()
+        losses = d.training_losses(lambda *_: m, x, t, noise=noise)
+        square = torch.ones(3, 3)  # whose row and column begin at one address
+        square[0, 1] = 5.0
+        found = torch.autograd.grad((losses["mse"], losses["vb"]), m, (square[0], square[:, 0]), retain_graph=True)[0]
+        parts = [
+            torch.autograd.grad(losses[name], m, g, retain_graph=True)[0]
+            for name, g in zip(("mse", "vb"), (square[0], square[:, 0]), strict=True)
+        ]
+        torch.testing.assert_close(found, parts[0] + parts[1])
 
 
 def test_bounds_that_fall_through(caplog):
@@ -1040,6 +1049,11 @@ def test_bounds_that_fall_through(caplog):
         with patch(d), pytest.raises(NotImplementedError):
             d.loss_type = odd.HUBER
             d.training_losses(model, x, t)
+        d.loss_type = LossType.MSE
+        with torch.enable_grad():
+            y = x.clone().requires_grad_()
+            with_and_without(d, lambda: torch.autograd.grad(d.training_losses(model, y, t)["loss"].sum(), y), 1e-4)
+        assert "gradients to the data or the noise" in caplog.text
         d.loss_type, d.q_sample = LossType.KL, lambda x_start, t, noise=None: x_start
         with_and_without(d, lambda: d.training_losses(model, x, t)["loss"], 1e-4)
         assert "training_losses: the code of q_sample is the object's own" in caplog.text
@@ -1078,6 +1092,8 @@ def test_learned_gaussian_diffusion(objective, clip, caplog):
         with_and_without(d, lambda: train(loss_reduction="none"), 1e-4, kernels=3)
     with patch(d, rng="fused"):
         assert train()[0].isfinite()
+    y = x.clone().requires_grad_()
+    with_and_without(d, lambda: torch.autograd.grad(d.p_losses(y, t), y), 1e-4)
     with patch(d) as p, caplog.at_level(logging.DEBUG, LOG):
         assert not any("p_mean_variance" in name for name in p.covered)
         d.immiscible = True
@@ -1181,7 +1197,7 @@ def test_spaced_steps_that_do_more_than_wrap(tmp_path):
         tmp_path, SpacedDiffusion, "return super().p_mean_variance(self", "return 2 * super().p_mean_variance(self"
     )
     with patch(kind) as p:
-        assert {name.rpartition(".")[2] for name in p.skipped} == {"p_mean_variance", "p_sample", "ddim_sample"}
+        assert {name.rpartition(".")[2] for name in p.skipped} == {*STEPS, *BOUNDS}
 
 
 def test_guided_errors_are_the_librarys():

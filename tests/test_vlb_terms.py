@@ -261,8 +261,30 @@ def test_units_and_reductions(device, schedule):
 def test_the_mean_of_nothing(device, schedule):
     x0 = torch.zeros(0, 3, 4, device=device)
     assert fastgen.vlb_terms(x0, x0, 5, schedule, seed=1).shape == (0,)
+    assert fastgen.vlb_terms(x0[:, 0, 0], x0[:, 0, 0], 5, schedule, seed=1).shape == (0,)
     assert fastgen.vlb_terms(x0, x0, 5, schedule, seed=1, reduction="mean").isnan()
     assert fastgen.vlb_terms(x0, x0, 5, schedule, seed=1, reduction="sum") == 0
+
+
+def test_where_nothing_is_learned_but_the_mean(device, schedule):
+    x0 = pixels((2, 3), 1, device=device)
+    with pytest.raises(ValueError, match="^detach_mean: expected False with variance='posterior'"):
+        fastgen.vlb_terms(x0, x0, 5, schedule, seed=1, detach_mean=True)
+
+
+def test_a_term_of_no_weight_is_left_out(device, schedule):
+    """And not 0 times infinity."""
+    m, x0 = data(SHAPE, device, "learned")
+    m[0, 4:] = -1e30
+    leaf = m.requires_grad_()
+    loss = fastgen.diffusion_loss(leaf, x0, 9, schedule, seed=1, variance="learned", vlb_weight=0.0)
+    torch.testing.assert_close(loss, fastgen.diffusion_loss(m[:, :4], x0, 9, schedule, seed=1))
+    assert torch.autograd.grad(loss, leaf)[0].isfinite().all()
+
+
+def test_a_clip_beyond_the_dtype(device, schedule):
+    m, x0 = data(SHAPE, device, "posterior")
+    assert_same(*(fastgen.vlb_terms(m, x0, 9, schedule, seed=1, clip=clip) for clip in (1e300, 1e30)))
 
 
 def test_a_sample_does_not_depend_on_its_batch(device, schedule):

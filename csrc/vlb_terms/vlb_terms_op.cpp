@@ -33,7 +33,8 @@ struct Call {
     a.hybrid = o.loss >= 0;
     if (a.hybrid) a.loss = static_cast<LossKind>(o.loss);
     a.delta = o.delta;
-    a.vlb_weight = o.vlb_weight;
+    if (a.hybrid) a.vlb_weight = o.vlb_weight;
+    STD_TORCH_CHECK(!a.hybrid || !o.x_t, "x_t: expected none with a loss, whose target has the noise");
     if (o.weights) a.weights = each_sample(*o.weights, "weights").data;
     a.each_sample = o.each_sample;
     a.has_clip = o.clip.has_value();

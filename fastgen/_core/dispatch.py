@@ -187,6 +187,11 @@ def with_noise(y, sigma, noise):
     return torch.where(sigma == 0, y, y + sigma * noise.to(y.dtype))
 
 
+def sum_of_events(x):
+    """(B,): of each sample, 0 where it has no elements."""
+    return x.flatten(1).sum(1) if x.dim() > 1 else x
+
+
 def empty_like(x, dtype=None, factor=1, samples=None):
     """A tensor as a compiled op allocates it: channels-last where `x` is that and not contiguous too, else contiguous; of `factor`
     times the channels, or of another number of samples."""

@@ -86,7 +86,8 @@ def variational_bound(
             their first dimension are repeated for the n timesteps of a call, once for all calls; all else is passed on as it is.
         progress: show a progress bar; needs tqdm.
 
-    Returns a `VariationalBound` (total, prior, terms): (B,), (B,) and (B, K) in float32, or float64 where x0 or m is. Terms are
+    Returns a `VariationalBound` (total, prior, terms): (B,), (B,) and (B, K) in float32, or float64 where x0 or, but for the prior,
+    m is. Terms are
     added in an order that depends on K alone. Gradients are not recorded: a loss is `vlb_terms`.
 
     Raises TypeError or ValueError naming the argument, before the network is called; of what the network returns, then.

@@ -439,7 +439,7 @@ def _checked_over(return_log_prob, over):
 
 def scale_of(over, x):
     """What a sum over the event is multiplied by."""
-    return 1.0 if over == "sum" else 1.0 / max(x[:1].numel() if len(x) else x.numel(), 1)
+    return 1.0 if over == "sum" else 1.0 / max(math.prod(x.shape[1:]), 1)
 
 
 def _with_log_prob(plan, x_t, model_output, t, clip, threshold, noise, seed, generator, guidance, return_x0, over, out):

@@ -54,7 +54,8 @@ def diffusion_loss(
         t: int or int64 tensor of shape (B,), 0-based, within 0 … T−1, as given to `q_sample`.
         schedule: a `Schedule` of T steps.
         noise: ε itself, the shape of x0, any of the four dtypes, where `q_sample` was given it.
-        seed: int or int64 tensor of 1 or B elements, as given to `q_sample`. Either is needed unless prediction is "sample".
+        seed: int or int64 tensor of 1 or B elements, as given to `q_sample`. Either is needed unless prediction is "sample" and no
+            variance is learned.
         offset: int within 0 … 2⁶³−1, as given to `q_sample`; with `seed` only.
         prediction: what m predicts: "epsilon", "sample" (x0) or "v_prediction".
         loss: "mse" (ℓ(r) = r²), "l1" (|r|) or "huber" (r²/2 where |r| ≤ δ, else δ·(|r| − δ/2)).
@@ -202,7 +203,7 @@ def reference(o):
     r = _residual(o, from_x0, from_noise)
     losses = weighted(weight, o.weights, r.dim()) * loss_of(r, o.loss, o.delta)
     if o.reduction == 0:
-        return losses.reshape(len(losses), -1).mean(1) if r.numel() else losses.sum(tuple(range(1, r.dim()))) / 0.0
+        return losses.reshape(len(losses), -1).mean(1) if r.numel() else dispatch.sum_of_events(losses) / 0.0
     return losses.mean() if o.reduction == 1 else losses.sum()
 
 

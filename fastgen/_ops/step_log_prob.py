@@ -154,7 +154,7 @@ def reference(x_prev, o):
     else:
         u = (x_prev.to(mean.dtype) - mean) / sigma
     terms = -0.5 * u * u - (log_sigma + 0.5 * math.log(2.0 * math.pi))
-    return o.scale * terms.reshape(len(terms), -1).sum(1) if terms.numel() else terms.sum(tuple(range(1, terms.dim())))
+    return o.scale * dispatch.sum_of_events(terms)
 
 
 # ---- fakes ----------------------------------------------------------------------------------------------------------------

@@ -54,7 +54,8 @@ def vlb_terms(
         x0: (B, *event), float16, bfloat16, float32 or float64, contiguous or channels-last; other strides are copied first.
         t: int or int64 tensor of shape (B,), 0-based, within 0 … T−1.
         schedule: a `Schedule` of T steps.
-        x_t: the network's input, the shape of x0, any of the four dtypes; or one of noise and seed in its place.
+        x_t: the network's input, the shape of x0, any of the four dtypes but float64 where neither m nor x0 is; or one of noise
+            and seed in its place.
         noise: ε, the shape of x0, any of the four dtypes, where `q_sample` was given it.
         seed: int or int64 tensor of 1 or B elements, as given to `q_sample`.
         offset: int within 0 … 2⁶³−1, as given to `q_sample`; with `seed` only.
@@ -63,11 +64,12 @@ def vlb_terms(
             ("learned_range").
         clip: a number c > 0; the x0 that m stands for is clamped to ±c.
         decoder: "discretized" or "gaussian", of the term at t = 0.
-        detach_mean: no gradient reaches m by way of μ, as in the hybrid loss, only v.
+        detach_mean: with a learned variance only: v alone gets a gradient, as in the hybrid loss. What μ̃ − μ is counts as constant,
+            for gradients to x0, x_t and noise too.
         unit: "nats", the sum over the event, or "bits_per_dim", the mean over the event divided by ln 2.
         reduction: "none": (B,), "mean" or "sum" over the samples.
 
-    Returns (B,), or a scalar, in float32, or float64 where m, x0 or x_t is: half precision computes in float32 and is not rounded
+    Returns (B,), or a scalar, in float32, or float64 where m or x0 is: half precision computes in float32 and is not rounded
     to. Sums are made in a fixed order. Log-probabilities keep their relative accuracy in the tails and near 0: nothing is clamped.
     Differentiable in m, twice; gradients to x0, x_t or noise and forward-mode derivatives take the decomposed path.
 
@@ -86,11 +88,12 @@ def vlb_terms(
     checks.boolean("detach_mean", detach_mean)
     if clip is not None:
         clip = checks.number("clip", clip, low=0.0, strict=True)
+    if detach_mean and not plan.learned:
+        raise ValueError(f"detach_mean: expected False with variance={variance!r}, of which nothing is learned but the mean")
     scale = 1.0 if unit == "nats" else bits_per_dim(x0)
-    if reduction == "mean":
-        scale = scale * _over(len(x0))
     source = _noise_source(x0, x_t, noise, seed), offset
-    return _terms(plan, model_output, x0, t, x_t, source, clip, DECODERS.index(decoder), scale, reduction == "none", detach_mean)
+    terms = _terms(plan, model_output, x0, t, x_t, source, clip, DECODERS.index(decoder), scale, True, detach_mean)
+    return terms if reduction == "none" else terms.mean() if reduction == "mean" else terms.sum()
 
 
 def hybrid_loss(model_output, x0, t, schedule, source, prediction, variance, decoder, vlb_weight, simple_loss, gamma, reduction):
@@ -108,12 +111,17 @@ def hybrid_loss(model_output, x0, t, schedule, source, prediction, variance, dec
     checks.option("reduction", reduction, REDUCTIONS)
     vlb_weight = checks.number("vlb_weight", vlb_weight, low=0.0) * len(schedule) / math.log(2.0)
     hybrid = simple.LOSSES.index(loss), checks.number("delta", delta, low=0.0, strict=True), weights, vlb_weight
-    scale = {"none": _over(math.prod(x0.shape[1:])), "mean": _over(x0.numel()), "sum": 1.0}[reduction]
+    # A compiled program is for events of one size, which is among its constants, and for batches of any.
+    mean_of_each = reduction == "mean" and dispatch.traced()
+    scale = (
+        1.0 if reduction == "sum" else _over(x0.numel() if reduction == "mean" and not mean_of_each else math.prod(x0.shape[1:]))
+    )
     if noise is None and seed is None:
         raise ValueError("noise, seed: expected the one that q_sample was given, of which x_t is made again; got neither")
     source = _noise_source(x0, None, noise, seed), offset
-    each_sample = reduction == "none"
-    return _terms(plan, model_output, x0, t, None, source, None, DECODERS.index(decoder), scale, each_sample, True, hybrid)
+    each_sample = reduction == "none" or mean_of_each
+    terms = _terms(plan, model_output, x0, t, None, source, None, DECODERS.index(decoder), scale, each_sample, True, hybrid)
+    return terms.mean() if mean_of_each else terms
 
 
 NOT_HYBRID = -1, 1.0, None, 1.0
@@ -270,7 +278,8 @@ def reference(o, detach_mean=False):
         x_t = dispatch.with_noise(scale * x0, sigma, noise)
     found = x0_from_x * x_t + x0_from_m * m
     if o.clip is not None:
-        found = found.clamp(-o.clip, o.clip)
+        bound = min(o.clip, torch.finfo(dtype).max)
+        found = found.clamp(-bound, bound)
     off = mean_from_x0 * (x0 - found)  # μ̃ − μ, and at t = 0 x0 − μ
     if detach_mean:
         off = off.detach()
@@ -286,10 +295,9 @@ def reference(o, detach_mean=False):
     if o.loss >= 0:
         from_x0, from_noise, weight = rows[11:]
         r = dispatch.with_noise(m - from_x0 * x0, -from_noise, noise)
-        terms = simple.weighted(weight, o.weights, r.dim()) * simple.loss_of(r, o.loss, o.delta) + o.vlb_weight * terms
-    if not o.each_sample:
-        return o.scale * terms.sum()
-    return o.scale * (terms.reshape(len(terms), -1).sum(1) if terms.numel() else terms.sum(tuple(range(1, terms.dim()))))
+        losses = simple.weighted(weight, o.weights, r.dim()) * simple.loss_of(r, o.loss, o.delta)
+        terms = losses + o.vlb_weight * terms if o.vlb_weight else losses
+    return o.scale * (dispatch.sum_of_events(terms) if o.each_sample else terms.sum())
 
 
 def _decoded(decoder, x0, off, log_variance):
@@ -425,10 +433,16 @@ class _Parts(torch.autograd.Function):
         if torch.is_grad_enabled() or any(dispatch.batched(g) for _, g in given):
             found = [_decomposed_backward(part, ctx.detach_mean, g) for part, g in given]
         else:
-            if len(given) == 2 and gradients[0].data_ptr() == gradients[1].data_ptr():  # of their sum: autograd's one tensor
+            if len(given) == 2 and _one(*gradients):
                 given = [(o, gradients[0])]
             found = [dispatch.op("vlb_terms_backward", ctx.backend)(g, *part, ctx.detach_mean) for part, g in given]
         return None, None, sum(found[1:], found[0]) if found else None, None
+
+
+def _one(a, b):
+    """Whether two gradients are one tensor, as autograd has it for those of a sum."""
+    plain = type(a) is type(b) is torch.Tensor and not torch.compiler.is_compiling()  # a fake tensor has no address
+    return plain and a.data_ptr() == b.data_ptr() and a.stride() == b.stride()
 
 
 def _saved(ctx, backend, detach_mean, model_output, rest):

@@ -20,6 +20,7 @@ from ._gaussian import (
     Method,
     bound_columns,
     check,
+    check_constant,
     check_eta,
     check_like,
     check_t,
@@ -191,6 +192,8 @@ def _p_sample(original, rng, known):
     @known.get("mode", torch.no_grad)()
     def p_sample(self, fused, x, t, x_self_cond=None, clip_denoised=True, model_forward_kwargs=None):
         check("x", x)
+        if "learned" in fused["p_mean_variance"]:
+            raise NotCovered("a learned variance")
         step = _step(self, noisy=True)
         if type(t) is not int:
             raise NotCovered("t is no int")
@@ -323,6 +326,8 @@ def _learned_p_losses(original, rng, known):
         if not isinstance(self.vb_loss_weight, (int, float)) or getattr(self, "immiscible", False):
             # of immiscible diffusion, x_t has the noise in another order than what is to be predicted
             raise NotCovered("vb_loss_weight is no number, or immiscible diffusion")
+        check_constant(x_start, noise)
+        noising, bound = noising_of(self), _bound(self)
         if noise is not None:
             check_like("noise", noise, x_start)
             if noise.dtype != torch.float32:
@@ -330,13 +335,13 @@ def _learned_p_losses(original, rng, known):
             source: dict[str, Any] = {"noise": noise}
         else:
             source = {"seed": _rng.drawn_seed(x_start.device)} if rng == "fused" else {"noise": torch.randn_like(x_start)}
-        x_t = noised_with(noising_of(self), x_start, t, **source)
+        x_t = noised_with(noising, x_start, t, **source)
         m = self.model(x_t, t)
         clip = 1.0 if clip_denoised else None
         options = {"what": WITH_SIMPLE, "vlb_weight": self.vb_loss_weight, "detach_mean": True, **source}
         reduction = "none" if loss_reduction == "none" else "mean"
         decoder = CLAMPED_DECODERS[1e-15]
-        return terms_with(_bound(self), m, x_start, t, clip=clip, decoder=decoder, learned=True, reduction=reduction, **options)
+        return terms_with(bound, m, x_start, t, clip=clip, decoder=decoder, learned=True, reduction=reduction, **options)
 
     return p_losses
 

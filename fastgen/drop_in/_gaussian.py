@@ -279,6 +279,12 @@ def check_like(name, x, other):
         raise NotCovered(f"{name} has another shape or device than the data")
 
 
+def check_constant(x0, noise):
+    """With a detached mean the kernels give them no gradient, or another than the libraries."""
+    if torch.is_grad_enabled() and (x0.requires_grad or (noise is not None and noise.requires_grad)):
+        raise NotCovered("gradients to the data or the noise")
+
+
 def check_t(t, x):
     if type(t) not in _PLAIN or t.dtype != torch.int64 or t.shape != x.shape[:1] or t.device != x.device:
         raise NotCovered("t is no int64 tensor of shape (B,) on the device of the data")

@@ -18,6 +18,7 @@ from ._gaussian import (
     Method,
     bound_columns,
     check,
+    check_constant,
     check_eta,
     check_like,
     check_t,
@@ -367,13 +368,18 @@ def _vb_terms_bpd(original, rng, _):
     return _vb_terms_bpd
 
 
-def _training_losses(original, rng, _):
+def _training_losses(original, rng, own):
     def training_losses(self, fused, model, x_start, t, model_kwargs=None, noise=None):
         _check_data("x_start", x_start, t)
         known = fused["p_mean_variance"]
         kinds, kind = _kinds(self, known), getattr(self.loss_type, "name", None)
         if kind not in ("MSE", "RESCALED_MSE", "KL", "RESCALED_KL"):
             raise NotCovered(f"the loss {self.loss_type}")
+        if ("forwards" in known) != ("forwards" in own):
+            raise NotCovered("a network that p_mean_variance wraps and training_losses does not, or the reverse")
+        learned, noising = kinds[1].startswith("LEARNED"), noising_of(self)
+        if learned and not kind.endswith("KL"):
+            check_constant(x_start, noise)
         if noise is not None:
             check_like("noise", noise, x_start)
             if noise.dtype != x_start.dtype:
@@ -383,12 +389,12 @@ def _training_losses(original, rng, _):
             source = {"seed": _rng.drawn_seed(x_start.device)}
         else:
             source = {"noise": torch.randn_like(x_start)}
-        x_t = noised_with(noising_of(self), x_start, t, **source)
+        x_t = noised_with(noising, x_start, t, **source)
         m, _ = _output(self, known, model, x_t, t, model_kwargs)
         if kind.endswith("KL"):
             weight = self.num_timesteps if kind == "RESCALED_KL" else 1.0
             return {"loss": _terms_of_bound(self, kinds, m, x_start, t, False, x_t=x_t, vlb_weight=weight)}
-        if not kinds[1].startswith("LEARNED"):
+        if not learned:
             prediction = "epsilon" if kinds[0] == "EPSILON" else "sample"
             mse = loss_with(_squares(self, kinds[0]), m, x_start, t, prediction=prediction, reduction="none", **source)
             return {"mse": mse, "loss": mse}

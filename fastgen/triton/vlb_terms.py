@@ -369,6 +369,8 @@ class _Call:
             raise RuntimeError("x_t, noise, seed: expected one of them")
         if not (0 <= o.decoder <= 3 and -1 <= o.loss <= 2):
             raise RuntimeError("expected a decoder within 0 … 3 and a loss within -1 … 2")
+        if o.loss >= 0 and o.x_t is not None:
+            raise RuntimeError("x_t: expected none with a loss, whose target has the noise")
         noise = op.same(o.noise, x0, batch.channels_last) if z.kind == GIVEN_NOISE.value else rows.table
         if o.weights is not None:
             op.each_sample("weights", o.weights, x0, rows.table.dtype)
