@@ -283,7 +283,6 @@ CALLS = INTO | {
     "vlb x_t": _vlb(x_t="target", t=7, decoder="gaussian"),
     "vlb learned": _vlb(model_output="wide", seed="seeds", variance="learned", prediction="v_prediction"),
     "vlb learned x_t": _vlb(model_output="wide", x_t="target", variance="learned_range", unit="bits_per_dim"),
-    "vlb mean": _vlb(seed="seed", reduction="mean"),
     "vlb hybrid": _hybrid(seed="seed"),
     "vlb hybrid noise each": _hybrid(noise="noise", loss="huber", reduction="none", weighting="threshold"),
     "vlb back": _vlb_gradient("seeds"),
