@@ -113,16 +113,16 @@ template <bool kLearned, class V, class Get> FG_HD VlbTerm<V> divergence(const G
   const V precision = exp(-log_variance), square = d * d * precision;
   return {half * (excess(r) + square), precision * d, half * (splat<V>(1.0) - exp(-r) - square)};
 }
-template <class V> FG_HD VlbTerm<V> decoded(const VlbTermsArguments& a, V x0, V d, V log_variance) {
+template <class V> FG_HD VlbTerm<V> decoded(Decoder decoder, V x0, V d, V log_variance) {
   const V half = splat<V>(0.5);
-  if (a.decoder == kGaussian) {
+  if (decoder == kGaussian) {
     const V precision = exp(-log_variance), square = d * d * precision;
     return {half * (splat<V>(1.83787706640934548356) + log_variance + square), precision * d, half * (splat<V>(1.0) - square)};
   }
   const V inverse_sigma = exp(-half * log_variance);
-  const LogBin<V> bin = a.decoder == kDiscretized
+  const LogBin<V> bin = decoder == kDiscretized
                             ? log_bin(x0, d, inverse_sigma)
-                            : approximate_log_bin(x0, d, inverse_sigma, a.decoder == kClampedAt12 ? 1e-12 : 1e-15);
+                            : approximate_log_bin(x0, d, inverse_sigma, decoder == kClampedAt12 ? 1e-12 : 1e-15);
   return {bin.value, bin.by_c, half * bin.by_log_sigma};
 }
 

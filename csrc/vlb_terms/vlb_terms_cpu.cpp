@@ -20,9 +20,8 @@ template <class R> bool any_decoded(const ElementRows<R>& row, int64_t first, in
 }
 
 // Not inline: in each of the loops it made compiling this file take four times as long.
-template <class V> __attribute__((noinline)) void decode(const VlbTermsArguments& a, const V& x0, const V& d, const V& log_variance,
-                                                         VlbTerm<V>& term) {
-  term = decoded(a, x0, d, log_variance);
+template <class V> FG_NOINLINE void decode(Decoder decoder, const V& x0, const V& d, const V& log_variance, VlbTerm<V>& term) {
+  term = decoded(decoder, x0, d, log_variance);
 }
 
 template <class R> struct VlbTermsOp : Summed<R, VlbTermsArguments> {
@@ -86,7 +85,7 @@ template <class R> struct VlbTermsOp : Summed<R, VlbTermsArguments> {
       VlbTerm<V> term = divergence<kLearned>(get, apart.d, v);
       if (kDecoded) {
         VlbTerm<V> last;
-        decode(a, x0, apart.d, log_variance_of<kLearned>(get, v), last);
+        decode(a.decoder, x0, apart.d, log_variance_of<kLearned>(get, v), last);
         const auto of_divergence = get(C::kDecoder) == splat<V>(0.0);
         auto chosen = [&](V ours, V theirs) { return select(of_divergence, ours, theirs); };
         term = {chosen(term.value, last.value), chosen(term.by_d, last.by_d), chosen(term.by_log_variance, last.by_log_variance)};

@@ -5,6 +5,11 @@
 
 namespace fastgen {
 
+// Of few samples, and large: inline in each of a vector's elements it took the compiler minutes.
+template <class R> FG_NOINLINE VlbTerm<R> decode(Decoder decoder, R x0, R d, R log_variance) {
+  return decoded(decoder, x0, d, log_variance);
+}
+
 // Inputs 0 and 3 are x0 and x_t, of one type, 1 and 2 the halves of the model's output, whose type the derivatives have.
 template <class R, class X, class M, bool kBackward> struct VlbTermsItems : DeviceOp<R, X, M, M, VlbTermsArguments> {
   using DeviceOp<R, X, M, M, VlbTermsArguments>::a;
@@ -59,7 +64,7 @@ template <class R, class X, class M, bool kBackward> struct VlbTermsItems : Devi
   FG_HD VlbTerm<R> term_of(const Row& row, R x0, R d, R v) const {
     if (a.no_term()) return {};
     if (row(C::kDecoder) == 0) return a.learned ? divergence<true>(row, d, v) : divergence<false>(row, d, v);
-    return decoded(a, x0, d, a.learned ? log_variance_of<true>(row, v) : log_variance_of<false>(row, v));
+    return decode(a.decoder, x0, d, a.learned ? log_variance_of<true>(row, v) : log_variance_of<false>(row, v));
   }
   template <LossKind kLoss, int n> FG_HD void add_loss(const Row& row, const R (&r)[n], R (&out)[n]) const {
     const R delta = static_cast<R>(a.delta), factor = kBackward ? R(1) : static_cast<R>(a.vlb_weight);
