@@ -20,6 +20,8 @@
 //   static bool noiseless(const Row&)              whether that sample takes no noise
 //   void apply<kNoise, n>(row, in, z, out) const   in[kInputs][n], z[n] → out[kOutputs][n]; kNoise only where the row takes noise
 //   void first_of_sample(b, row) const             called once for each sample
+//   kUnroll                                        how many vectors a thread may have on the way; fewer than four for an op with
+//                                                  many inputs, or with much to compute, each of whose vectors is code of its own
 //   Sink                                           of sums: what takes the results
 #pragma once
 #include "device_convert.h"
@@ -37,7 +39,7 @@ template <class R_, class X_, class M_, class Out_, class Arguments> struct Devi
   using Out = Out_;
   using Noise = Out_;
   using Sink = Adder;
-  static constexpr int kStates = 1 << 0;
+  static constexpr int kUnroll = 4, kStates = 1 << 0;
   static constexpr int kNoises = 1 << kNoNoise | 1 << kGivenNoise | 1 << kSeededNoise;
   Arguments a;
 
@@ -284,7 +286,7 @@ template <class Way> struct EachThread {
 };
 
 template <class Op, NoiseKind kNoise> struct Vectors : EachThread<Vectors<Op, kNoise>> {
-  static constexpr int n = kVector<Op>, kUnroll = 4;
+  static constexpr int n = kVector<Op>, kUnroll = Op::kUnroll;
   static constexpr int kHeld = kUnroll * raw_registers<Op, kNoise>() + n * Op::kInputs;  // registers, see kBlocks
   Op op;
   VectorPlan plan;
@@ -340,7 +342,8 @@ template <class Op, NoiseKind kNoise> struct Vectors : EachThread<Vectors<Op, kN
 
 template <class Op, NoiseKind kNoise> struct Tiles : EachThread<Tiles<Op, kNoise>> {
   static constexpr int n = kVector<Op>, kNormals = kNoise == kSeededNoise ? 4 * n : 0;
-  static constexpr int kHeld = 4 * raw_registers<Op, kNoise>() + kNormals + n * Op::kInputs;
+  static constexpr bool kAhead = Op::kUnroll == 4;  // else a position's vectors are loaded when its turn comes
+  static constexpr int kHeld = (kAhead ? 4 : 1) * raw_registers<Op, kNoise>() + kNormals + n * Op::kInputs;
   Op op;
   ItemPlan plan;
   Divider vectors;  // of channels, at one position
@@ -358,7 +361,7 @@ template <class Op, NoiseKind kNoise> struct Tiles : EachThread<Tiles<Op, kNoise
     Raw<Op> raw[4];
     FG_UNROLL
     for (int r = 0; r < 4; ++r)
-      load(place.sample, 4 * group + r, channel).into(raw[r]);
+      if (kAhead) load(place.sample, 4 * group + r, channel).into(raw[r]);
     Sample<Op, kNoise> sample;
     sample.enter(op, place.sample);
     if (place.index == 0) op.first_of_sample(sample.b, sample.row);
@@ -380,6 +383,7 @@ template <class Op, NoiseKind kNoise> struct Tiles : EachThread<Tiles<Op, kNoise
     FG_UNROLL
     for (int r = 0; r < 4; ++r) {
       const Load<Op, kNoise, true> from = load(place.sample, 4 * group + r, channel);
+      if (!kAhead) from.into(raw[r]);
       const Apply<Op, kNoise, true> apply{from, sample.row, raw[r]};
       if (kNoise != kNoNoise && sample.noise) {
         if constexpr (kNoise == kSeededNoise) hold(raw[r]);

@@ -16,6 +16,9 @@ template <class R, class X, class M, bool kBackward> struct VlbTermsItems : Devi
   using Noise = X;
   using C = VlbTermsColumns;
   static constexpr int kInputs = 4, kAlways = 2, kOutputs = kBackward ? 2 : 1, kNoiseInput = 4;
+  // Of four operands one vector each is 64 bytes on the way, which is enough, and four were as much code again three times: with
+  // them the compiler took three times as long, and 14 kernels spilled on sm_90.
+  static constexpr int kUnroll = 1;
   static constexpr int kStates = 1 << 0 | 1 << 3;
   static constexpr int kTiled = 1 << kSeededNoise;
   using Row = ColumnRow<R, C::kCount>;
