@@ -441,7 +441,7 @@ def _vlb_terms_columns(s: Schedule, prediction: str, variance: str, weighting: s
     mean_from_x0, _ = _posterior_mean(s)
     decoder = zeros.copy()
     decoder[0] = 1.0
-    constant, precision = zeros, zeros
+    constant, precision = zeros, np.exp(-low)
     if variance in FIXED_VARIANCES:  # at t = 0 both are β̃_1
         slope, intercept = zeros, low.copy() if variance == "posterior" else np.log(s.betas)
         intercept[0] = low[0]

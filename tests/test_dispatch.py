@@ -342,6 +342,7 @@ def op_samples():
         gradient = torch.ones(2 if rest[11] else (), dtype=dtype)
         yield "vlb_terms", (output, data, rows, *rest), {}
         yield "vlb_terms_backward", (gradient, output, data, rows, *rest, rest[9] == 1), {}
+        yield "vlb_terms_and_gradient", (output, data, rows, *rest, rest[9] == 1, rest[12] >= 0), {}
     log_probs = [
         (x, m, None, 3, None, False, 1.0),
         (x.bfloat16(), m, T2.clamp(min=1), 0, 1.5, False, 0.5),
@@ -404,6 +405,7 @@ schedule = fastgen.Schedule.linear(10)
 rows, posterior = schedule.q_sample_table(cpu, x.dtype).rows, schedule.q_posterior_table(cpu, x.dtype).rows
 step = schedule.ddpm_step_table("epsilon", "learned", cpu, x.dtype).rows
 loss_rows = schedule.diffusion_loss_table("v_prediction", None, cpu, x.dtype).rows
+vlb_rows = schedule.vlb_terms_table("epsilon", "beta", cpu, x.dtype, None).rows
 ops, t = torch.ops.fastgen, torch.tensor([1, 2, 3])
 
 
@@ -434,6 +436,9 @@ calls = {
     ),
     "gradient to an x0 that is not read": lambda: ops.diffusion_loss_backward_x0(
         torch.ones(()), x, x, loss_rows, None, 1, None, None, 1, 0, None, 0, 0, 1.0, 1
+    ),
+    "the loss apart, of a term by itself": lambda: ops.vlb_terms_and_gradient(
+        x, x, vlb_rows, None, 0, None, None, None, 1, 0, None, False, 0, 1.0, True, -1, 1.0, None, 1.0, False, True
     ),
     "gradient of each loss at once": lambda: loss(kinds=(2, 0, 0), op=ops.diffusion_loss_and_gradient),
     "index": lambda: ops.q_sample(x, rows, None, 10, None, None, 1, 0),

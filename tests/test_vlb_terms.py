@@ -472,6 +472,45 @@ def test_backward_more_than_once(device, schedule):
     assert torch.autograd.grad(twice.square().sum(), leaf)[0].isfinite().all()
 
 
+@pytest.mark.skipif(not dispatch.has("vlb_terms_and_gradient"), reason="an op of the CPU alone")
+@pytest.mark.parametrize("shape", [(3, 4, 5, 6), (5, 2), (40, 3, 17), (2, 2, 9_001), (0, 3, 4), (3, 2, 0)])
+@pytest.mark.parametrize("loss, source", [(-1, "x_t"), (-1, "seed"), (0, "noise"), (0, "seed"), (1, "seed"), (2, "noise")])
+@pytest.mark.parametrize("each_sample", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_what_the_forward_makes_ahead(schedule, shape, loss, source, each_sample, dtype):
+    """The forward's and the backward's bits, of an upstream gradient of 1; and the two parts of a hybrid loss."""
+    m, x0 = data(shape, "cpu", "learned", dtype)
+    rows = schedule.vlb_terms_table("epsilon", "learned", x0.device, torch.promote_types(dtype, torch.float32), "uniform").rows
+    t, z = torch.arange(shape[0]) * 13 % 40, normal(shape, 2, dtype)
+    given = {"x_t": (z, None, None), "noise": (None, z, None), "seed": (None, None, 3)}[source]
+    o = Operands(
+        *(m, x0, rows, t, 0, *given[:2], None, given[2], 0, None, True, 0, 0.3, each_sample, loss, 0.7, None, 0.02),
+    )
+    gradient = torch.ones(shape[:1] if each_sample else (), dtype=rows.dtype)
+    for detach in (False, True):
+        terms, _, made = torch.ops.fastgen.vlb_terms_and_gradient(*o, detach, False)
+        assert_same(terms, torch.ops.fastgen.vlb_terms(*o))
+        assert_same(made, torch.ops.fastgen.vlb_terms_backward(gradient, *o, detach))
+        if loss >= 0:
+            term, simple, again = torch.ops.fastgen.vlb_terms_and_gradient(*o, detach, True)
+            assert_same(again, made)
+            assert_same(simple, torch.ops.fastgen.vlb_terms(*o._replace(vlb_weight=0.0)))
+            assert_same(term, torch.ops.fastgen.vlb_terms(*o._replace(loss=-1, vlb_weight=1.0, scale=0.3 * 0.02)))
+
+
+def test_every_backward_has_the_same_bits(device, schedule):
+    """The first one multiplies what the forward may have made, a later one makes it anew."""
+    for dtype in (torch.float32, torch.float64, torch.bfloat16):
+        m, x0 = data(SHAPE, device, "learned", dtype)
+        leaf, upstream = m.requires_grad_(), torch.tensor([0.3, -1.7, 2.0], dtype=torch.promote_types(dtype, torch.float32))
+        terms = fastgen.vlb_terms(leaf, x0, 9, schedule, seed=7, variance="learned")
+        hybrid = fastgen.diffusion_loss(leaf, x0, 9, schedule, seed=7, variance="learned", reduction="none")
+        for result in (terms, hybrid, hybrid.mean()):
+            g = upstream.to(device) if result.dim() else torch.tensor(0.3, device=device, dtype=result.dtype)
+            first, second = (torch.autograd.grad(result, leaf, g, retain_graph=True)[0] for _ in range(2))
+            assert_same(first, second)
+
+
 def test_transforms(device, schedule):
     """torch.func and forward mode: the decomposed path, with the same noise."""
     m, x0 = data((3, 20), device, "posterior", torch.float64)

@@ -2,8 +2,8 @@
 // are not in it, with the row of coefficients of each sample and the noise beside them. An op supplies
 //
 //   static constexpr int kInputs, kOutputs, kColumns;
-//   static constexpr bool kSums;                          whether the last output is not written, but handed to
-//   void add(int64_t b, int64_t samples, const R* values, int64_t n) const;    n values of `samples` samples from b on
+//   static constexpr int kSums;                           how many outputs, the last ones, are not written, but handed to
+//   void add(int sum, int64_t b, int64_t samples, const R* values, int64_t n) const;   n values of `samples` samples from b on
 //   void load_row(int64_t b, R* row) const;               the kColumns coefficients of sample b
 //   bool own_rows() const;                                whether these may differ between samples
 //   static bool noiseless(const R* row);                  whether this row takes no noise
@@ -17,6 +17,7 @@ namespace fastgen {
 namespace {  // internal linkage: the linker must not swap one instruction set's copy for another's
 
 constexpr int64_t kTile = 1024;
+constexpr int kMaxResults = kMaxOutputs + 1;  // with what is added up
 // Without noise, a tile that is converted: each operand is read by a loop of its own, too short for the processor to see a stream
 // in it, so what comes kFar elements later is fetched by hand. Tiles of 1024, or no fetching, leave ddpm_step(noise=) of 10 M
 // bfloat16 elements at 0.4 … 0.6 of copy's bytes per second; with these it is 0.9 (AMD EPYC, Zen 4, 2 threads).
@@ -27,7 +28,7 @@ template <class R> struct Tile {
   int64_t n = 0;
   const R* in[kMaxInputs] = {};
   const R* z = nullptr;
-  R* out[kMaxOutputs] = {};
+  R* out[kMaxResults] = {};
 
   // The part of the tile from element `begin` on, of `most` elements at most.
   FG_HD Tile part(int64_t begin, int64_t most) const {
@@ -61,7 +62,7 @@ template <class R> struct Buffers {
   alignas(64) R in[kMaxInputs][kTileBuffer];
   alignas(64) R z[kTileBuffer];
   alignas(64) R run[kTileBuffer];
-  alignas(64) R out[kMaxOutputs][kTileBuffer];
+  alignas(64) R out[kMaxResults][kTileBuffer];
   alignas(64) R columns[kMaxColumns][kTileBuffer];
 };
 
@@ -116,13 +117,13 @@ template <class R, class Op> struct Driver {
       const int64_t stop = end - b * event < event ? end - b * event : event;
       SampleState s(*this, b);
       // without noise to make or dtypes to convert nothing is buffered, and the sample is one tile
-      const int64_t most = s.seeded || Op::kSums ? kTile : converts ? kConvertedTile : stop;
+      const int64_t most = s.seeded || Op::kSums > 0 ? kTile : converts ? kConvertedTile : stop;
       for (; j < stop; j += most) {
         const int64_t n = stop - j < most ? stop - j : most;
         const R* z = nullptr;
         if (s.seeded) {
           z = fill_normals(s.stream, j, n, buffers.z, ahead_of(b, j));
-        } else if (converts && !Op::kSums) {
+        } else if (converts && Op::kSums == 0) {
           ahead_of(b, j + kFar).fetch(0, n);
         }
         tile(s.row, s.noise, b, j, n, z);
@@ -280,13 +281,17 @@ template <class R, class Op> struct Driver {
       direct[i] = out.dtype == kNative<R> && one_run(out, samples);
       t.out[i] = !out.data ? nullptr : direct[i] ? static_cast<R*>(out.data) + b * out.batch_stride + first : buffers.out[i];
     }
-    if (Op::kSums) t.out[kWritten] = buffers.out[kWritten];
+    for (int k = kWritten; k < Op::kOutputs; ++k)
+      t.out[k] = buffers.out[k];
     if (noise) {
       vectors<true>(coefficients, t);
     } else {
       vectors<false>(coefficients, t);
     }
-    if constexpr (Op::kSums) op.add(b, samples, t.out[kWritten], n);
+    if constexpr (Op::kSums > 0) {
+      for (int k = 0; k < Op::kSums; ++k)
+        op.add(k, b, samples, t.out[kWritten + k], n);
+    }
     for (int i = 0; i < kWritten; ++i)
       if (t.out[i] && !direct[i]) scatter(t.out[i], a.out[i], b, first, n, rows, width, samples);
   }
@@ -342,7 +347,7 @@ template <class R, class Op> struct Driver {
     part.n = whole;
     if (whole) op.template apply<kNoise>(coefficients, part, 0);
     if (!rest) return;
-    R in[kMaxInputs][lanes] = {}, z[lanes] = {}, out[kMaxOutputs][lanes];
+    R in[kMaxInputs][lanes] = {}, z[lanes] = {}, out[kMaxResults][lanes];
     part.n = lanes;
     for (int i = 0; i < Op::kInputs; ++i) {
       if (!t.in[i]) continue;

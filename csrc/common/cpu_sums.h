@@ -14,13 +14,18 @@ template <class R, class Arguments> struct Summed {
   const Arguments& a;
   double* sum = nullptr;
 
-  void add(int64_t b, int64_t samples, const R* values, int64_t n) const {
+  void add(int, int64_t b, int64_t samples, const R* values, int64_t n) const {
+    add_to(sum, a.result, a.scale, b, samples, values, n);
+  }
+
+ protected:
+  static void add_to(double* sum, void* result, double scale, int64_t b, int64_t samples, const R* values, int64_t n) {
     if (sum) {
       *sum += sum_of(values, n);
       return;
     }
     for (int64_t s = 0, each = n / samples; s < samples; ++s)
-      static_cast<R*>(a.result)[b + s] = static_cast<R>(sum_of(values + s * each, each) * a.scale);
+      static_cast<R*>(result)[b + s] = static_cast<R>(sum_of(values + s * each, each) * scale);
   }
 };
 

@@ -53,22 +53,32 @@ struct BlockSums {
 };
 
 #ifndef FG_DEVICE_KERNELS
-// Runs a kernel that adds up elements, of each sample or of all, and writes the results: see cpu_sums.h.
-template <class Arguments> void run_sample_sums(CpuKernel<Arguments> kernel, Arguments& a, bool each_sample) {
+// Runs a kernel that adds up elements, of each sample or of all, and writes the results: see cpu_sums.h. `second`: of a kernel that
+// has two sums side by side, the other's result and scale.
+template <class Arguments>
+void run_sample_sums(CpuKernel<Arguments> kernel, Arguments& a, bool each_sample, void* second = nullptr, double second_scale = 1) {
   const SumBlocks blocks(a);
   const int64_t batch = a.geometry.batch;
   const bool own = each_sample && a.small_events() && a.geometry.event > 0;
-  const BlockSums sums(own ? 0 : blocks.count);
+  const BlockSums sums(own ? 0 : blocks.count * (second ? 2 : 1));
   if (!own) a.sums = sums.data;
+  for (int64_t block = blocks.count; block < sums.count; ++block)
+    sums.data[block] = 0;  // the kernel itself sets the first of them
   const int64_t per_block = blocks.count ? batch * a.geometry.event / blocks.count : 0;
   run_blocks(kernel, a, blocks.count, grain(a.noise) / (per_block + 1) + 1);
-  auto write = [&](auto* result) {
+  auto write = [&](auto* result, int64_t first, double scale) {
     using R = std::remove_pointer_t<decltype(result)>;
+    auto total = [&](int64_t begin, int64_t end) { return static_cast<R>(sums.total(first + begin, first + end) * scale); };
     for (int64_t b = 0; each_sample && b < batch; ++b)
-      result[b] = static_cast<R>(sums.total(b * blocks.per_sample, (b + 1) * blocks.per_sample) * a.scale);
-    if (!each_sample) *result = static_cast<R>(sums.total() * a.scale);
+      result[b] = total(b * blocks.per_sample, (b + 1) * blocks.per_sample);
+    if (!each_sample) *result = total(0, blocks.count);
   };
-  if (!own) a.is_double ? write(static_cast<double*>(a.result)) : write(static_cast<float*>(a.result));
+  auto write_to = [&](void* result, int64_t first, double scale) {
+    a.is_double ? write(static_cast<double*>(result), first, scale) : write(static_cast<float*>(result), first, scale);
+  };
+  if (own) return;
+  write_to(a.result, 0, a.scale);
+  if (second) write_to(second, blocks.count, second_scale);
 }
 #endif
 

@@ -68,31 +68,48 @@ template <class V> FG_HD V scale(V a, V n) {
   return a * first * second;
 }
 
-// exp(x) for x that the other two have bounded from below, or from above as well.
-template <class V> FG_HD V exp_bounded(V x) {
+// x = n·ln 2 + r with a whole number n, |r| ≤ ½·ln 2, and e^r = 1 + r + r²·tail.
+template <class V> struct ReducedExp {
+  V n, r, tail;
+};
+template <class V> FG_HD ReducedExp<V> reduced_exp(V x) {
   const V rounder = splat<V>(kRounder<V>);
   const V n = fma(x, splat<V>(1.0 / kLn2), rounder) - rounder;
-  V r, result;
   if constexpr (kIsDouble<V>) {
-    r = fma(n, splat<V>(-6.93147180369123816490e-01), x);
+    V r = fma(n, splat<V>(-6.93147180369123816490e-01), x);
     r = fma(n, splat<V>(-1.90821492927058770002e-10), r);
-    result = polynomial(r, splat<V>(1.0 / 6227020800.0), 1.0 / 479001600, 1.0 / 39916800, 1.0 / 3628800, 1.0 / 362880, 1.0 / 40320,
-                        1.0 / 5040, 1.0 / 720, 1.0 / 120, 1.0 / 24, 1.0 / 6, 0.5, 1.0, 1.0);
+    return {n, r,
+            polynomial(r, splat<V>(1.0 / 6227020800.0), 1.0 / 479001600, 1.0 / 39916800, 1.0 / 3628800, 1.0 / 362880, 1.0 / 40320,
+                       1.0 / 5040, 1.0 / 720, 1.0 / 120, 1.0 / 24, 1.0 / 6, 0.5)};
   } else {
-    r = fma(n, splat<V>(-0.693359375), x);
+    V r = fma(n, splat<V>(-0.693359375), x);
     r = fma(n, splat<V>(2.12194440e-4), r);
-    result = polynomial(r, splat<V>(0.0013814467238262296), 0.008368780836462975, 0.04166839271783829, 0.1666651964187622,
-                        0.4999999403953552, 1.0, 1.0);
+    return {n, r,
+            polynomial(r, splat<V>(0.0013814467238262296), 0.008368780836462975, 0.04166839271783829, 0.1666651964187622,
+                       0.4999999403953552)};
   }
-  return scale(result, n);
+}
+template <class V> FG_HD V exp_reduced(const ReducedExp<V>& e) { return scale(polynomial(e.r, e.tail, 1.0, 1.0), e.n); }
+
+// x where exp(x) neither overflows nor underflows, else the nearest number that makes it do so. NaN stays NaN.
+template <class V> FG_HD V exp_bounds(V x) {
+  return min(splat<V>(kIsDouble<V> ? 710.0 : 89.0), max(splat<V>(kIsDouble<V> ? -746.0 : -104.0), x));
 }
 
 // exp(x) for x ≤ 0; underflows through the subnormals to 0, NaN stays NaN.
-template <class V> FG_HD V exp_negative(V x) { return exp_bounded(max(splat<V>(kIsDouble<V> ? -746.0 : -104.0), x)); }
+template <class V> FG_HD V exp_negative(V x) { return exp_reduced(reduced_exp(max(splat<V>(kIsDouble<V> ? -746.0 : -104.0), x))); }
 
 // exp(x); overflows to inf as well.
-template <class V> FG_HD V exp(V x) {
-  return exp_bounded(min(splat<V>(kIsDouble<V> ? 710.0 : 89.0), max(splat<V>(kIsDouble<V> ? -746.0 : -104.0), x)));
+template <class V> FG_HD V exp(V x) { return exp_reduced(reduced_exp(exp_bounds(x))); }
+
+// e^x, and e^x − 1 − x, which is small where x is: good to 1e-6 of itself in float.
+template <class V> struct ExpAndExcess {
+  V exp, excess;
+};
+template <class V> FG_HD ExpAndExcess<V> exp_and_excess(V x) {
+  const ReducedExp<V> e = reduced_exp(exp_bounds(x));
+  const V power = exp_reduced(e);
+  return {power, select(e.n == splat<V>(0.0), e.r * e.r * e.tail, power - splat<V>(1.0) - x)};
 }
 
 // Whether the values below are good to a few ulp of V, or, of a float, only as good as data of half precision need: on a GPU in a

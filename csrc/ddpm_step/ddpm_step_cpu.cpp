@@ -8,7 +8,7 @@ namespace {
 
 template <class R> struct DdpmStep : DdpmStepColumns {
   static constexpr int kInputs = 4, kOutputs = 2, kColumns = kCountWithBound;  // x, m, v, u; y, x0
-  static constexpr bool kSums = false;
+  static constexpr int kSums = 0;
   const DdpmStepArguments& a;
   explicit DdpmStep(const DdpmStepArguments& arguments) : a(arguments) {}
 

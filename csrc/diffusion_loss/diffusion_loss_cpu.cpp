@@ -44,7 +44,7 @@ template <class R> struct DiffusionLossOp : Summed<R, DiffusionLossArguments> {
 // The losses, to be added, and where it is wanted their derivative by the model's output, for a backward that multiplies it by 1.
 template <class R> struct Losses : DiffusionLossOp<R> {
   static constexpr int kOutputs = 2;  // the derivative; the losses
-  static constexpr bool kSums = true;
+  static constexpr int kSums = 1;
   using DiffusionLossOp<R>::DiffusionLossOp;
 
   template <bool kNoise, class C> struct Loop : Residuals<R, kNoise, C> {
@@ -69,7 +69,7 @@ template <class R> struct Losses : DiffusionLossOp<R> {
 
 template <class R> struct LossGradients : DiffusionLossOp<R> {
   static constexpr int kOutputs = 2;
-  static constexpr bool kSums = false;
+  static constexpr int kSums = 0;
   using DiffusionLossOp<R>::DiffusionLossOp;
 
   template <bool kNoise, class C> struct Loop : Residuals<R, kNoise, C> {

@@ -9,7 +9,7 @@ namespace {
 template <class R> struct QPosterior {
   using Columns = QPosteriorColumns;
   static constexpr int kInputs = 2, kOutputs = 1, kColumns = Columns::kCount;
-  static constexpr bool kSums = false;
+  static constexpr int kSums = 0;
   const QPosteriorArguments& a;
 
   void load_row(int64_t b, R* row) const { table_row(a.rows, b, kColumns, row); }

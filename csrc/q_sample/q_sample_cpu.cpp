@@ -8,7 +8,7 @@ namespace {
 
 template <class R> struct QSample {
   static constexpr int kInputs = 1, kOutputs = 1, kColumns = QSampleColumns::kCount;
-  static constexpr bool kSums = false;
+  static constexpr int kSums = 0;
   const QSampleArguments& a;
 
   void load_row(int64_t b, R* row) const { table_row(a.rows, b, kColumns, row); }

@@ -8,7 +8,7 @@ namespace {
 
 template <class R> struct Randn {
   static constexpr int kInputs = 0, kOutputs = 1, kColumns = 0;
-  static constexpr bool kSums = false;
+  static constexpr int kSums = 0;
   const RandnArguments& a;
 
   void load_row(int64_t, R*) const {}

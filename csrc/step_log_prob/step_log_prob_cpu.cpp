@@ -29,7 +29,7 @@ template <class R> struct StepLogProbOp : Summed<R, StepLogProbArguments> {
 
 template <class R> struct Values : StepLogProbOp<R> {
   static constexpr int kOutputs = 1;
-  static constexpr bool kSums = true;
+  static constexpr int kSums = 1;
   using StepLogProbOp<R>::StepLogProbOp;
 
   template <bool kNoise, class Row> FG_HD void apply(const Row& row, const Tile<R>& t, int64_t first) const {
@@ -49,7 +49,7 @@ template <class R> struct Values : StepLogProbOp<R> {
 // Makes x_{t−1}, and adds up the log-probabilities of what is stored of it. Second output: μ, then the log-probability.
 template <class R> struct Steps : StepLogProbOp<R> {
   static constexpr int kOutputs = 2;
-  static constexpr bool kSums = true;
+  static constexpr int kSums = 1;
   using StepLogProbOp<R>::StepLogProbOp;
   using StepLogProbOp<R>::a;
 
@@ -96,7 +96,7 @@ template <class R> struct Steps : StepLogProbOp<R> {
 
 template <class R> struct Derivatives : StepLogProbOp<R> {
   static constexpr int kOutputs = 3;
-  static constexpr bool kSums = false;
+  static constexpr int kSums = 0;
   using StepLogProbOp<R>::StepLogProbOp;
 
   template <bool kNoise, class Row> FG_HD void apply(const Row& row, const Tile<R>& t, int64_t first) const {

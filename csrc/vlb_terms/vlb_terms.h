@@ -25,15 +25,14 @@ struct VlbTermsColumns {
     kSlope,
     kIntercept,
     kConstant,
-    kPrecision,
+    kPrecision,  // of a fixed variance 1/σ², of a learned one 1/β̃
     kDecoder,
     kTargetFromX0,  // these three of the hybrid loss
     kTargetFromNoise,
     kLossWeight,
     kCount
   };
-  // what a backward multiplies the sample's derivatives by, in the place of a column that it does not need
-  enum { kUpstream = kConstant };
+  enum { kUpstream = kConstant };  // of a backward, which does not need that column
 };
 
 // Of the term at t = 0. The last two are those of guided-diffusion and of denoising-diffusion-pytorch.
@@ -47,11 +46,17 @@ struct VlbTermsArguments : Elementwise {
   bool hybrid = false;  // loss, delta and weights are those of diffusion_loss, which is added to vlb_weight times the term
   LossKind loss = kMse;
   double delta = 1, vlb_weight = 1;
-  const void* weights = nullptr;   // (B,), of the type of the arithmetic; null: 1
-  double scale = 1;                // of a sum: forward into the result, backward into every derivative
-  bool each_sample = false;        // forward: (B,) sums, or one
-  void* result = nullptr;          // of the type of the arithmetic
-  double* sums = nullptr;          // on the CPU: of each block; null where each sample is small and has its own
+  const void* weights = nullptr;  // (B,), of the type of the arithmetic; null: 1
+  double scale = 1;               // of a sum, into the result
+  double derivative_scale = 1;    // the same into its derivatives
+  bool each_sample = false;       // forward: (B,) sums, or one
+  void* result = nullptr;         // of the type of the arithmetic
+  double* sums = nullptr;         // on the CPU: of each block; null where each sample is small and has its own
+  // On the CPU a forward may make the derivative ahead, into out[0] and out[1], for an upstream gradient of 1, and leave the simple
+  // loss by itself, whose sums lie `blocks` after the term's.
+  bool ahead = false;
+  void* simple = nullptr;
+  int64_t blocks = 0;
   SumScratch scratch;              // on CUDA
   const void* gradient = nullptr;  // backward: (B,) or one number; out[0] is the derivative by m, out[1] by v
   bool detach_mean = false;        // of the term
@@ -64,24 +69,7 @@ template <class R> FG_HD void vlb_terms_row(const VlbTermsArguments& a, int64_t 
   table_row(a.rows, b, C::kCount, row);
   if (a.weights) row[C::kLossWeight] *= static_cast<const R*>(a.weights)[b];
   if (!a.gradient) return;
-  const R upstream = static_cast<const R*>(a.gradient)[a.each_sample ? b : 0] * static_cast<R>(a.scale);
-  row[C::kUpstream] = upstream * static_cast<R>(a.vlb_weight);
-  row[C::kLossWeight] *= upstream;
-}
-
-// r − 1 + e^{−r}: small where r is, so there by its series.
-template <class V> FG_HD V excess(V r) {
-  const auto near = abs(r) < splat<V>(0.5);
-  const V s = select(near, -r, splat<V>(0.0)), far = select(near, splat<V>(1.0), r);
-  V series;
-  if constexpr (kIsDouble<V>) {
-    series = polynomial(s, splat<V>(1.0 / 6402373705728000.0), 1.0 / 355687428096000, 1.0 / 20922789888000, 1.0 / 1307674368000,
-                        1.0 / 87178291200, 1.0 / 6227020800, 1.0 / 479001600, 1.0 / 39916800, 1.0 / 3628800, 1.0 / 362880,
-                        1.0 / 40320, 1.0 / 5040, 1.0 / 720, 1.0 / 120, 1.0 / 24, 1.0 / 6, 1.0 / 2);
-  } else {
-    series = polynomial(s, splat<V>(1.0 / 40320), 1.0 / 5040, 1.0 / 720, 1.0 / 120, 1.0 / 24, 1.0 / 6, 1.0 / 2);
-  }
-  return select(near, s * s * series, far - splat<V>(1.0) + exp(-far));
+  row[C::kUpstream] = static_cast<const R*>(a.gradient)[a.each_sample ? b : 0];
 }
 
 // Of an element, or of a vector of them: D, and whether its derivative reaches m.
@@ -109,9 +97,9 @@ template <bool kLearned, class V, class Get> FG_HD VlbTerm<V> divergence(const G
   using C = VlbTermsColumns;
   const V half = splat<V>(0.5), zero = splat<V>(0.0);
   if (!kLearned) return {fma(half * get(C::kPrecision) * d, d, get(C::kConstant)), get(C::kPrecision) * d, zero};
-  const V log_variance = log_variance_of<kLearned>(get, v), r = log_variance - get(C::kLogPosteriorVariance);
-  const V precision = exp(-log_variance), square = d * d * precision;
-  return {half * (excess(r) + square), precision * d, half * (splat<V>(1.0) - exp(-r) - square)};
+  const ExpAndExcess<V> e = exp_and_excess(get(C::kLogPosteriorVariance) - log_variance_of<kLearned>(get, v));
+  const V precision = e.exp * get(C::kPrecision), square = d * d * precision;
+  return {half * (e.excess + square), precision * d, half * (splat<V>(1.0) - e.exp - square)};
 }
 template <class V> FG_HD VlbTerm<V> decoded(Decoder decoder, V x0, V d, V log_variance) {
   const V half = splat<V>(0.5);
@@ -126,13 +114,13 @@ template <class V> FG_HD VlbTerm<V> decoded(Decoder decoder, V x0, V d, V log_va
   return {bin.value, bin.by_c, half * bin.by_log_sigma};
 }
 
-// The derivatives by m and v of what multiplies `upstream`.
+// The derivatives by m and v for an upstream gradient of 1; another multiplies them last, so that it may do so later.
 template <class V, class Get> FG_HD void vlb_derivatives(const VlbTermsArguments& a, const Get& get, const Apart<V>& apart,
                                                          const VlbTerm<V>& term, V& by_m, V& by_v) {
   using C = VlbTermsColumns;
-  const V upstream = get(C::kUpstream);
-  by_m = a.detach_mean ? splat<V>(0.0) : -(upstream * term.by_d * get(C::kMeanFromX0) * get(C::kX0FromM)) * apart.reaches;
-  by_v = upstream * term.by_log_variance * get(C::kSlope);
+  const V scale = splat<V>(a.derivative_scale) * splat<V>(a.vlb_weight);
+  by_m = a.detach_mean ? splat<V>(0.0) : -(scale * term.by_d * get(C::kMeanFromX0) * get(C::kX0FromM)) * apart.reaches;
+  by_v = scale * term.by_log_variance * get(C::kSlope);
 }
 
 }  // namespace fastgen

@@ -45,29 +45,19 @@ template <class R> struct VlbTermsOp : Summed<R, VlbTermsArguments> {
     each_learned<kNoise, false>(row, t, first, f);
   }
 
-  // out[0] becomes by·out[0] plus the loss of the hybrid, or with kSlope its derivative.
-  template <bool kSlope, bool kNoise, class Row>
-  FG_HD void add_loss(const Row& row, const Tile<R>& t, int64_t first, double by) const {
-    switch (a.loss) {
-      case kMse: return add_loss<kSlope, kNoise, kMse>(row, t, first, by);
-      case kL1: return add_loss<kSlope, kNoise, kL1>(row, t, first, by);
-      case kHuber: return add_loss<kSlope, kNoise, kHuber>(row, t, first, by);
-    }
-  }
-
- private:
-  template <bool kSlope, bool kNoise, LossKind kLoss, class Row>
-  FG_HD void add_loss(const Row& row, const Tile<R>& t, int64_t first, double by) const {
+  // f(residual, weight, i) for each vector of the tile, with what the hybrid adds to the term.
+  template <bool kNoise, class Row, class F>
+  FG_HD void each_residual(const Row& row, const Tile<R>& t, int64_t first, const F& f) const {
     using V = Vec<R>;
-    const V delta = splat<V>(a.delta), factor = splat<V>(by);
     for (int64_t i = 0; i < t.n; i += kLanes<R>) {
       const V z = kNoise ? load(t.z + i) : V{};
       const V r = residual<true, kNoise>(load(t.in[1] + i), row.get(C::kTargetFromX0, first + i), load(t.in[0] + i),
                                          row.get(C::kTargetFromNoise, first + i), z);
-      const V loss = kSlope ? loss_slope<kLoss>(r, delta) : loss_of<kLoss>(r, delta);
-      store(t.out[0] + i, fma(row.get(C::kLossWeight, first + i), loss, factor * load(t.out[0] + i)));
+      f(r, row.get(C::kLossWeight, first + i), i);
     }
   }
+
+ private:
   template <bool kNoise, bool kLearned, class Row, class F>
   FG_HD void each_learned(const Row& row, const Tile<R>& t, int64_t first, const F& f) const {
     if (any_decoded(row, first, t.n)) return loop<kNoise, kLearned, true>(row, t, first, f);
@@ -95,33 +85,96 @@ template <class R> struct VlbTermsOp : Summed<R, VlbTermsArguments> {
   }
 };
 
+// Calls f(kind) with the hybrid's loss as a constant; not where there is none.
+template <class F> FG_HD void choose_loss(const VlbTermsArguments& a, const F& f) {
+  if (!a.hybrid) return;
+  switch (a.loss) {
+    case kMse: return f(std::integral_constant<LossKind, kMse>());
+    case kL1: return f(std::integral_constant<LossKind, kL1>());
+    case kHuber: return f(std::integral_constant<LossKind, kHuber>());
+  }
+}
+
 template <class R> struct Values : VlbTermsOp<R> {
   static constexpr int kOutputs = 1;
-  static constexpr bool kSums = true;
+  static constexpr int kSums = 1;
   using VlbTermsOp<R>::VlbTermsOp;
 
   template <bool kNoise, class C> FG_HD void apply(const C& row, const Tile<R>& t, int64_t first) const {
-    this->template each<kNoise>(row, t, first,
-                                [&](const auto&, const Apart<Vec<R>>&, const VlbTerm<Vec<R>>& term, int64_t i)
-                                    FG_INLINE { store(t.out[0] + i, term.value); });
-    if (this->a.hybrid) this->template add_loss<false, kNoise>(row, t, first, this->a.vlb_weight);
+    using V = Vec<R>;
+    this->template each<kNoise>(row, t, first, [&](const auto&, const Apart<V>&, const VlbTerm<V>& term, int64_t i) FG_INLINE {
+      store(t.out[0] + i, term.value);
+    });
+    const V delta = splat<V>(this->a.delta), factor = splat<V>(this->a.vlb_weight);
+    choose_loss(this->a, [&](auto kind) FG_INLINE {
+      this->template each_residual<kNoise>(row, t, first, [&](V r, V weight, int64_t i) FG_INLINE {
+        store(t.out[0] + i, fma(weight, loss_of<kind.value>(r, delta), factor * load(t.out[0] + i)));
+      });
+    });
   }
 };
 
 template <class R> struct Derivatives : VlbTermsOp<R> {
   static constexpr int kOutputs = 2;
-  static constexpr bool kSums = false;
+  static constexpr int kSums = 0;
   using VlbTermsOp<R>::VlbTermsOp;
 
   template <bool kNoise, class C> FG_HD void apply(const C& row, const Tile<R>& t, int64_t first) const {
+    using V = Vec<R>;
+    const VlbTermsArguments& a = this->a;
     this->template each<kNoise>(row, t, first,
-                                [&](const auto& get, const Apart<Vec<R>>& apart, const VlbTerm<Vec<R>>& term, int64_t i) FG_INLINE {
-                                  Vec<R> by_m, by_v;
-                                  vlb_derivatives(this->a, get, apart, term, by_m, by_v);
+                                [&](const auto& get, const Apart<V>& apart, const VlbTerm<V>& term, int64_t i) FG_INLINE {
+                                  V by_m, by_v;
+                                  vlb_derivatives(a, get, apart, term, by_m, by_v);
+                                  const V upstream = get(VlbTermsColumns::kUpstream);
+                                  store(t.out[0] + i, a.hybrid ? by_m : upstream * by_m);
+                                  if (t.out[1]) store(t.out[1] + i, upstream * by_v);
+                                });
+    const V delta = splat<V>(a.delta), scale = splat<V>(a.derivative_scale);
+    choose_loss(a, [&](auto kind) FG_INLINE {
+      this->template each_residual<kNoise>(row, t, first, [&](V r, V weight, int64_t i) FG_INLINE {
+        const V upstream = row.get(VlbTermsColumns::kUpstream, first + i);
+        store(t.out[0] + i, upstream * fma(weight * scale, loss_slope<kind.value>(r, delta), load(t.out[0] + i)));
+      });
+    });
+  }
+};
+
+// The values, and the derivatives for an upstream gradient of 1: noise and exponentials made once.
+template <class R> struct ValuesAndDerivatives : VlbTermsOp<R> {
+  static constexpr int kOutputs = 4;  // by m, by v; the term, or the hybrid; its loss by itself
+  static constexpr int kSums = 2;
+  using VlbTermsOp<R>::VlbTermsOp;
+
+  void add(int k, int64_t b, int64_t samples, const R* values, int64_t n) const {
+    const VlbTermsArguments& a = this->a;
+    if (k == 0) return this->add_to(this->sum, a.result, a.scale, b, samples, values, n);
+    if (a.simple) this->add_to(this->sum ? this->sum + a.blocks : nullptr, a.simple, a.derivative_scale, b, samples, values, n);
+  }
+
+  template <bool kNoise, class C> FG_HD void apply(const C& row, const Tile<R>& t, int64_t first) const {
+    using V = Vec<R>;
+    const VlbTermsArguments& a = this->a;
+    this->template each<kNoise>(row, t, first,
+                                [&](const auto& get, const Apart<V>& apart, const VlbTerm<V>& term, int64_t i) FG_INLINE {
+                                  V by_m, by_v;
+                                  vlb_derivatives(a, get, apart, term, by_m, by_v);
                                   store(t.out[0] + i, by_m);
                                   if (t.out[1]) store(t.out[1] + i, by_v);
+                                  store(t.out[2] + i, term.value);
                                 });
-    if (this->a.hybrid) this->template add_loss<true, kNoise>(row, t, first, 1.0);
+    const V delta = splat<V>(a.delta), scale = splat<V>(a.derivative_scale), factor = splat<V>(a.vlb_weight), zero{};
+    choose_loss(a, [&](auto kind) FG_INLINE {
+      this->template each_residual<kNoise>(row, t, first, [&](V r, V weight, int64_t i) FG_INLINE {
+        store(t.out[0] + i, fma(weight * scale, loss_slope<kind.value>(r, delta), load(t.out[0] + i)));
+        const V loss = loss_of<kind.value>(r, delta);
+        if (a.simple) {
+          store(t.out[3] + i, fma(weight, loss, zero));
+        } else {
+          store(t.out[2] + i, fma(weight, loss, factor * load(t.out[2] + i)));
+        }
+      });
+    });
   }
 };
 
@@ -130,6 +183,8 @@ template <class R> struct Derivatives : VlbTermsOp<R> {
 FG_CPU_KERNEL(vlb_terms, VlbTermsArguments) {
   if (arguments.gradient) {
     run_elementwise<Derivatives>(arguments, begin, end);
+  } else if (arguments.ahead) {
+    run_sums<ValuesAndDerivatives>(arguments, begin, end);
   } else {
     run_sums<Values>(arguments, begin, end);
   }

@@ -40,6 +40,8 @@ template <class R, class X, class M, bool kBackward> struct VlbTermsItems : Devi
       const VlbTerm<R> term = term_of(row, in[0][i], apart.d, a.learned ? in[2][i] : R(0));
       if constexpr (kBackward) {
         vlb_derivatives(a, row, apart, term, out[0][i], out[1][i]);
+        if (!a.hybrid) out[0][i] *= row(C::kUpstream);
+        out[1][i] *= row(C::kUpstream);
       } else {
         out[0][i] = term.value;
       }
@@ -70,10 +72,16 @@ template <class R, class X, class M, bool kBackward> struct VlbTermsItems : Devi
     return decode(a.decoder, x0, d, a.learned ? log_variance_of<true>(row, v) : log_variance_of<false>(row, v));
   }
   template <LossKind kLoss, int n> FG_HD void add_loss(const Row& row, const R (&r)[n], R (&out)[n]) const {
-    const R delta = static_cast<R>(a.delta), factor = kBackward ? R(1) : static_cast<R>(a.vlb_weight);
+    const R delta = static_cast<R>(a.delta);
     FG_UNROLL
-    for (int i = 0; i < n; ++i)
-      out[i] = fma(row(C::kLossWeight), kBackward ? loss_slope<kLoss>(r[i], delta) : loss_of<kLoss>(r[i], delta), factor * out[i]);
+    for (int i = 0; i < n; ++i) {
+      if constexpr (kBackward) {
+        const R weight = row(C::kLossWeight) * static_cast<R>(a.derivative_scale);
+        out[i] = row(C::kUpstream) * fma(weight, loss_slope<kLoss>(r[i], delta), out[i]);
+      } else {
+        out[i] = fma(row(C::kLossWeight), loss_of<kLoss>(r[i], delta), static_cast<R>(a.vlb_weight) * out[i]);
+      }
+    }
   }
 };
 

@@ -39,7 +39,7 @@ struct Call {
     a.each_sample = o.each_sample;
     a.has_clip = o.clip.has_value();
     a.clip = o.clip.value_or(0);
-    a.scale = o.scale;
+    a.scale = a.derivative_scale = o.scale;
     a.in[0] = batch.operand(x0);
     a.in[1] = batch.operand(m, factor);
     if (o.learned) a.in[2] = second_half(a.in[1]);
@@ -108,6 +108,33 @@ Tensor vlb_terms_backward(const Tensor& gradient, const VlbTermsOperands& o, boo
   FG_RUN(vlb_terms, a, call.batch.like, grain(a.noise));
   return out;
 }
+
+#ifndef FG_DEVICE_KERNELS
+// The forward's result, the simple loss where that is to be `apart`, else nothing, and the derivative for an upstream gradient of
+// 1, from the same pass.
+std::tuple<Tensor, Tensor, Tensor> vlb_terms_and_gradient(const VlbTermsOperands& o, bool detach_mean, bool apart) {
+  Call call(o);
+  VlbTermsArguments& a = call.a;
+  STD_TORCH_CHECK(a.hybrid || !apart, "apart: expected a loss, which there is none of");
+  const int64_t batch = a.geometry.batch, none = 0;
+  auto result = [&](const int64_t* size, int dim) { return empty(size, dim, false, call.arithmetic, call.batch.like); };
+  const Tensor out = result(&batch, a.each_sample), simple = apart ? result(&batch, a.each_sample) : result(&none, 1);
+  const Tensor gradient = call.batch.output(call.m.dtype, call.factor);
+  a.result = out.mutable_data_ptr();
+  a.out[0] = call.batch.operand(gradient.mutable_data_ptr(), call.m.dtype, call.factor);
+  if (a.learned) a.out[1] = call.second_half(a.out[0]);
+  a.detach_mean = detach_mean;
+  a.ahead = true;
+  if (apart) {
+    a.simple = simple.mutable_data_ptr();
+    a.scale *= a.vlb_weight;
+  }
+  flatten(a, true);
+  a.blocks = SumBlocks(a).count;
+  run_sample_sums(vlb_terms_cpu(isa_for(a)), a, a.each_sample, a.simple, a.derivative_scale);
+  return {out, simple, gradient};
+}
+#endif
 
 }  // namespace
 }  // namespace fastgen

@@ -173,7 +173,14 @@ _DECLARED: dict[str, tuple[str, tuple]] = {
         "Tensor model_output, Tensor x0, Tensor rows, Tensor? t, SymInt index, Tensor? x_t, Tensor? noise, Tensor? seeds, "
         "SymInt? seed, SymInt offset, float? clip, bool learned, int decoder, float scale, bool each_sample, "
         "int loss, float delta, Tensor? weights, float vlb_weight",
-        ("vlb_terms(...) -> Tensor", "vlb_terms_backward(Tensor gradient, ..., bool detach_mean) -> Tensor"),
+        (
+            "vlb_terms(...) -> Tensor",
+            (
+                "vlb_terms_and_gradient(..., bool detach_mean, bool apart) -> (Tensor, Tensor, Tensor)",
+                {"cuda": False, "triton": False},
+            ),
+            "vlb_terms_backward(Tensor gradient, ..., bool detach_mean) -> Tensor",
+        ),
     ),
     "step_log_prob": (
         "Tensor x_t, Tensor model_output, Tensor rows, Tensor? t, SymInt index, float? clip, bool learned, float scale",

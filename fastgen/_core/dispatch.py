@@ -98,12 +98,17 @@ def traced():
 
 
 def multiplied(gradients, upstream):
-    """Multiplies `gradients` in place by `upstream`; the CPU's forward made them for an upstream of 1. False where that may not be
-    done and the backward has to compute them: in half precision they would be rounded twice, and a loss is scaled because they
-    underflow."""
+    """Multiplies `gradients` in place by `upstream`, one number or one for each sample; the CPU's forward made them for an upstream
+    of 1. False where that may not be done and the backward has to compute them: in half precision they would be rounded twice, and
+    a loss is scaled because they underflow."""
     if traced() or type(upstream) is not torch.Tensor:
         return False
-    if upstream.item() != 1.0:
+    if upstream.dim():
+        if any(x.itemsize < 4 for x in gradients):
+            return False
+        for x in gradients:
+            x.mul_(upstream.reshape(-1, *[1] * (x.dim() - 1)))
+    elif upstream.item() != 1.0:
         if any(x.itemsize < 4 for x in gradients):
             return False
         for x in gradients:

@@ -391,6 +391,12 @@ def _fake(o):
     return torch.empty(o.x0.shape[:1] if o.each_sample else (), dtype=dtype, device=o.x0.device)
 
 
+@dispatch.register_fake("vlb_terms_and_gradient")
+def _fake_and_gradient(o, detach_mean, apart):
+    terms, gradient = _fake(o), dispatch.empty_like(o.x0, o.model_output.dtype, 2 if o.learned else 1)
+    return terms, torch.empty_like(terms) if apart else terms.new_empty(0), gradient
+
+
 @dispatch.register_fake("vlb_terms_backward")
 def _fake_backward(gradient, o, detach_mean):
     dispatch.same_device(_fake(o), gradient)
@@ -400,20 +406,33 @@ def _fake_backward(gradient, o, detach_mean):
 # ---- autograd -------------------------------------------------------------------------------------------------------------
 
 
+_AHEAD = dispatch.has("vlb_terms_and_gradient")  # an op of the CPU alone
+
+
 class _VlbTerms(torch.autograd.Function):
     """One fused kernel back, which makes the same noise again. Where a second derivative may be asked for (create_graph), the
-    reference's own derivative."""
+    reference's own derivative.
+
+    On the CPU, where noise and exponentials cost more than memory, the forward writes the derivative for an upstream gradient of 1
+    too, and the first backward multiplies it and hands it on."""
 
     @staticmethod
     def forward(ctx, backend, detach_mean, model_output, rest):
         o = _saved(ctx, backend, detach_mean, model_output, rest)
+        if _makes_ahead(o, backend):
+            terms, _, ctx.made = dispatch.op("vlb_terms_and_gradient", backend)(*o, detach_mean, False)
+            return terms
         return dispatch.op("vlb_terms", backend)(*o)
 
     @staticmethod
     def backward(ctx, gradient):
         o = _restored(ctx)
+        made, ctx.made = ctx.made, None  # given away once: whoever gets it may write to it
         if torch.is_grad_enabled() or dispatch.batched(gradient):
             return None, None, _decomposed_backward(o, ctx.detach_mean, gradient), None
+        if made is not None and dispatch.multiplied((made,), gradient):
+            return None, None, made, None
+        made = None  # its memory, before another is allocated
         return None, None, dispatch.op("vlb_terms_backward", ctx.backend)(gradient, *o, ctx.detach_mean), None
 
 
@@ -424,19 +443,31 @@ class _Parts(torch.autograd.Function):
     def forward(ctx, backend, detach_mean, model_output, rest):
         ctx.set_materialize_grads(False)
         o = _saved(ctx, backend, detach_mean, model_output, rest)
+        if _makes_ahead(o, backend):
+            term, simple, ctx.made = dispatch.op("vlb_terms_and_gradient", backend)(*o, detach_mean, True)
+            return simple, term
         return tuple(dispatch.op("vlb_terms", backend)(*part) for part in _parts(o))
 
     @staticmethod
     def backward(ctx, *gradients):
         o = _restored(ctx)
+        made, ctx.made = ctx.made, None
         given = [(part, g) for part, g in zip(_parts(o), gradients, strict=True) if g is not None]
         if torch.is_grad_enabled() or any(dispatch.batched(g) for _, g in given):
             found = [_decomposed_backward(part, ctx.detach_mean, g) for part, g in given]
         else:
             if len(given) == 2 and _one(*gradients):
+                if made is not None and dispatch.multiplied((made,), gradients[0]):
+                    return None, None, made, None
                 given = [(o, gradients[0])]
             found = [dispatch.op("vlb_terms_backward", ctx.backend)(g, *part, ctx.detach_mean) for part, g in given]
         return None, None, sum(found[1:], found[0]) if found else None, None
+
+
+def _makes_ahead(o, backend):
+    """In half precision a product with the upstream gradient would be rounded twice, so there the backward has to make it."""
+    plain = _AHEAD and backend == "cpp" and o.model_output.is_cpu and not dispatch.traced()
+    return plain and (o.model_output.itemsize >= 4 or not o.each_sample)
 
 
 def _one(a, b):
@@ -448,7 +479,7 @@ def _one(a, b):
 def _saved(ctx, backend, detach_mean, model_output, rest):
     o = Operands(model_output, *rest)
     ctx.save_for_backward(model_output, o.x0, o.t, o.x_t, o.noise, o.seeds, o.weights)
-    ctx.backend, ctx.detach_mean = backend, detach_mean
+    ctx.backend, ctx.detach_mean, ctx.made = backend, detach_mean, None
     ctx.others = o._replace(model_output=None, x0=None, t=None, x_t=None, noise=None, seeds=None, weights=None)
     return o
 

@@ -241,7 +241,7 @@ def bound_columns(scale, sigma, p, q, u, low, slope, intercept, learned, target)
     share of x0, `low` the log of the posterior's variance, slope·v + intercept that of the network's; and of the squared error of
     `target`, "noise" or "x0"."""
     zero, excess = 0 * low, intercept - low
-    constant, precision = (zero, zero) if learned else (0.5 * (excess + np.expm1(-excess)), np.exp(-intercept))
+    constant, precision = (zero, np.exp(-low)) if learned else (0.5 * (excess + np.expm1(-excess)), np.exp(-intercept))
     decoder = zero.copy()
     decoder[0] = 1.0
     terms = scale, sigma, p, q, u, low, slope + zero, intercept + zero, constant, precision, decoder

@@ -10,7 +10,7 @@ from .common.elementwise import GIVEN_NOISE, NO_NOISE, SEEDED_NOISE, column, tab
 from .common.host_device import negative, product, splat, stored
 from .common.log_bin import approximate_log_bin, log_bin
 from .common.op import wrap_triton
-from .common.real_math import exp, polynomial
+from .common.real_math import exp, exp_and_excess
 from .common.sum import few_of_rows, finish, sums_for
 from .diffusion_loss import less, loss_of, loss_slope
 from .q_sample import q_sample_formula, with_noise
@@ -38,27 +38,7 @@ CLAMPED_AT_12 = tl.constexpr(2)
 # LOSS where there is no simple loss
 NO_LOSS = tl.constexpr(-1)
 
-EXCESS = tl.constexpr((1 / 40320, 1 / 5040, 1 / 720, 1 / 120, 1 / 24, 1 / 6, 0.5))
-EXCESS_DOUBLE = tl.constexpr(
-    (
-        *(1 / 6402373705728000, 1 / 355687428096000, 1 / 20922789888000, 1 / 1307674368000, 1 / 87178291200, 1 / 6227020800),
-        *(1 / 479001600, 1 / 39916800, 1 / 3628800, 1 / 362880, 1 / 40320, 1 / 5040, 1 / 720, 1 / 120, 1 / 24, 1 / 6, 0.5),
-    )
-)
 LOG_TWO_PI = tl.constexpr(1.83787706640934548356)
-
-
-@triton.jit
-def excess(r):
-    """r − 1 + e^{−r}"""
-    near = tl.abs(r) < 0.5
-    s = tl.where(near, negative(r), splat(0.0, r))
-    far = tl.where(near, splat(1.0, r), r)
-    if r.dtype == tl.float64:
-        series = polynomial(s, EXCESS_DOUBLE, 17)
-    else:
-        series = polynomial(s, EXCESS, 7)
-    return tl.where(near, product(s * s, series), far - splat(1.0, r) + exp(negative(far)))
 
 
 @triton.jit
@@ -88,11 +68,11 @@ def term(
     half = splat(0.5, d)
     if LEARNED:
         log_variance = tl.fma(column(row, in_table, SLOPE), v, intercept)
-        r = log_variance - column(row, in_table, LOG_POSTERIOR_VARIANCE)
-        precision = exp(negative(log_variance))
+        ratio, excess = exp_and_excess(column(row, in_table, LOG_POSTERIOR_VARIANCE) - log_variance)  # e^{−r}
+        precision = ratio * column(row, in_table, PRECISION)
         square = product(d * d, precision)
-        value = product(half, excess(r) + square)
-        by_log_variance = half * (splat(1.0, d) - exp(negative(r)) - square)
+        value = product(half, excess + square)
+        by_log_variance = half * (splat(1.0, d) - ratio - square)
     else:
         log_variance = intercept + tl.zeros_like(d)
         precision = column(row, in_table, PRECISION)
@@ -314,11 +294,11 @@ def vlb_terms_backward_kernel(
     block, b, live = place_of(tl.program_id(0), blocks, batch, S, LAYOUT, WIDE)
     row, in_table = table_row(rows, timestep_of(t, index, b, live, HAS_T), count, COLUMNS)
     upstream = tl.load(gradient + b, mask=live, other=0.0) if EACH else tl.load(gradient + tl.zeros((1, 1), tl.int32))
-    upstream = upstream * number_of(scale, EXACT_SCALE, R)
-    weight = upstream
+    by = number_of(scale, EXACT_SCALE, R)
+    weight = by
     if LOSS != NO_LOSS:
-        weight = loss_weight(row, in_table, weights, b, live, WEIGHTED) * upstream
-        upstream = upstream * number_of(vlb_weight, EXACT_VLB_WEIGHT, R)
+        weight = loss_weight(row, in_table, weights, b, live, WEIGHTED) * by
+        by = by * number_of(vlb_weight, EXACT_VLB_WEIGHT, R)
     to_mean = column(row, in_table, MEAN_FROM_X0) * column(row, in_table, X0_FROM_M)
     slope = column(row, in_table, SLOPE)
     z0, z1, z2, z3 = None, None, None, None
@@ -346,13 +326,13 @@ def vlb_terms_backward_kernel(
         if DETACHED:
             by_m = tl.zeros_like(x0_value)
         else:
-            by_m = negative(upstream * by_d * to_mean) * reaches
+            by_m = negative(by * by_d * to_mean) * reaches
         if LOSS != NO_LOSS:
             left = left_of_target(m_value, x0_value, z, row, in_table)
             by_m = tl.fma(weight, loss_slope(left, number_of(delta, EXACT_DELTA, R), LOSS), by_m)
-        tl.store(to_m + at, stored(by_m, to_m), mask=inside)
+        tl.store(to_m + at, stored(upstream * by_m, to_m), mask=inside)
         if LEARNED:
-            tl.store(to_m + second, stored(upstream * by_log_variance * slope, to_m), mask=inside)
+            tl.store(to_m + second, stored(upstream * (by * by_log_variance * slope), to_m), mask=inside)
 
 
 class _Call:

@@ -32,9 +32,7 @@ LOG1P_UNIT = tl.constexpr(
         -0.49999647963834715,
     )
 )
-EXP = tl.constexpr(
-    (0.0013814467238262296, 0.008368780836462975, 0.04166839271783829, 0.1666651964187622, 0.4999999403953552, 1.0, 1.0)
-)
+EXP = tl.constexpr((0.0013814467238262296, 0.008368780836462975, 0.04166839271783829, 0.1666651964187622, 0.4999999403953552))
 EXP_DOUBLE = tl.constexpr(
     (
         1 / 6227020800,
@@ -49,8 +47,6 @@ EXP_DOUBLE = tl.constexpr(
         1 / 24,
         1 / 6,
         0.5,
-        1.0,
-        1.0,
     )
 )
 
@@ -120,37 +116,58 @@ def scale(a, n):
 
 
 @triton.jit
-def exp_bounded(x):
-    """exp(x) for x that the other two have bounded from below, or from above as well."""
+def reduced_exp(x):
+    """n, r and tail with x = n·ln 2 + r, |r| ≤ ½·ln 2, and e^r = 1 + r + r²·tail."""
     if x.dtype == tl.float64:
         n = tl.fma(x, splat(1.0 / LN2, x), splat(6755399441055744.0, x)) - splat(6755399441055744.0, x)
         r = tl.fma(n, splat(-6.93147180369123816490e-01, x), x)
         r = tl.fma(n, splat(-1.90821492927058770002e-10, x), r)
-        return scale(polynomial(r, EXP_DOUBLE, 14), n)
+        tail = polynomial(r, EXP_DOUBLE, 12)
     else:
         n = tl.fma(x, splat(1.0 / LN2, x), splat(12582912.0, x)) - splat(12582912.0, x)
         r = tl.fma(n, splat(-0.693359375, x), x)
         r = tl.fma(n, splat(2.12194440e-4, x), r)
-        return scale(polynomial(r, EXP, 7), n)
+        tail = polynomial(r, EXP, 5)
+    return n, r, tail
+
+
+@triton.jit
+def exp_reduced(n, r, tail):
+    one = splat(1.0, r)
+    return scale(tl.fma(tl.fma(tail, r, one), r, one), n)
+
+
+@triton.jit
+def exp_bounds(x):
+    """x where exp(x) neither overflows nor underflows, else the nearest number that makes it do so. NaN stays NaN."""
+    if x.dtype == tl.float64:
+        return min_of(splat(710.0, x), max_of(splat(-746.0, x), x))
+    else:
+        return min_of(splat(89.0, x), max_of(splat(-104.0, x), x))
 
 
 @triton.jit
 def exp_negative(x, APPROXIMATE: tl.constexpr = False):
     """exp(x) for x ≤ 0; underflows through the subnormals to 0, NaN stays NaN. APPROXIMATE: only as good as data of half precision
     need, as the square of a root, whose subnormals a GPU flushes."""
-    if x.dtype == tl.float64:
-        return exp_bounded(max_of(splat(-746.0, x), x))
-    elif APPROXIMATE:
+    if APPROXIMATE and x.dtype != tl.float64:
         root = tl.exp2(x * splat(0.5 / LN2, x))
         return product(root, root)
     else:
-        return exp_bounded(max_of(splat(-104.0, x), x))
+        n, r, tail = reduced_exp(max_of(splat(-746.0 if x.dtype == tl.float64 else -104.0, x), x))
+        return exp_reduced(n, r, tail)
 
 
 @triton.jit
 def exp(x):
     """exp(x); overflows to inf as well."""
-    if x.dtype == tl.float64:
-        return exp_bounded(min_of(splat(710.0, x), max_of(splat(-746.0, x), x)))
-    else:
-        return exp_bounded(min_of(splat(89.0, x), max_of(splat(-104.0, x), x)))
+    n, r, tail = reduced_exp(exp_bounds(x))
+    return exp_reduced(n, r, tail)
+
+
+@triton.jit
+def exp_and_excess(x):
+    """e^x, and e^x − 1 − x, which is small where x is."""
+    n, r, tail = reduced_exp(exp_bounds(x))
+    power = exp_reduced(n, r, tail)
+    return power, tl.where(n == 0.0, product(r * r, tail), power - splat(1.0, x) - x)
