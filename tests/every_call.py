@@ -445,7 +445,9 @@ def main():
             made = results(call(i))
             if device == "cuda":
                 torch.cuda.synchronize()  # so that an error is that call's
-            of_nothing = what.startswith("no element") and any(loss in name for loss in ("bce", "gan", "loss", "vlb"))  # NaN, if a mean
+            of_nothing = what.startswith("no element") and any(
+                loss in name for loss in ("bce", "gan", "loss", "vlb")
+            )  # NaN, if a mean
             finite = of_nothing or all(y.cpu().isfinite().all() for y in made)
             if not finite:
                 raise SystemExit(f"{name}, {what}: not every value is finite")

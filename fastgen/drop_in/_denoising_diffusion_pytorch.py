@@ -30,6 +30,7 @@ from ._gaussian import (
     ddim_columns,
     how,
     knows,
+    noise_of_loss,
     noising_of,
     parameters,
     posterior_of,
@@ -334,7 +335,7 @@ def _learned_p_losses(original, rng, known):
                 raise NotCovered("noise is not float32")
             source: dict[str, Any] = {"noise": noise}
         else:
-            source = {"seed": _rng.drawn_seed(x_start.device)} if rng == "fused" else {"noise": torch.randn_like(x_start)}
+            source = noise_of_loss(x_start, rng)
         x_t = noised_with(noising, x_start, t, **source)
         m = self.model(x_t, t)
         clip = 1.0 if clip_denoised else None

@@ -14,7 +14,9 @@ import numpy as np
 import torch
 
 from .._core import checks
+from .._core import rng as _rng
 from .._core.tables import Coefficients, plain_tensors, step_columns
+from .._ops.randn import randn
 from ._patch import NotCovered, Patch, fall_through, full_name
 from ._source import fingerprint, mark_replacement, replaced_by
 
@@ -277,6 +279,15 @@ def check_like(name, x, other):
     check(name, x)
     if x.shape != other.shape or x.device != other.device:
         raise NotCovered(f"{name} has another shape or device than the data")
+
+
+def noise_of_loss(x0, rng):
+    """What `q_sample` and then the loss take noise from: torch's, or fused a seed; on the CPU, where noise costs more than memory,
+    what they would make of that seed, once."""
+    if rng != "fused":
+        return {"noise": torch.randn_like(x0)}
+    seed = _rng.drawn_seed(x0.device)
+    return {"noise": randn(x0.shape, seed=seed, dtype=x0.dtype)} if x0.is_cpu else {"seed": seed}
 
 
 def check_constant(x0, noise):

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from .._core import rng as _rng
 from .._core.tables import DDPM_STEP_COLUMNS, step_columns
 from .._ops.ddpm_step import step_with
 from .._ops.diffusion_loss import loss_with
@@ -28,6 +27,7 @@ from ._gaussian import (
     ddim_columns,
     error_columns,
     how,
+    noise_of_loss,
     noising_of,
     parameters,
     posterior_of,
@@ -385,10 +385,8 @@ def _training_losses(original, rng, own):
             if noise.dtype != x_start.dtype:
                 raise NotCovered("noise has another dtype than x_start")
             source: dict[str, Any] = {"noise": noise}
-        elif rng == "fused":
-            source = {"seed": _rng.drawn_seed(x_start.device)}
         else:
-            source = {"noise": torch.randn_like(x_start)}
+            source = noise_of_loss(x_start, rng)
         x_t = noised_with(noising, x_start, t, **source)
         m, _ = _output(self, known, model, x_t, t, model_kwargs)
         if kind.endswith("KL"):
