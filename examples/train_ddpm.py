@@ -19,6 +19,7 @@ import torch
 
 import fastgen
 from fastgen.models import UNet
+from fastgen.schedule import Variance
 
 
 @dataclass(frozen=True)
@@ -76,14 +77,22 @@ def train(
     return Trained(parts["average"], schedule, done, [losses["loss"] for losses in history])
 
 
-def set_up(settings: Settings, images: torch.Tensor, schedule: fastgen.Schedule, device="cpu", loss=None):
+def set_up(
+    settings: Settings,
+    images: torch.Tensor,
+    schedule: fastgen.Schedule,
+    device="cpu",
+    loss=None,
+    out_channels: int | None = None,
+):
     """The `parts` and the `train_step` of `common.training_loop`.
 
     loss: (model, x0, t, step) → the mean of (ε − ε_θ(x_t, t))², each step with an ε of its own; fastgen's if None.
+    out_channels: of the network, for another loss; those of the images if None.
     """
     images = images.to(device)
     with common.initialised_from(settings.seed):
-        model = _network(settings).to(device)
+        model = _network(settings, out_channels).to(device)
     average = copy.deepcopy(model).eval()
     optimizer = torch.optim.Adam(model.parameters(), lr=settings.learning_rate)
     noise_seed = common.derived_seed(settings.seed, "noise")
@@ -111,7 +120,13 @@ def set_up(settings: Settings, images: torch.Tensor, schedule: fastgen.Schedule,
 
 
 def sample(
-    model: UNet, schedule: fastgen.Schedule, seeds: torch.Tensor, *, clip: float | None = 1.0, progress: bool = False
+    model: UNet,
+    schedule: fastgen.Schedule,
+    seeds: torch.Tensor,
+    *,
+    clip: float | None = 1.0,
+    variance: Variance | None = None,
+    progress: bool = False,
 ) -> torch.Tensor:
     """Algorithm 2 (4.2 in the lecture note): x_T ~ N(0, I), then x_{t−1} ~ p_θ(x_{t−1} | x_t) for t = T−1 … 0.
 
@@ -124,6 +139,7 @@ def sample(
             (len(seeds), *common.IMAGE_SHAPE),
             schedule,
             clip=clip,
+            variance=variance,
             sample_seeds=seeds,
             callback=lambda step, t, x: bar.update(),
         )
@@ -142,9 +158,9 @@ def load(checkpoint: Path, device="cpu") -> tuple[UNet, fastgen.Schedule]:
     return model.to(device).eval(), fastgen.Schedule.linear(settings.timesteps)
 
 
-def _network(settings: Settings) -> UNet:
+def _network(settings: Settings, out_channels: int | None = None) -> UNet:
     channels, size, _ = common.IMAGE_SHAPE
-    return UNet(channels, base_channels=settings.base_channels, blocks=settings.blocks, image_size=size)
+    return UNet(channels, out_channels, base_channels=settings.base_channels, blocks=settings.blocks, image_size=size)
 
 
 def main(arguments: list[str] | None = None) -> None:

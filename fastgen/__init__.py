@@ -3,11 +3,13 @@
 Forward noising `q_sample`, `q_step`, `q_posterior`; reverse steps `ddpm_step`, `ddim_step`, and the whole chain of them `sample`
 (for several chains, `Sampler`); reproducible noise `randn`; the training losses `diffusion_loss`, `discriminator_loss`,
 `generator_loss` and `bce_with_logits` (as a module, `BCEWithLogitsLoss`); the variational bound of the likelihood
-`variational_bound`, and its parts `vlb_terms` and `prior_kl`; the log-probability of a reverse step `step_log_prob`; noise
-schedules `Schedule`. `backend`, `use_backend` and `backend_info` say and choose what runs.
+`variational_bound`, and its parts `vlb_terms` and `prior_kl`; an estimate of the likelihood itself `log_likelihood`; the
+log-probability of a reverse step `step_log_prob`; noise schedules `Schedule`. `backend`, `use_backend` and `backend_info` say and
+choose what runs.
 """
 
 from ._core.backends import available_backends, backend, backend_info, use_backend
+from ._likelihood.log_likelihood import LogLikelihood, log_likelihood
 from ._likelihood.variational_bound import VariationalBound, variational_bound
 from ._ops.bce_with_logits import BCEWithLogitsLoss, bce_with_logits
 from ._ops.ddpm_step import ddim_step, ddpm_step
@@ -26,6 +28,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "BCEWithLogitsLoss",
+    "LogLikelihood",
     "Sampler",
     "Schedule",
     "VariationalBound",
@@ -38,6 +41,7 @@ __all__ = [
     "diffusion_loss",
     "discriminator_loss",
     "generator_loss",
+    "log_likelihood",
     "prior_kl",
     "q_posterior",
     "q_sample",

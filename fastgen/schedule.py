@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 import torch
 
-from ._core.tables import VLB_TERMS_COLUMNS, Table, Tables, fake_mode, let_in, plain_tensors, step_columns
+from ._core.tables import STEP_LOG_WEIGHT_COLUMNS, VLB_TERMS_COLUMNS, Table, Tables, fake_mode, let_in, plain_tensors, step_columns
 
 Prediction = Literal["epsilon", "sample", "v_prediction"]
 FixedVariance = Literal["posterior", "beta"]
@@ -269,6 +269,16 @@ class Schedule(Tables):
         `diffusion_loss_table` has, of the hybrid loss: with a weighting, "uniform" or min-SNR's γ, else 0."""
         return self._table(("vlb_terms", prediction, variance, weighting), device, dtype)
 
+    def step_log_weight_table(self, prediction: str, variance: str, device: torch.device, dtype: torch.dtype) -> Table:
+        """(T, 13), `STEP_LOG_WEIGHT_COLUMNS`: those of the mean as in `ddpm_step_table`; of a variance that is not learned 1/σ; of
+        log(σ/√β) = slope·v + intercept; √α and 1/√β; 1 at the last step, else 0."""
+        return self._table(("step_log_weight", prediction, variance), device, dtype)
+
+    def forward_log_weight_table(self, device: torch.device, dtype: torch.dtype) -> Table:
+        """One row of `STEP_LOG_WEIGHT_COLUMNS`, by which that kernel gives −log q(x_1 | x_0), and of a schedule of one step the
+        prior too."""
+        return self._table(("forward_log_weight",), device, dtype)
+
     def prior_kl_table(self, device: torch.device, dtype: torch.dtype) -> Table:
         """One row of `VLB_TERMS_COLUMNS`, by which that kernel gives ½·(ᾱ_{T−1}·x0² − ᾱ_{T−1} − log(1 − ᾱ_{T−1}))."""
         return self._table(("prior_kl",), device, dtype)
@@ -456,6 +466,35 @@ def _vlb_terms_columns(s: Schedule, prediction: str, variance: str, weighting: s
     return *_q_sample_columns(s), *x0, mean_from_x0, low, slope, intercept, constant, precision, decoder, *loss
 
 
+def _step_log_weight_columns(s: Schedule, prediction: str, variance: str):
+    zeros, log_sigma = np.zeros(len(s)), 0.5 * _log_posterior_variance(s)
+    if variance in FIXED_VARIANCES:
+        if variance == "beta":  # at t = 0 both are β̃_1
+            log_sigma[1:] = 0.5 * np.log(s.betas[1:])
+        inverse_sigma, slope, intercept = np.exp(-log_sigma), zeros, log_sigma
+    else:
+        slope, intercept = (0.5 * column for column in _learned_log_variance(s, variance))
+        inverse_sigma = zeros
+    mean = step_columns(*_x0_columns(s, prediction), *_posterior_mean(s), inverse_sigma, slope, intercept - 0.5 * np.log(s.betas))
+    return *mean.T, *_forward_columns(s)
+
+
+def _forward_columns(s: Schedule):
+    prior = np.zeros(len(s))
+    prior[-1] = 1.0
+    return np.sqrt(s.alphas), 1.0 / np.sqrt(s.betas), prior
+
+
+def _forward_log_weight_columns(s: Schedule):
+    """A step back whose log-density is 0: its logarithm of σ/√β has −½·log 2π in it, and the mean, times 1/σ = 0, is of no
+    consequence."""
+    columns = dict.fromkeys(STEP_LOG_WEIGHT_COLUMNS, np.zeros(1))
+    columns["intercept"] = np.array([-0.5 * math.log(2.0 * math.pi * float(s.betas[0]))])
+    forward = ("forward_scale", "forward_inverse_sigma", "prior")
+    columns.update((name, column[:1]) for name, column in zip(forward, _forward_columns(s), strict=True))
+    return tuple(columns.values())
+
+
 def _prior_kl_columns(s: Schedule):
     """The divergence of a step whose mean is √ᾱ·x0 from one with mean 0 and variance 1: a model that takes x0 for 0."""
     signal = float(s.alphas_cumprod[-1])
@@ -476,6 +515,8 @@ def _log_excess(x: float) -> float:
 _COLUMNS = {
     "vlb_terms": _vlb_terms_columns,
     "prior_kl": _prior_kl_columns,
+    "step_log_weight": _step_log_weight_columns,
+    "forward_log_weight": _forward_log_weight_columns,
     "q_sample": _q_sample_columns,
     "q_step": _q_step_columns,
     "q_posterior": _q_posterior_columns,

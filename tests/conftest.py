@@ -35,7 +35,7 @@ WORDS = {  # by which the tests outside an op's own file name it
     "gan_loss": ("gan", "discriminator", "generator"),
     "diffusion_loss": ("diffusion_loss", "[loss", "-loss"),
     "vlb_terms": ("vlb",),
-    "step_log_prob": ("log_prob",),
+    "step_log_prob": ("log_prob", "log_weight"),
 }
 TIMESTEPS = {"first": 0, "middle": 17, "last": 39, "mixed": [39, 0, 17]}  # of `schedule`
 

@@ -215,6 +215,17 @@ def _log_prob_gradient(to_x, learned=False):
     return call
 
 
+def _log_weight(learned=False):
+    """No public function of one step has it."""
+
+    def call(i):
+        m, computed = (i.wide if learned else i.m), torch.float64 if torch.float64 in (i.x.dtype, i.m.dtype) else torch.float32
+        rows = SCHEDULE.step_log_weight_table("epsilon", "learned" if learned else "beta", i.x.device, computed).rows
+        return torch.ops.fastgen.step_log_weight(i.noise, i.x, m, rows, i.t, 0, 1.5 if learned else None, learned, 1.0)
+
+    return call
+
+
 def _gan(smoothing=0.0, monitors=False):
     """The loss and the monitors as the op returns them, which are views elsewhere."""
     return lambda i: torch.ops.fastgen.gan_loss([i.x, i.target, i.m], 2, 0, smoothing, 1, monitors, False)
@@ -309,6 +320,8 @@ CALLS = INTO | {
         t="later", unconditional_output="u", guidance_scale=2.5, seed="seeds", return_log_prob=True
     ),
     "log_prob of a step, ddim": _ddim(t="later", eta=0.7, seed=5, return_log_prob=True),
+    "log_weight": _log_weight(),
+    "log_weight learned clip": _log_weight(learned=True),
     "log_prob back": _log_prob_gradient(False),
     "log_prob back learned": _log_prob_gradient(False, learned=True),
     "log_prob back x": _log_prob_gradient(True),

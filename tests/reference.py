@@ -222,11 +222,11 @@ def gan_monitors(real, fake):
 
 
 def vlb_variances(betas, t, ndim, variance, v=None):
-    """log β̃_t and log σ_t², with β̃_1 in the place of β̃_0 and, where the variance is not learned, of β_0."""
+    """log β̃_t and log σ_t², with β̃_1 in the place of β̃_0 and, where the variance is not learned, of β_0; β_0 if it is alone."""
     betas = np.asarray(betas)
     cumprod = np.concatenate([[1.0], np.cumprod(1.0 - betas)])
     low = np.log(betas[1:] * (1.0 - cumprod[1:-1]) / (1.0 - cumprod[2:]))
-    low = np.concatenate([low[:1], low])
+    low = np.concatenate([low[:1] if len(low) else np.log(betas), low])
     high = np.log(betas)
     t = np.asarray(t, np.int64)
     shaped = lambda a: a[t].reshape(t.shape + (1,) * (ndim - t.ndim if t.ndim else 0))  # noqa: E731
@@ -307,3 +307,23 @@ def step_log_prob(x_prev, x_t, m, betas, t, step=ddpm_step, **options):
     sigma, _ = step(zero, still, betas, t, zero + 1.0, **options)
     each = -0.5 * (((x_prev - mean) / sigma) ** 2 + 2.0 * np.log(sigma) + np.log(2.0 * np.pi))
     return each.sum(tuple(range(1, x_t.ndim)))
+
+
+def normal_log_density(x, mean, variance):
+    """Of each element."""
+    return -0.5 * ((x - mean) ** 2 / variance + np.log(2.0 * np.pi * variance))
+
+
+def step_log_weight(x_prev, x_t, m, betas, t, prediction="epsilon", variance="posterior", clip=None, decoder="gaussian"):
+    """(B,): step t of the logarithm in equation (4.8), log p(x_{t−1} | x_t)/q(x_t | x_{t−1}); with the last one log p(x_T) too."""
+    ndim, v, t = x_t.ndim, None, np.asarray(t, np.int64)
+    if variance in ("learned", "learned_range"):
+        m, v = np.split(m, 2, axis=1)
+    beta, _, _ = coefficients(betas, t, ndim)
+    mean, _ = q_posterior(predicted_x0(x_t, m, betas, t, prediction, clip), x_t, betas, t)
+    _, log_variance = vlb_variances(betas, t, ndim, variance, v)
+    each = normal_log_density(x_prev, mean, np.exp(log_variance)) if decoder == "gaussian" else 0.0
+    each = each - normal_log_density(x_t, np.sqrt(1.0 - beta) * x_prev, beta)
+    last = (t == len(betas) - 1).reshape(t.shape + (1,) * (ndim - 1 if t.ndim else 0))
+    each = each + np.where(last, normal_log_density(x_t, 0.0, 1.0), 0.0)
+    return each.sum(tuple(range(1, ndim)))

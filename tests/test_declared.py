@@ -194,7 +194,7 @@ def test_both_sides_have_every_type():
         assert set(made["TYPES"]) == set(fastgen.triton._TYPES) and set(made["RESULTS"]) == set(fastgen.triton._RESULTS)
 
 
-@pytest.mark.parametrize("name", ["BCEWithLogitsLoss", "Sampler", "Schedule", "VariationalBound"])
+@pytest.mark.parametrize("name", ["BCEWithLogitsLoss", "Sampler", "Schedule", "LogLikelihood", "VariationalBound"])
 def test_pickles_name_no_private_module(name):
     """So that one can still be read after a module has moved."""
     schedule = fastgen.Schedule.linear(4)
@@ -202,6 +202,7 @@ def test_pickles_name_no_private_module(name):
         "BCEWithLogitsLoss": lambda: fastgen.BCEWithLogitsLoss(pos_weight=torch.ones(3)),
         "Sampler": lambda: fastgen.Sampler(torch.nn.Identity(), (2, 3), schedule, steps=2, clip=1.0),
         "Schedule": lambda: schedule,
+        "LogLikelihood": lambda: fastgen.LogLikelihood(*[torch.ones(2)] * 3),
         "VariationalBound": lambda: fastgen.VariationalBound(*[torch.ones(2)] * 3),
     }[name]()
     for protocol in (2, pickle.HIGHEST_PROTOCOL):

@@ -355,6 +355,8 @@ def op_samples():
         rows = schedule.ddpm_step_table("epsilon", "learned" if rest[-2] else "beta", cpu, dtype).rows
         arguments = (data.flip(1), data, output, rows, *rest)
         yield "step_log_prob", arguments, {}
+        weights = schedule.step_log_weight_table("epsilon", "learned" if rest[-2] else "beta", cpu, dtype).rows
+        yield "step_log_weight", (*arguments[:3], weights, *rest), {}
         for source in (
             (data.flip(2), None, None, None, 1.0),
             (None, SEEDS[: len(data)], None, output, 1.5),

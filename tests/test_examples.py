@@ -14,7 +14,7 @@ import torch
 
 import fastgen
 
-for _needed in ("sklearn", "tqdm", "PIL"):
+for _needed in ("sklearn", "tqdm", "PIL", "matplotlib"):
     pytest.importorskip(_needed)
 from PIL import Image  # noqa: E402
 
@@ -35,12 +35,13 @@ def _imported(*names):
         sys.modules.update(before)
 
 
-common, train_ddpm, train_gan, demo, sample_distributed, robot_policy = _imported(
-    "common", "train_ddpm", "train_gan", "demo", "sample_distributed", "robot_policy"
+common, train_ddpm, train_gan, likelihood, demo, sample_distributed, robot_policy = _imported(
+    "common", "train_ddpm", "train_gan", "likelihood", "demo", "sample_distributed", "robot_policy"
 )
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 DDPM = train_ddpm.Settings(batch_size=16, timesteps=50, base_channels=16)
+LIKELIHOOD = likelihood.Settings(batch_size=16, timesteps=20, base_channels=16, learning_rate=5e-3, ema_decay=0.9)
 GAN = train_gan.Settings(batch_size=16, k=2, latent_dim=4, base_channels=8)
 
 
@@ -163,6 +164,46 @@ def test_the_time_limit_counts_earlier_runs(images, tmp_path):
     trained = ddpm(images, 1000, seconds=1e-9, checkpoint=path)
     assert trained.steps == 1
     assert ddpm(images, 1000, seconds=1e-9, checkpoint=path).losses == []
+
+
+# ---- the likelihood -------------------------------------------------------------------------------------------------------
+
+
+def test_pixels_are_the_decoders_values(images):
+    x0 = likelihood.pixels(images)
+    grey = (x0 + 1) * 127.5
+    assert x0.dtype == torch.float32 and (grey - grey.round()).abs().max() < 1e-4
+    assert len(x0.unique()) == 17 and (x0.min(), x0.max()) == (-1, 1)
+    assert (x0 - images).abs().max() <= 0.5001 / 127.5
+
+
+def test_a_trained_network_needs_fewer_bits(images):
+    """And its bound is the sum of its parts, which the rates are sums of too."""
+    x0, seeds = likelihood.pixels(images), common.sample_seeds(0, 12)
+    found = []
+    for steps in (1, 60):
+        trained = likelihood.train(LIKELIHOOD, x0, steps=steps, progress=False)
+        found.append(likelihood.evaluate(trained.model, x0[:12], trained.schedule, seeds))
+    before, after = found
+    assert after.bound.total.mean() < before.bound.total.mean() and after.bound.total.isfinite().all()
+    torch.testing.assert_close(sum(after.parts.values()), after.bound.total)
+    assert after.rate.shape == after.distortion.shape == (20,)
+    torch.testing.assert_close(after.rate[-1], after.bound.prior.mean())
+    torch.testing.assert_close(after.rate[0] + after.parts["L_0"].mean(), after.bound.total.mean())
+    assert (after.rate.diff() <= 0).all() and after.distortion[0] < 0.5 * after.distortion[-1]
+
+
+def test_the_distortion_is_that_of_each_timestep(images):
+    """Whatever else goes through the network in the same call."""
+    x0, seeds = likelihood.pixels(images)[:5], common.sample_seeds(0, 5)
+    trained = likelihood.train(LIKELIHOOD, likelihood.pixels(images), steps=3, progress=False)
+    found = likelihood.evaluate(trained.model, x0, trained.schedule, seeds).distortion
+    for t in (0, 7, 19):
+        x_t = fastgen.q_sample(x0, t, trained.schedule, seed=seeds, offset=t)
+        with torch.no_grad():
+            m = trained.model(x_t, torch.full((5,), t))[:, :1]
+        _, predicted = fastgen.ddpm_step(x_t, m, t, trained.schedule, clip=1.0, return_x0=True, seed=0)
+        torch.testing.assert_close(found[t], 127.5 * (predicted - x0).square().mean().sqrt(), rtol=1e-4, atol=1e-3)
 
 
 # ---- checkpoints ----------------------------------------------------------------------------------------------------------
@@ -340,6 +381,7 @@ def test_the_handwritten_steps_compute_what_fastgen_computes(monkeypatch):
 # ---- command lines --------------------------------------------------------------------------------------------------------
 
 TINY_TRAINING = ["--steps", "2", "--batch-size", "8", "--samples", "4", "--base-channels", "8"]
+TINY_LIKELIHOOD = ["--timesteps", "5", "--held-out", "6", "--digits", "2", "--trajectories", "3"]
 TINY_DEMO = ["--steps", "2", "--samples", "40", "--sampling-steps", "2", "--base-channels", "8", "--timing-rounds", "1"]
 
 
@@ -359,6 +401,7 @@ def commands(tmp_path_factory):
     scripts = {
         "train_ddpm": [*_script("train_ddpm", root), *TINY_TRAINING, "--timesteps", "5", "--backend", "eager"],
         "train_gan": [*_script("train_gan", root), *TINY_TRAINING, "--k", "2"],
+        "likelihood": [*_script("likelihood", root), *TINY_TRAINING, *TINY_LIKELIHOOD],
         "demo": [*_script("demo", root), *TINY_DEMO],
         "sample_distributed": [*_script("sample_distributed", root), *TINY_SAMPLING],
         "robot_policy": [str(EXAMPLES / "robot_policy.py"), "--rounds", "2", "--steps", "3"],
@@ -389,6 +432,23 @@ def test_training_commands_write_the_grid_and_the_checkpoint(name, commands):
     assert "2 training steps; 4 samples in" in output
     assert sorted(path.name for path in directory.iterdir()) == ["checkpoint.pt", "samples.png"]
     Image.open(directory / "samples.png").verify()
+
+
+def test_likelihood_command_prints_bound_and_estimate(commands):
+    status, output, directory = commands["likelihood"]
+    assert status == 0, output
+    for words in (
+        "2 training steps",
+        "variational bound of 6 held-out digits: ",
+        "L_1 … L_T−1",
+        "grey levels of 255",
+        "−log p of 2 of them, from 3 trajectories each, in bits per dimension:",
+        "terms and rate–distortion in",
+    ):
+        assert words in output
+    assert sorted(path.name for path in directory.iterdir()) == ["checkpoint.pt", "samples.png", "terms.png"]
+    for name in ("samples.png", "terms.png"):
+        Image.open(directory / name).verify()
 
 
 def test_demo_command_prints_its_tables(commands):

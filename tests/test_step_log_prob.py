@@ -1,4 +1,4 @@
-"""step_log_prob: values, gradients, and the density that it stands for."""
+"""step_log_prob: values, gradients, and the density that it stands for; and the weights of trajectories, by the same kernels."""
 
 import functools
 import math
@@ -22,6 +22,7 @@ from conftest import (
 )
 
 import fastgen
+from fastgen._ops.step_log_prob import forward_log_weight, step_log_weight
 from fastgen.schedule import LEARNED_VARIANCES, PREDICTIONS, VARIANCES
 
 SHAPE = (3, 4, 5, 6)
@@ -460,6 +461,129 @@ def test_a_step_without_a_seed_draws_one(device, schedule):
             y = fastgen.ddpm_step(x_t, m, 9, schedule, **how, **more)
             made.append(y[0] if more else y)
         assert_same(*made)
+
+
+# ---- the weights of trajectories ----------------------------------------------------------------------------------------
+
+
+FROM_THE_FIRST = {"first": 0, "middle": 17, "last": 39, "mixed": [39, 0, 17]}
+
+
+def trajectory(shape, device, learned=False, dtype=torch.float64, m_dtype=None):
+    """x_{t−1}, x_t and a model's output. A step of the forward process is as small as that."""
+    x_t, x_prev, m = data(shape, device, learned, dtype, m_dtype)
+    return x_prev, x_t, m
+
+
+@pytest.mark.pairs
+@pytest.mark.parametrize("clip", [None, 0.9])
+@pytest.mark.parametrize("variance", VARIANCES)
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+@pytest.mark.parametrize("t", FROM_THE_FIRST.values(), ids=FROM_THE_FIRST)
+def test_log_weight_values(device, schedule, prediction, variance, clip, t):
+    """At t = 0 too, where σ is not 0, and at the last step, which has the prior's density with it."""
+    x_prev, x_t, m = trajectory(SHAPE, device, variance in LEARNED_VARIANCES)
+    options = {"prediction": prediction, "variance": variance, "clip": clip}
+    actual = step_log_weight(x_prev, x_t, m, on(device, t), schedule, **options)
+    assert actual.dtype == torch.float64 and actual.shape == SHAPE[:1]
+    expected = reference.step_log_weight(array(x_prev), array(x_t), array(m), schedule.betas, t, **options)
+    np.testing.assert_allclose(array(actual), expected, rtol=1e-10)
+    x_prev, x_t, m = x_prev.float(), x_t.float(), m.float()
+    single = step_log_weight(x_prev, x_t, m, on(device, t), schedule, **options)
+    assert single.dtype == torch.float32
+    expected = reference.step_log_weight(array(x_prev), array(x_t), array(m), schedule.betas, t, **options)
+    # w² and u² are some hundreds here, each off by a few roundings of x over σ
+    np.testing.assert_allclose(array(single), expected, rtol=1e-4, atol=1e-4 * math.prod(SHAPE[1:]))
+
+
+@pytest.mark.parametrize("dtype, m_dtype", [(d, m) for d in DTYPES for m in DTYPES])
+@pytest.mark.parametrize("prev_dtype", DTYPES)
+@pytest.mark.parametrize("options", [{}, {"variance": "learned_range", "clip": 1.0}], ids=["posterior", "learned_range"])
+def test_log_weight_dtypes(device, schedule, dtype, m_dtype, prev_dtype, options):
+    x_prev, x_t, m = trajectory((3, 8, 17), device, is_learned(options), dtype, m_dtype)
+    x_prev = x_prev.to(prev_dtype)
+    actual = step_log_weight(x_prev, x_t, m, 9, schedule, **options)
+    assert actual.dtype == (torch.float64 if torch.float64 in (dtype, m_dtype, prev_dtype) else torch.float32)
+    expected = reference.step_log_weight(array(x_prev), array(x_t), array(m), schedule.betas, 9, **options)
+    double = actual.dtype == torch.float64
+    np.testing.assert_allclose(array(actual), expected, rtol=1e-10 if double else 1e-4, atol=0 if double else 1e-2)
+
+
+@pytest.mark.parametrize("m_dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize("arrange", [torch.clone, channels_last, unaligned], ids=["contiguous", "channels_last", "unaligned"])
+@pytest.mark.parametrize("clip", [None, 1.0])
+@pytest.mark.parametrize("variance", ["posterior", "learned"])
+@pytest.mark.parametrize("shape", [(2, 16, 8, 4), (1, 8, 31), (3, 5, 7), (700, 3), (3, 0), (0, 3), (2, 17_001)])
+def test_every_kernel_of_the_log_weights(device, schedule, m_dtype, arrange, clip, variance, shape):
+    """The types and layouts that a kernel of their own is compiled for, and sizes, against eager; a sample is what it is alone."""
+    x_prev, x_t, m = (arrange(x) for x in trajectory(shape, device, variance == "learned", torch.float32, m_dtype))
+    t = torch.arange(shape[0], device=device) * 7 % 40
+    found = []
+    for backend in (fastgen.backend(device), "eager"):
+        with fastgen.use_backend(backend):
+            found.append(step_log_weight(x_prev, x_t, m, t, schedule, variance=variance, clip=clip))
+    double = m_dtype == torch.float64
+    size = max(1, math.prod(shape[1:]))
+    torch.testing.assert_close(*found, rtol=1e-11 if double else 1e-5, atol=1e-11 if double else 1e-5 * size)
+    if fastgen.backend(device) != "eager":
+        for b in range(min(shape[0], 3)):
+            one = slice(b, b + 1)
+            alone = step_log_weight(x_prev[one], x_t[one], m[one], int(t[b]), schedule, variance=variance, clip=clip)
+            assert_same(alone[0], found[0][b])
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("other", LAYOUTS)
+@pytest.mark.parametrize("options", [{}, {"variance": "learned_range"}], ids=["posterior", "learned_range"])
+def test_log_weight_layouts(device, schedule, layout, other, options):
+    x_prev, x_t, m = trajectory((3, 4, 5, 6), device, is_learned(options), torch.float32)
+    t = torch.tensor([39, 0, 17], device=device)
+    expected = step_log_weight(x_prev, x_t, m, t, schedule, clip=1.5, **options)
+    actual = step_log_weight(LAYOUTS[other](x_prev), LAYOUTS[layout](x_t), LAYOUTS[other](m), t, schedule, clip=1.5, **options)
+    torch.testing.assert_close(actual, expected, rtol=5e-6, atol=5e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("steps", [40, 1])
+def test_the_log_weight_of_the_forward_step_alone(device, schedule, dtype, steps):
+    """For a decoder that is no density; with a chain of one step the prior is its."""
+    schedule = schedule if steps == 40 else fastgen.Schedule.from_betas([0.3])
+    x0, x_1, m = trajectory(SHAPE, device, dtype=dtype)
+    actual = forward_log_weight(x0, x_1, schedule)
+    expected = reference.step_log_weight(array(x0), array(x_1), array(m), schedule.betas, 0, prediction="sample", decoder="none")
+    assert actual.dtype == dtype
+    np.testing.assert_allclose(array(actual), expected, rtol=1e-11 if dtype == torch.float64 else 1e-5)
+
+
+@pytest.mark.parametrize("t, got", [(40, 40), (-1, -1), ([1, 40, 3], 40)])
+def test_log_weight_timesteps_outside(device, schedule, t, got):
+    if isinstance(t, list) and not timesteps_are_seen(device):
+        pytest.skip("they are not looked at")
+    with pytest.raises(ValueError, match=rf"^t: expected .* within 0 … 39, got {got}$"):
+        step_log_weight(*trajectory(SHAPE, device), on(device, t), schedule)
+
+
+def test_the_log_weights_have_a_table_of_their_own(device, schedule):
+    """Neither op takes the other's."""
+    if fastgen.backend(device) == "eager":
+        pytest.skip("there is no op")
+    tensors = trajectory(SHAPE, device, dtype=torch.float32)
+    of_steps = schedule.ddpm_step_table("epsilon", "posterior", device, torch.float32).rows
+    of_weights = schedule.step_log_weight_table("epsilon", "posterior", device, torch.float32).rows
+    for name, rows in (("step_log_weight", of_steps), ("step_log_prob", of_weights)):
+        op = fastgen._core.dispatch.op(name, fastgen.backend(device))
+        with pytest.raises(RuntimeError, match="rows: expected"):
+            op(*tensors, rows, None, 9, None, False, 1.0)
+
+
+def test_log_weights_are_compiled(device, schedule):
+    x_prev, x_t, m = trajectory(SHAPE, device, dtype=torch.float32)
+    t = torch.tensor([39, 0, 17], device=device)
+    f = lambda x_prev, x_t, m, t: step_log_weight(x_prev, x_t, m, t, schedule, clip=1.0)  # noqa: E731
+    torch._dynamo.reset()
+    compiled = torch.compile(f, fullgraph=True, backend="aot_eager")
+    assert_same(compiled(x_prev, x_t, m, t), f(x_prev, x_t, m, t))
+    torch._dynamo.reset()
 
 
 # ---- arguments ------------------------------------------------------------------------------------------------------

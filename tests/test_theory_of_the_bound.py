@@ -1,5 +1,6 @@
 """The theory of the variational bound, as of what variational_bound, vlb_terms and prior_kl compute: theorem 8 of the lecture note
-(Sunmook Choi, "Generative Models", 2023), Jensen's inequality before it, and what the bound of a perfect model is.
+(Sunmook Choi, "Generative Models", 2023), Jensen's inequality before it, what the bound of a perfect model is, and equation (4.8),
+which log_likelihood estimates.
 
 Where data are N(μ, s²) and a model's x̂0 is linear in x_t, its chain is a Gaussian one. Then everything has a closed form that takes
 nothing from fastgen: the likelihood, by carrying mean and variance through the chain; the bound, term by term; and the gap between
@@ -96,6 +97,11 @@ class Linear:
         """E[−log p_θ(x0)]"""
         mean, variance = self.generated()
         return 0.5 * (math.log(2 * math.pi * variance) + ((MEAN - mean) ** 2 + DEVIATION**2) / variance)
+
+    def log_likelihood(self, x0):
+        """log p_θ(x0) of each sample, (B,)."""
+        mean, variance = self.generated()
+        return reference.normal_log_density(array(x0), mean, variance).sum(1)
 
     def gap(self):
         """E[KL(q(x_1 … x_T | x0) ‖ p_θ(x_1 … x_T | x0))], of two Gaussians in T dimensions."""
@@ -315,3 +321,55 @@ def test_each_sample_of_data_has_its_own_bound(device):
         total = fastgen.variational_bound(model.network, x0, model.schedule, seed=3, unit="nats", decoder="gaussian").total
         of_x0 = 0.5 * (math.log(2 * math.pi * variance) + (value - mean) ** 2 / variance)
         assert total.mean().item() >= of_x0 - 5 * total.std().item() / math.sqrt(count)
+
+
+# ---- equation (4.8): the likelihood itself --------------------------------------------------------------------------
+
+
+def log_likelihood(model, x0, trajectories, seed=11):
+    options = {"trajectories": trajectories, "seed": seed, "variance": model.variance, "chunk": max(1, 2000 // len(x0))}
+    return fastgen.log_likelihood(model.network_of_the_schedule, x0, model.schedule, **options)
+
+
+@pytest.mark.pairs(eager=1)
+@of_all_chains
+@pytest.mark.parametrize("kind", ["exact", "too steep"])
+def test_the_mean_weight_is_the_likelihood(device, schedule, variance, kind):
+    """Of x0 near the data's mean and far from it: to the estimate's own error where many trajectories have a say. Where a few have,
+    it errs to the one side: by Markov's inequality a mean of weights is seldom far above what it is the mean of."""
+    model, count = Linear(schedule, kind, variance), 100 if interpreted(device) else 3000
+    x0 = torch.tensor([[0.4, 0.5], [-0.3, 1.1], [1.2, 1.6]], dtype=torch.float64, device=device)
+    found = log_likelihood(model, x0, count)
+    off, many = array(found.estimate) - model.log_likelihood(x0), array(found.ess) > 25
+    assert many[0] or kind == "too steep"
+    assert (np.abs(off) <= 5 * array(found.error))[many].all()
+    assert (off < 5).all()
+
+
+@pytest.mark.parametrize("variance", ["posterior", "beta", "learned"])
+def test_more_trajectories_come_nearer(device, variance):
+    """The error is 1/√K of the scatter of the weights, and it says how far the estimate is off."""
+    model, counts = Linear(SCHEDULES["linear"], "exact", variance), (25, 100) if interpreted(device) else (250, 4000)
+    x0 = MEAN + DEVIATION * normal((20, 1), 1, torch.float64, device)
+    few, many = (log_likelihood(model, x0, count) for count in counts)
+    shrinks = (many.error / few.error).mean().item() * math.sqrt(counts[1] / counts[0])
+    assert 0.7 < shrinks < 1.4
+    off = (array(many.estimate) - model.log_likelihood(x0)) / array(many.error)
+    assert np.abs(off).max() < 5 and 0.5 < np.sqrt(np.mean(off**2)) < 1.6  # standard normal, twenty of them
+
+
+@pytest.mark.parametrize("variance", ["posterior", "beta", "learned"])
+@pytest.mark.parametrize("kind", ["exact", "off"])
+def test_jensen_from_the_bound_to_the_likelihood(device, variance, kind):
+    """Of one trajectory the estimate is in the mean minus the bound of the same x0: equation (4.9), which is (4.10). Of more it is
+    between that and the likelihood, the higher the more there are."""
+    model, copies = Linear(SCHEDULES["linear"], kind, variance), 100 if interpreted(device) else 1500
+    x0 = torch.full((copies, 1), 0.9, dtype=torch.float64, device=device)
+    options = {"seed": 3, "unit": "nats", "decoder": "gaussian", "variance": variance}
+    bound = fastgen.variational_bound(model.network, x0, model.schedule, **options).total
+    one, four, sixteen = (log_likelihood(model, x0, count).estimate for count in (1, 4, 16))
+    assert_expected(one + bound, 0.0)
+    error = 5 * one.std().item() / math.sqrt(copies)
+    exact = model.log_likelihood(x0)[0]
+    assert one.mean() < four.mean() + error and four.mean() < sixteen.mean() + error and sixteen.mean() < exact + error
+    assert exact - sixteen.mean() < exact - one.mean() - error / 5

@@ -9,6 +9,7 @@ import torch
 from conftest import assert_close, assert_same, channels_last, interpreted, normal, transposed
 
 import fastgen
+from fastgen._ops.step_log_prob import step_log_weight
 
 SHAPE = (3, 4, 9_001)  # enough for two threads, with an uneven split
 T = [3, 0, 39]
@@ -62,6 +63,7 @@ def step_log_prob(schedule, x, t):
         yield made.detach()
         yield from torch.autograd.grad(made.sum(), leaves)
     yield from fastgen.ddpm_step(x, x.flip(0), t.clamp(min=1), schedule, seed=3, return_log_prob=True)
+    yield step_log_weight(x.flip(2), x, x.flip(0), t, schedule)
 
 
 def diffusion_loss(schedule, x, t):

@@ -160,13 +160,13 @@ def test_batches_do_not_change_it(device, schedule):
 def test_the_total_does_not_depend_on_the_batch():
     """Of as many steps as models have: torch's own sum would add them in another order for another batch."""
     terms = normal((37, 1000), 0)
-    from fastgen._likelihood.variational_bound import _sum
+    from fastgen._likelihood.variational_bound import sum_of_columns
 
-    torch.testing.assert_close(_sum(terms), terms.double().sum(1).float(), rtol=0, atol=1e-4)
+    torch.testing.assert_close(sum_of_columns(terms), terms.double().sum(1).float(), rtol=0, atol=1e-4)
     for b in (0, 5, 36):
-        assert_same(_sum(terms[b : b + 1]), _sum(terms)[b : b + 1])
+        assert_same(sum_of_columns(terms[b : b + 1]), sum_of_columns(terms)[b : b + 1])
     for count in (1, 2, 3, 5, 8):
-        assert_same(_sum(torch.arange(2 * count).view(2, count)), torch.arange(2 * count).view(2, count).sum(1))
+        assert_same(sum_of_columns(torch.arange(2 * count).view(2, count)), torch.arange(2 * count).view(2, count).sum(1))
 
 
 def test_the_default_chunk(schedule):

@@ -72,7 +72,7 @@ READINGS = (
     Reading(r"\bAdded<.*\bVlbTermsItems<.*NoiseKind\)2", loaded=(0, 1, 1)),  # x0, the output's halves
     Reading(r"\bAdded<.*\bVlbTermsItems<", loaded=(0, 1, 1, 0)),  # and x_t or noise
     Reading(r"\bVlbTermsItems<", stored=(-1, -1)),  # by the output's halves
-    Reading(r"\bAdded<.*\bStepLogProbItems<", loaded=(0, 1, 1, 0)),  # x_t, the output's halves, x_{t−1}
+    Reading(r"\bAdded<.*\bStepLog(Prob|Weight)Items<", loaded=(0, 1, 1, 0)),  # x_t, the output's halves, x_{t−1}
     Reading(r"\bStepLogProbItems<", stored=(-1, -1, -1)),  # by the output's halves and by x_t
     Reading(r"\bGanVectorSums<", loaded=(0,)),
     Reading(""),

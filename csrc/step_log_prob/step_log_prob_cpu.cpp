@@ -46,6 +46,26 @@ template <class R> struct Values : StepLogProbOp<R> {
   }
 };
 
+template <class R> struct Weights : StepLogProbOp<R> {
+  static constexpr int kOutputs = 1, kColumns = StepLogWeightColumns::kRowCount;
+  static constexpr bool kSums = true;
+  using StepLogProbOp<R>::StepLogProbOp;
+
+  void load_row(int64_t b, R* row) const { step_log_weight_row(this->a, b, row); }
+  template <bool kNoise, class Row> FG_HD void apply(const Row& row, const Tile<R>& t, int64_t first) const {
+    this->choose([&](auto clip, auto learned) FG_INLINE { loop<clip.value, learned.value>(row, t, first); });
+  }
+
+ private:
+  template <bool kClip, bool kLearned, class Row> FG_HD void loop(const Row& row, const Tile<R>& t, int64_t first) const {
+    for (int64_t i = 0; i < t.n; i += kLanes<R>) {
+      const auto get = [&](int column) FG_INLINE { return row.get(column, first + i); };
+      const Vec<R> x = load(t.in[0] + i), m = load(t.in[1] + i), v = kLearned ? load(t.in[2] + i) : Vec<R>{};
+      store(t.out[0] + i, step_log_weight<kClip, kLearned>(get, load(t.in[3] + i), x, m, v));
+    }
+  }
+};
+
 // Makes x_{t−1}, and adds up the log-probabilities of what is stored of it. Second output: μ, then the log-probability.
 template <class R> struct Steps : StepLogProbOp<R> {
   static constexpr int kOutputs = 2;
@@ -122,6 +142,7 @@ template <class R> struct Derivatives : StepLogProbOp<R> {
 
 FG_CPU_KERNEL(step_log_prob, StepLogProbArguments) {
   if (arguments.gradient) return run_elementwise<Derivatives>(arguments, begin, end);
+  if (arguments.weighs) return run_sums<Weights>(arguments, begin, end);
   arguments.makes_step ? run_sums<Steps>(arguments, begin, end) : run_sums<Values>(arguments, begin, end);
 }
 

@@ -1,5 +1,5 @@
-// The kernels of a CUDA thread, for the host too: the log-probabilities, added up for each sample, their derivatives, and the step
-// that comes with its log-probability.
+// The kernels of a CUDA thread, for the host too: the log-probabilities, added up for each sample, their derivatives, the step that
+// comes with its log-probability, and what steps contribute to the weights of trajectories.
 #pragma once
 #include "common/device_driver.h"
 #include "step_log_prob/step_log_prob.h"
@@ -53,6 +53,34 @@ template <class R, class X, class M, bool kBackward> struct StepLogProbItems : D
         out[0][i] = of.value;
       }
     }
+  }
+};
+
+// The contributions to the weights, in the place of the log-probabilities.
+template <class R, class X, class M> struct StepLogWeightItems : StepLogProbItems<R, X, M, false> {
+  using StepLogProbItems<R, X, M, false>::a;
+  using Row = ColumnRow<R, StepLogWeightColumns::kRowCount>;
+
+  FG_HD Row row(int64_t b) const {
+    Row row;
+    step_log_weight_row(a, b, row.values);
+    return row;
+  }
+  static FG_HD bool noiseless(const Row&) { return true; }
+
+  template <bool kNoise, int n> FG_HD void apply(const Row& row, const R (&in)[4][n], const R*, R (&out)[1][n]) const {
+    if (a.clip_kind == kNoClip) {
+      a.learned ? elements<false, true>(row, in, out) : elements<false, false>(row, in, out);
+    } else {
+      a.learned ? elements<true, true>(row, in, out) : elements<true, false>(row, in, out);
+    }
+  }
+
+ private:
+  template <bool kClip, bool kLearned, int n> FG_HD void elements(const Row& row, const R (&in)[4][n], R (&out)[1][n]) const {
+    FG_UNROLL
+    for (int i = 0; i < n; ++i)
+      out[0][i] = step_log_weight<kClip, kLearned>(row, in[3][i], in[0][i], in[1][i], kLearned ? in[2][i] : R(0));
   }
 };
 
@@ -121,14 +149,27 @@ template <class R, class X, class M, class Out> struct StepsGuidedDevice : Steps
 template <class R, class X, class M, class> using StepLogProbDevice = StepLogProbItems<R, X, M, false>;
 template <class R, class X, class M, class> using StepLogProbGradientDevice = StepLogProbItems<R, X, M, true>;
 
-// launch(way) for the derivatives, launch.sum(part) for the log-probabilities.
+// launch(way) for the derivatives, launch.sum(part) for what is added up.
 template <class Launch> struct StepLogProbSum {
   const Launch& launch;
   template <class Way> void operator()(const Way& way) const { launch.sum(Added<Way>(way)); }
 };
+// A trajectory is kept in float32 or float64, so there are no fast ways for one in half precision.
+template <class Launch> void run_step_log_weight(const StepLogProbArguments& a, const Launch& launch) {
+  if (a.geometry.batch == 0) return;
+  if (!a.is_double && a.in[0].dtype == kFloat32) {
+    const DType m = a.in[1].dtype;
+    if (m == kFloat32 && launch_fast<kNoNoise>(StepLogWeightItems<float, Float32, Float32>{a}, launch)) return;
+    if (m == kBFloat16 && launch_fast<kNoNoise>(StepLogWeightItems<float, Float32, BFloat16>{a}, launch)) return;
+    if (m == kFloat16 && launch_fast<kNoNoise>(StepLogWeightItems<float, Float32, Float16>{a}, launch)) return;
+  }
+  a.is_double ? launch_groups(StepLogWeightItems<double, Any, Any>{a}, launch)
+              : launch_groups(StepLogWeightItems<float, Any, Any>{a}, launch);
+}
 template <class Launch> void run_step_log_prob(const StepLogProbArguments& a, const Launch& launch) {
   if (a.gradient) return run_on_device<StepLogProbGradientDevice, true>(a, launch);
   const StepLogProbSum<Launch> sum{launch};
+  if (a.weighs) return run_step_log_weight(a, sum);
   if (!a.makes_step) return run_on_device<StepLogProbDevice, true>(a, sum);
   if (!a.in[3].data) return run_on_device<StepsDevice, true>(a, sum);
   a.is_double ? launch_groups(StepsGuidedDevice<double, Any, Any, Any>{a}, sum)

@@ -26,17 +26,18 @@ struct Call {
   StepLogProbArguments a;
 
   // `given`: x_{t−1}, or null where that is to be made.
-  Call(const Tensor* given, const StepLogProbOperands& o)
+  Call(const Tensor* given, const StepLogProbOperands& o, int64_t columns = DdpmStepColumns::kCount)
       : batch(o.x_t),
         factor(o.learned ? 2 : 1),
         x(batch.first("x_t")),
         m(batch.input(o.model_output, "model_output", factor)),
         arithmetic(arithmetic_of(promoted(promoted(x.dtype, m.dtype), given ? View(*given).dtype("x_prev") : x.dtype))),
-        rows_input(o.rows, o.t, o.index, DdpmStepColumns::kCount, batch, arithmetic) {
+        rows_input(o.rows, o.t, o.index, columns, batch, arithmetic) {
     a.geometry = batch.geometry;
     a.rows = rows_input.rows;
     a.is_double = arithmetic == kFloat64;
-    if (kTimestepsAreVisible)
+    a.weighs = columns == StepLogWeightColumns::kTableCount;
+    if (kTimestepsAreVisible && !a.weighs)
       a.is_double ? check_deviations<double>(a.rows, a.geometry.batch) : check_deviations<float>(a.rows, a.geometry.batch);
     a.learned = o.learned;
     a.scale = o.scale;
@@ -78,6 +79,11 @@ Tensor sums(Call& call) {
 
 Tensor step_log_prob(const Tensor& x_prev, const StepLogProbOperands& o) {
   Call call(&x_prev, o);
+  return sums(call);
+}
+
+Tensor step_log_weight(const Tensor& x_prev, const StepLogProbOperands& o) {
+  Call call(&x_prev, o, StepLogWeightColumns::kTableCount);
   return sums(call);
 }
 

@@ -186,6 +186,7 @@ _DECLARED: dict[str, tuple[str, tuple]] = {
         "Tensor x_t, Tensor model_output, Tensor rows, Tensor? t, SymInt index, float? clip, bool learned, float scale",
         (
             "step_log_prob(Tensor x_prev, ...) -> Tensor",
+            "step_log_weight(Tensor x_prev, ...) -> Tensor",  # with a table of its own
             "step_log_prob_backward(Tensor gradient, Tensor x_prev, ...) -> Tensor",
             "step_log_prob_backward_x(Tensor gradient, Tensor x_prev, ...) -> (Tensor, Tensor)",
             "ddpm_step_log_prob(..., Tensor? noise, Tensor? seeds, SymInt? seed, Tensor? unconditional, float guidance) -> "

@@ -58,7 +58,24 @@ def normals(shape, seeds, seed, offset, device, dtype):
     an int64 tensor of shape (B,).
     """
     batch, event = shape[0], math.prod(shape[1:])
-    groups = torch.arange((event + 3) // 4, dtype=torch.int64, device=device)
+    r0, r1, r2, r3 = _words(batch, (event + 3) // 4, seeds, seed, offset, device)
+    pairs = (_box_muller(r0, r1), _box_muller(r2, r3))
+    z = torch.stack([*pairs[0], *pairs[1]], dim=-1)
+    return z.reshape(batch, 4 * r0.shape[1])[:, :event].reshape(shape).to(dtype).contiguous()
+
+
+SEEDS_OFFSET = 1 << 62  # far from the offsets of all noise
+
+
+def more_seeds(count, batch, seeds, seed, device):
+    """(count, batch) seeds made from those of the samples: r0 + 2³²·r1 of the words of group k at an offset of their own."""
+    r0, r1, _, _ = _words(batch, count, seeds, seed, SEEDS_OFFSET, device)
+    return (r0 + torch.where(r1 < 2**31, r1, r1 - 2**32) * 2**32).T.contiguous()
+
+
+def _words(batch, count, seeds, seed, offset, device):
+    """r0 … r3 of the groups 0 … count−1 of each sample, (batch, count) each."""
+    groups = torch.arange(count, dtype=torch.int64, device=device)
     samples = torch.arange(batch, dtype=torch.int64, device=device)
     if seeds is None:
         seeds = torch.full((1,), seed, dtype=torch.int64, device=device)
@@ -68,13 +85,10 @@ def normals(shape, seeds, seed, offset, device, dtype):
     if not isinstance(offset, torch.Tensor):
         offset = torch.full((1,), offset, dtype=torch.int64, device=device)
     offset = offset.reshape(-1, 1)
-    r0, r1, r2, r3 = philox4x32(
+    return philox4x32(
         (groups & _MASK, samples.unsqueeze(1), offset & _MASK, offset >> 32 & _MASK),
         (seeds & _MASK, seeds >> 32 & _MASK),
     )
-    pairs = (_box_muller(r0, r1), _box_muller(r2, r3))
-    z = torch.stack([*pairs[0], *pairs[1]], dim=-1)
-    return z.reshape(batch, 4 * groups.numel())[:, :event].reshape(shape).to(dtype).contiguous()
 
 
 def _box_muller(r0, r1):

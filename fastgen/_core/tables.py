@@ -20,6 +20,10 @@ DDPM_STEP_COLUMNS = (
     *("sigma", "slope", "intercept", "y_from_m"),
 )
 
+STEP_LOG_WEIGHT_COLUMNS = (
+    *("x0_from_x", "x0_from_m", "y_from_x0", "y_from_x", "y_from_x_unclipped", "y_from_m_unclipped"),
+    *("inverse_sigma", "slope", "intercept", "y_from_m", "forward_scale", "forward_inverse_sigma", "prior"),
+)
 VLB_TERMS_COLUMNS = (
     *("scale", "sigma", "x0_from_x", "x0_from_m", "mean_from_x0", "log_posterior_variance", "slope", "intercept"),
     *("constant", "precision", "decoder", "target_from_x0", "target_from_noise", "loss_weight"),

@@ -1,1 +1,1 @@
-"""What a model says of data: the public `variational_bound`."""
+"""What a model says of data: the public `variational_bound` and `log_likelihood`."""

@@ -112,8 +112,7 @@ def variational_bound(
     own_seed = number if seeds is None else seeds
     table = schedule.vlb_terms_table(prediction, variance, x0.device, checks.compute_dtype(x0.dtype))
     chosen = _checked_timesteps(timesteps, schedule, table)
-    size = max(1, BATCH // max(batch, 1)) if chunk is None else _checked_chunk(chunk)
-    size = min(size, len(chosen))
+    size = min(default_chunk(batch) if chunk is None else checked_chunk(chunk), len(chosen))
     kwargs = network_kwargs(model_kwargs, None, batch, False)
     bar = progress_bar() if checks.boolean("progress", progress) else None
 
@@ -124,7 +123,7 @@ def variational_bound(
     of_steps = schedule.timestep_tensor(x0.device).unbind()
     given = torch.stack([of_steps[t] for t in chosen]).repeat_interleave(batch)
     shape = (x0.shape[0], 2 * x0.shape[1], *x0.shape[2:]) if variance in LEARNED_VARIANCES else tuple(x0.shape)
-    repeated = {count: _repeated(kwargs, batch, count) for count in {size, len(chosen) % size} if count}
+    kwargs_of = {count: repeated(kwargs, batch, count) for count in {size, len(chosen) % size} if count}
 
     def terms_of(first):
         """Those of one call of the network."""
@@ -133,7 +132,7 @@ def variational_bound(
         parts = [slice(k * batch, (k + 1) * batch) for k in range(len(ts))]
         for t, part in zip(ts, parts, strict=True):
             q_sample(x0, t, schedule, seed=own_seed, offset=t, out=x[part])
-        m = output_of(model(x, given[first * batch : (first + len(ts)) * batch], **repeated[len(ts)]))
+        m = output_of(model(x, given[first * batch : (first + len(ts)) * batch], **kwargs_of[len(ts)]))
         expected = len(ts) * shape[0], *shape[1:]
         if tuple(m.shape) != expected:
             raise ValueError(f"model: expected an output of shape {expected} for {tuple(x.shape)}, got {tuple(m.shape)}")
@@ -150,7 +149,7 @@ def variational_bound(
                 shown.update(len(found) - first)
     terms = torch.stack(found, 1)
     prior = prior_kl(x0, schedule, unit=unit)
-    return VariationalBound(prior + len(schedule) / len(chosen) * _sum(terms), prior, terms)
+    return VariationalBound(prior + len(schedule) / len(chosen) * sum_of_columns(terms), prior, terms)
 
 
 def _checked_timesteps(timesteps, schedule, table) -> list[int]:
@@ -177,7 +176,11 @@ def _checked_timesteps(timesteps, schedule, table) -> list[int]:
     return found
 
 
-def _checked_chunk(chunk) -> int:
+def default_chunk(batch: int) -> int:
+    return max(1, BATCH // max(batch, 1))
+
+
+def checked_chunk(chunk) -> int:
     chunk = checks.integer("chunk", chunk)
     if chunk < 1:
         raise ValueError(f"chunk: expected an int ≥ 1, got {chunk}")
@@ -189,7 +192,7 @@ def _laid_out(x0):
     return x0 if dispatch.empty_like(x0).stride() == x0.stride() else x0.contiguous()
 
 
-def _repeated(kwargs, batch, count):
+def repeated(kwargs, batch, count):
     """The network's other arguments for `count` times the samples."""
     if count == 1:
         return kwargs
@@ -200,8 +203,8 @@ def _repeated(kwargs, batch, count):
     return pytree.tree_map(repeat, kwargs)
 
 
-def _sum(terms):
-    """Over the last dimension, by halves: element by element, since in which order torch's own sum adds depends on how many samples
+def sum_of_columns(terms):
+    """(B,) of (B, K), by halves: element by element, since in which order torch's own sum adds depends on how many samples
     there are."""
     while (count := terms.size(1)) > 1:
         half = math.ceil(count / 2)

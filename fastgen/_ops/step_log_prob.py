@@ -1,4 +1,5 @@
-"""The log-probability of a reverse step: public function, eager reference, fakes, autograd."""
+"""The log-probability of a reverse step: public function, eager reference, fakes, autograd. And what a step contributes to the
+weight of a trajectory, for `log_likelihood`."""
 
 from __future__ import annotations
 
@@ -8,6 +9,7 @@ from typing import Literal, get_args
 import torch
 
 from .._core import checks, declared, dispatch
+from .._core.tables import DDPM_STEP_COLUMNS, STEP_LOG_WEIGHT_COLUMNS
 from ..schedule import LEARNED_VARIANCES, PREDICTIONS, VARIANCES, Prediction, Schedule, Variance
 from . import ddpm_step
 from .ddpm_step import OVERS, Over
@@ -137,6 +139,49 @@ def run(call, backend, x_prev, o):
     return call(x_prev, *o)
 
 
+# ---- the weights of trajectories ------------------------------------------------------------------------------------------
+
+
+def step_log_weight(x_prev, x_t, model_output, t, schedule, *, prediction="epsilon", variance="posterior", clip=None):
+    """The logarithm of what the step t contributes to the weight of a trajectory x_0 … x_T that the forward process made:
+
+        log p(x_{t−1} | x_t)/q(x_t | x_{t−1}),    q(x_t | x_{t−1}) = N(√α·x_{t−1}, β),   and at t = T−1 log N(x_T; 0, 1) too
+
+    (B,), added up over the event, in one launch: the sum over t is the logarithm in equation (4.8). μ and σ are those of
+    `step_log_prob`, σ at t = 0 that of `vlb_terms`. No gradients are recorded. t is an int or an int64 tensor (B,)."""
+    option = prediction, variance
+    plan = dispatch.plan("step_log_weight", schedule, x_t, model_output, option, x_prev.dtype)
+    if plan is None:
+        learned = variance in LEARNED_VARIANCES
+        _check_tensors(x_prev, x_t, model_output, learned)
+        dtype = checks.compute_dtype(torch.promote_types(checks.result_dtype(x_t, model_output), x_prev.dtype))
+        table = schedule.step_log_weight_table(prediction, variance, x_t.device, dtype)
+        plan = dispatch.make_plan("step_log_weight", schedule, x_t, model_output, dtype, table, option, x_prev.dtype, learned)
+    return _weighed(plan, x_prev, x_t, model_output, t, clip)
+
+
+def forward_log_weight(x0, x_1, schedule):
+    """−log q(x_1 | x0) (B,), for a decoder that has a probability of its own in the place of the density p(x0 | x_1); of a schedule
+    of one step with log N(x_1; 0, 1)."""
+    plan = dispatch.plan("forward_log_weight", schedule, x_1, x0)
+    if plan is None:
+        dtype = checks.compute_dtype(checks.result_dtype(x_1, x0))
+        table = schedule.forward_log_weight_table(x_1.device, dtype)
+        plan = dispatch.make_plan("forward_log_weight", schedule, x_1, x0, dtype, table, kernel="step_log_weight")
+    return _weighed(plan, x0, x_1, x_1, 0, None)  # x_1 as the network's output: the row multiplies it by 0
+
+
+def _weighed(plan, x_prev, x_t, model_output, t, clip):
+    _check_tensors(x_prev, x_t, model_output, plan.learned)
+    own_t, index = dispatch.timestep(plan, t, x_t)
+    o = Operands(x_t, model_output, plan.rows, own_t, index, clip, plan.learned, 1.0)
+    try:
+        return weight_reference(x_prev, o) if plan.call is None else plan.call(x_prev, *o)
+    except (RuntimeError, TypeError):
+        checks.timestep(t, x_t, plan.end, plan.note)
+        raise
+
+
 # ---- eager reference ------------------------------------------------------------------------------------------------------
 
 
@@ -157,10 +202,27 @@ def reference(x_prev, o):
     return o.scale * dispatch.sum_of_events(terms)
 
 
+def weight_reference(x_prev, o):
+    """The kernel of the weights in plain PyTorch. rows: (T, 13), the columns of `tables.STEP_LOG_WEIGHT_COLUMNS`."""
+    step = ddpm_step.Operands(o.x_t, o.model_output, o.rows[:, : len(DDPM_STEP_COLUMNS)], o.t, o.index, clip=o.clip)
+    m, v = ddpm_step.mean_and_variance(step._replace(learned=o.learned))
+    mean, _ = ddpm_step.mean(step, ddpm_step.columns(step), m)
+    c = dict(zip(STEP_LOG_WEIGHT_COLUMNS, dispatch.gathered(o.rows, o.t, o.index, o.x_t.dim()), strict=True))
+    x, x_prev = o.x_t.to(mean.dtype), x_prev.to(mean.dtype)
+    log_ratio, inverse_sigma = c["intercept"], c["inverse_sigma"]
+    if o.learned:
+        log_ratio = c["slope"] * v + log_ratio
+        inverse_sigma = torch.exp(-log_ratio) * c["forward_inverse_sigma"]
+    u = (x_prev - mean) * inverse_sigma
+    w = (x - c["forward_scale"] * x_prev) * c["forward_inverse_sigma"]
+    prior = c["prior"] * (0.5 * x * x + 0.5 * math.log(2.0 * math.pi))
+    return o.scale * dispatch.sum_of_events(0.5 * (w - u) * (w + u) - (log_ratio + prior))
+
+
 # ---- fakes ----------------------------------------------------------------------------------------------------------------
 
 
-@dispatch.register_fake("step_log_prob")
+@dispatch.register_fake("step_log_prob", "step_log_weight")
 def _fake(x_prev, o):
     dispatch.same_device(o.x_t, o.model_output, o.rows, o.t, x_prev)
     dtype = checks.compute_dtype(checks.result_dtype(o.x_t, o.model_output))

@@ -1,4 +1,5 @@
-"""The log-probability of a reverse step: the formulas of csrc/step_log_prob/step_log_prob.h, the kernels and the ops."""
+"""The log-probability of a reverse step, and what it contributes to the weight of a trajectory: the formulas of
+csrc/step_log_prob/step_log_prob.h, the kernels and the ops."""
 
 import torch
 import triton
@@ -31,6 +32,12 @@ from .ddpm_step import (
 from .q_sample import with_noise
 
 HALF_LOG_TWO_PI = tl.constexpr(0.91893853320467274178)
+# Of the weights: a table whose 1/σ is in the place of σ, and whose intercept is that of log(σ/√β), with three columns more.
+INVERSE_SIGMA = SIGMA
+FORWARD_SCALE = tl.constexpr(COLUMNS.value)
+FORWARD_INVERSE_SIGMA = tl.constexpr(COLUMNS.value + 1)
+PRIOR = tl.constexpr(COLUMNS.value + 2)
+WEIGHT_COLUMNS = tl.constexpr(COLUMNS.value + 3)
 
 
 @triton.jit
@@ -74,6 +81,23 @@ def log_prob(d, v, slope, inverse_sigma, log_sigma, LEARNED: tl.constexpr):
 
 
 @triton.jit
+def step_log_weight_of(x_prev, x, m, v, row, in_table, bound, CLIPPED: tl.constexpr, LEARNED: tl.constexpr):
+    """What an element contributes to the logarithm of its trajectory's weight."""
+    forward_inverse_sigma = column(row, in_table, FORWARD_INVERSE_SIGMA)
+    log_ratio = column(row, in_table, INTERCEPT)
+    if LEARNED:
+        log_ratio = tl.fma(column(row, in_table, SLOPE), v, log_ratio)
+        inverse_sigma = product(exp(negative(log_ratio)), forward_inverse_sigma)
+    else:
+        inverse_sigma = column(row, in_table, INVERSE_SIGMA)
+    mean, _ = step_mean(x, m, row, in_table, bound, CLIPPED)
+    u = product(x_prev - mean, inverse_sigma)
+    w = product(tl.fma(negative(column(row, in_table, FORWARD_SCALE)), x_prev, x), forward_inverse_sigma)
+    prior = product(column(row, in_table, PRIOR), tl.fma(splat(0.5, x) * x, x, splat(HALF_LOG_TWO_PI, x)))
+    return tl.fma(splat(0.5, u) * (w - u), w + u, negative(log_ratio + prior))
+
+
+@triton.jit
 def bound_of(clip, EXACT_CLIP: tl.constexpr, R: tl.constexpr):
     return tl.full((1, 1), clip if EXACT_CLIP is None else EXACT_CLIP, R)
 
@@ -106,13 +130,14 @@ def step_log_prob_kernel(
     CLIPPED: tl.constexpr,
     LEARNED: tl.constexpr,
     HAS_T: tl.constexpr,
+    WEIGHS: tl.constexpr,
     S: tl.constexpr,
     E: tl.constexpr,
     V: tl.constexpr,
     LAYOUT: tl.constexpr,
     WIDE: tl.constexpr,
 ):
-    """result: a sum for each chunk of each sample's work, times `scale`."""
+    """result: a sum for each chunk of each sample's work, times `scale`; WEIGHS: of the weights, with their table."""
     R: tl.constexpr = rows.dtype.element_ty
     W: tl.constexpr = V if V <= E else E
     FACTOR: tl.constexpr = 2 if LEARNED else 1
@@ -121,9 +146,10 @@ def step_log_prob_kernel(
     sums = tl.zeros((S, E // W), tl.float64)
     for k in range(tile * blocks + chunk, (tile + 1) * blocks, chunks):
         block, b, live = place_of(k, blocks, batch, S, LAYOUT, WIDE)
-        row, in_table = table_row(rows, timestep_of(t, index, b, live, HAS_T), count, COLUMNS)
-        inverse_sigma, log_sigma = deviation(row, in_table, LEARNED)
-        slope = column(row, in_table, SLOPE)
+        row, in_table = table_row(rows, timestep_of(t, index, b, live, HAS_T), count, WEIGHT_COLUMNS if WEIGHS else COLUMNS)
+        if not WEIGHS:
+            inverse_sigma, log_sigma = deviation(row, in_table, LEARNED)
+            slope = column(row, in_table, SLOPE)
         values = tl.zeros((S, E), R)
         first = b.to(tl.int64) * event
         for r in tl.static_range(4 if LAYOUT == TILED else 1):
@@ -136,9 +162,13 @@ def step_log_prob_kernel(
             v = m_value
             if LEARNED:
                 v = tl.load(m + second_half(at, event, channels, LAYOUT), mask=inside, other=0.0).to(R)
-            mean, _ = step_mean(x_value, m_value, row, in_table, bound_of(clip, EXACT_CLIP, R), CLIPPED)
-            d = tl.load(x_prev + first + j, mask=inside, other=0.0).to(R) - mean
-            value, _, _ = log_prob(d, v, slope, inverse_sigma, log_sigma, LEARNED)
+            x_prev_value = tl.load(x_prev + first + j, mask=inside, other=0.0).to(R)
+            bound = bound_of(clip, EXACT_CLIP, R)
+            if WEIGHS:
+                value = step_log_weight_of(x_prev_value, x_value, m_value, v, row, in_table, bound, CLIPPED, LEARNED)
+            else:
+                mean, _ = step_mean(x_value, m_value, row, in_table, bound, CLIPPED)
+                value, _, _ = log_prob(x_prev_value - mean, v, slope, inverse_sigma, log_sigma, LEARNED)
             values += tl.where(inside, value, 0.0)
         sums += few_of_rows(values, W)
     by = tl.full((1,), scale if EXACT_SCALE is None else EXACT_SCALE, tl.float64)
@@ -323,13 +353,13 @@ def step_log_prob_backward_kernel(
 class _Call:
     """What both directions make of their arguments."""
 
-    def __init__(self, outputs, x_prev, o):
+    def __init__(self, outputs, x_prev, o, columns=COLUMNS):
         batch = op.batch_of(o.x_t)
         x = self.x = op.operand(o.x_t, o.x_t, batch.channels_last)
         m = op.same(o.model_output, x, batch.channels_last, 2 if o.learned else 1)
         x_prev = op.same(x_prev, x, batch.channels_last)
         dtype = checks.compute_dtype(checks.result_dtype(x, m))
-        rows = op.rows_of(o.rows, o.t, o.index, COLUMNS.value, x, torch.promote_types(dtype, x_prev.dtype))
+        rows = op.rows_of(o.rows, o.t, o.index, columns.value, x, torch.promote_types(dtype, x_prev.dtype))
         exact = op.passes_floats_as_float32() and rows.table.itemsize == 8
         self.cut = op.tiling(batch, (x, m, x_prev, *outputs), False, False, o.learned)
         self.dtype, self.table = rows.table.dtype, rows.table
@@ -346,7 +376,14 @@ class _Call:
 
 
 def step_log_prob(x_prev, o):
-    call = _Call((), x_prev, o)
+    return _sums(_Call((), x_prev, o), o, False)
+
+
+def step_log_weight(x_prev, o):
+    return _sums(_Call((), x_prev, o, WEIGHT_COLUMNS), o, True)
+
+
+def _sums(call, o, weighs):
     cut = call.cut
     result = op.empty(o.x_t.shape[:1], call.dtype, o.x_t.device)
     sums = sums_for(result, cut.tiles, cut.blocks)
@@ -354,6 +391,7 @@ def step_log_prob(x_prev, o):
         wrap_triton(step_log_prob_kernel),
         *(sums.programs, call.x, sums.to, *call.pointers, *call.numbers),
         *(cut.batch, cut.event, cut.channels, cut.blocks, sums.chunks),
+        WEIGHS=weighs,
         **call.flags,
     )
     if sums.to is not result:
