@@ -24,6 +24,8 @@ IN_ORDER = (
     "ddim_step",
     "q_posterior",
     "randn",
+    "to_uint8",
+    "q_sample_bytes",
     "diffusion_loss",
     "vlb_terms",
     "step_log_prob",

@@ -47,6 +47,7 @@ class Case:
     device: str = "cpu"
     channels_last: bool = False
     threads: int | None = None  # of the CPU; None: torch's default
+    byte_tensors: int = 0  # how many of uint8 besides
     network: Callable | None = None  # arguments → what writes them before each call, as in a chain, and is not timed
 
     def __str__(self):
@@ -63,7 +64,8 @@ class Case:
         backward = " + backward" if self.passes == BACKWARD else ""
         if self.op == "diffusion_loss":
             return "q_sample + diffusion_loss" + backward
-        name = "discriminator_loss" if self.op == "gan_loss" else self.op
+        name = {"gan_loss": "discriminator_loss", "q_sample_bytes": "q_sample"}.get(self.op, self.op)
+        words = ["bytes"] * (self.op == "q_sample_bytes") + words
         return f"{name}({', '.join(words)}){backward}"
 
     @property
@@ -99,7 +101,7 @@ class Case:
     @property
     def bytes(self) -> int:
         """What must be moved; a few coefficients per sample are not counted."""
-        return self.tensors * self.elements * self.dtype.itemsize
+        return (self.tensors * self.dtype.itemsize + self.byte_tensors) * self.elements
 
     @property
     def fits(self) -> bool:
@@ -326,6 +328,17 @@ def eager_q_sample(x0, t, noise, out, tables):
     return torch.add(scale * x0, sigma * noise, out=out)
 
 
+def eager_q_sample_bytes(pixels, t, noise, out, tables):
+    """The bytes made numbers first, as a data loader does or a training step on the device."""
+    return eager_q_sample(pixels.to(tables[0].dtype if out is None else out.dtype) / 127.5 - 1, t, noise, out, tables)
+
+
+def eager_to_uint8(x):
+    """As images are written to files: (B, H, W, C) in memory."""
+    pixels = ((x.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    return pixels.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
+
+
 def eager_ddpm_step(x_t, model_output, t, noise, out, tables):
     scale, slope, sigma = (gather(table, t, x_t) for table in tables)
     noise = torch.randn_like(x_t) if noise is None else noise
@@ -416,6 +429,26 @@ def q_sample(shape, dtype, mode, output, t=None):
 
     tensors = 3 if mode == "noise" else 2
     return Case("q_sample", mode, output, shape, dtype, tensors, inputs, ours, eager_q_sample)
+
+
+def q_sample_bytes(shape, dtype):
+    """Of uint8 data, of which a quarter of float32's bytes is read; the result has the dtype of `out`."""
+
+    def inputs():
+        pixels = (_normal(1, shape, torch.float32)[0].clamp(-2, 2) * 60 + 128).to(torch.uint8)
+        return pixels, _timesteps(shape), None, _output("out", shape, dtype), _on_device(Q_SAMPLE)
+
+    def ours(pixels, t, noise, out, tables):
+        return partial(fastgen.q_sample, pixels, t, SCHEDULE, seed=SEED, out=out)
+
+    return Case("q_sample_bytes", "seed", "out", shape, dtype, 1, inputs, ours, eager_q_sample_bytes, byte_tensors=1)
+
+
+def to_uint8(shape, dtype):
+    """To channels-last memory."""
+    ours = partial(partial, partial(fastgen.to_uint8, channels_last=True))
+    inputs = lambda: tuple(_normal(1, shape, dtype))  # noqa: E731
+    return Case("to_uint8", "", "fresh", shape, dtype, 1, inputs, ours, eager_to_uint8, byte_tensors=1)
 
 
 def ddpm_step(shape, dtype, mode, output, t=None):

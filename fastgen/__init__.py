@@ -4,8 +4,8 @@ Forward noising `q_sample`, `q_step`, `q_posterior`; reverse steps `ddpm_step`, 
 (for several chains, `Sampler`); reproducible noise `randn`; the training losses `diffusion_loss`, `discriminator_loss`,
 `generator_loss` and `bce_with_logits` (as a module, `BCEWithLogitsLoss`); the variational bound of the likelihood
 `variational_bound`, and its parts `vlb_terms` and `prior_kl`; an estimate of the likelihood itself `log_likelihood`; the
-log-probability of a reverse step `step_log_prob`; noise schedules `Schedule`. `backend`, `use_backend` and `backend_info` say and
-choose what runs.
+log-probability of a reverse step `step_log_prob`; images as bytes `to_uint8`; noise schedules `Schedule`. `backend`, `use_backend`
+and `backend_info` say and choose what runs.
 """
 
 from ._core.backends import available_backends, backend, backend_info, use_backend
@@ -20,6 +20,7 @@ from ._ops.q_posterior import q_posterior
 from ._ops.q_sample import q_sample, q_step
 from ._ops.randn import randn
 from ._ops.step_log_prob import step_log_prob
+from ._ops.to_uint8 import to_uint8
 from ._ops.vlb_terms import vlb_terms
 from ._sampling.sampler import Sampler, sample
 from .schedule import Schedule
@@ -49,6 +50,7 @@ __all__ = [
     "randn",
     "sample",
     "step_log_prob",
+    "to_uint8",
     "use_backend",
     "variational_bound",
     "vlb_terms",

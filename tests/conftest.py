@@ -36,6 +36,7 @@ WORDS = {  # by which the tests outside an op's own file name it
     "diffusion_loss": ("diffusion_loss", "[loss", "-loss"),
     "vlb_terms": ("vlb",),
     "step_log_prob": ("log_prob", "log_weight"),
+    "to_uint8": ("uint8", "bytes"),
 }
 TIMESTEPS = {"first": 0, "middle": 17, "last": 39, "mixed": [39, 0, 17]}  # of `schedule`
 

@@ -40,6 +40,8 @@ class Inputs:
     gradient: torch.Tensor  # of each loss
     scalar: torch.Tensor  # without dimensions: the gradient of a mean, a weight
     out: torch.Tensor
+    bytes: torch.Tensor  # data in uint8
+    image: torch.Tensor  # uint8, to be written
     threshold: torch.Tensor  # (B,), of the dtype of the arithmetic
     upstream: torch.Tensor  # the same without dimensions
     t: torch.Tensor  # (B,), one of them 0
@@ -89,6 +91,8 @@ def inputs(device, shape=(3, 4, 5, 7), dtype=torch.float32, m_dtype=None, arrang
         gradient=normal(shape),
         scalar=torch.tensor(0.75, dtype=dtype).to(device),
         out=arrange(torch.zeros(shape, dtype=torch.promote_types(dtype, m_dtype or dtype), device=device)),
+        bytes=normal(shape, torch.float32, of=lambda x: x.clamp(-2, 2) * 60 + 128).to(torch.uint8),
+        image=arrange(torch.zeros(shape, dtype=torch.uint8, device=device)),
         threshold=torch.linspace(0.5, 1.5, batch, dtype=computed).to(device),
         upstream=torch.tensor(0.75, dtype=computed).to(device),
         t=((torch.arange(batch) * 13 + salt) % 40).to(device),
@@ -274,6 +278,15 @@ CALLS = INTO | {
     "ddim x0": _ddim(return_x0=True),
     "ddpm plain": _plain(noise=False),
     "ddpm plain noise": _plain(noise=True),
+    "q_sample bytes": _forward(fastgen.q_sample, "x0", x0="bytes", seed="seeds"),
+    "q_sample bytes noise": _forward(fastgen.q_sample, "x0", x0="bytes", noise="noise"),
+    "loss bytes": _diffusion_loss(x0="bytes", seed="seeds", prediction="v_prediction"),
+    "loss bytes sample each": _diffusion_loss(x0="bytes", prediction="sample", reduction="none"),
+    "vlb bytes": _vlb(x0="bytes", seed="seed"),
+    "to_uint8": lambda i: fastgen.to_uint8(i.x),
+    "to_uint8 contiguous": lambda i: fastgen.to_uint8(i.x, channels_last=False),
+    "to_uint8 channels-last": lambda i: fastgen.to_uint8(i.x, channels_last=True),
+    "to_uint8, out=": lambda i: fastgen.to_uint8(i.x, out=i.image),
     "q_posterior": _forward(fastgen.q_posterior, "x0", x_t="m"),
     "randn int": _randn("int"),
     "randn one seed": _randn("one"),

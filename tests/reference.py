@@ -69,6 +69,11 @@ def coefficients(betas, t, ndim):
     return np.asarray(betas)[t], cumprod[t + 1], cumprod[t]
 
 
+def to_uint8(x):
+    """(x + 1)·127.5 of x clamped to −1 … 1, before it is rounded to the nearest integer; 0 of NaN."""
+    return (np.clip(np.where(np.isnan(x), -1.0, x), -1.0, 1.0) + 1) * 127.5
+
+
 def q_sample(x0, betas, t, noise):
     """Ho et al. 2020, equation (4)."""
     _, bar, _ = coefficients(betas, t, x0.ndim)

@@ -54,6 +54,8 @@ def all_cases(peers, dtype):
     yield at(peers.diffusion_loss)
     yield at(peers.vlb_terms)
     yield at(peers.step_log_prob)
+    yield at(peers.to_uint8)
+    yield at(peers.q_sample_bytes)
     for passes in (peers.FORWARD, peers.BACKWARD):
         yield at(peers.bce_with_logits, passes)
         yield at(peers.gan_loss, passes)
@@ -85,8 +87,9 @@ def test_peers_compute_the_same(peers, dtype, tolerance):
             assert [x.shape for x in ours] == [x.shape for x in theirs], f"{case}, {name}"
             largest = max(range(len(ours)), key=lambda i: ours[i].numel())
             # losses are not rounded to half precision
-            dtypes = (dtype, torch.float32) if ours[largest].dim() == 0 else (dtype,)
-            assert theirs[largest].dtype == dtype and ours[largest].dtype in dtypes, f"{case}, {name}"
+            expected = torch.uint8 if case.op == "to_uint8" else dtype
+            dtypes = (dtype, torch.float32) if ours[largest].dim() == 0 else (expected,)
+            assert theirs[largest].dtype == expected and ours[largest].dtype in dtypes, f"{case}, {name}"
             for x, y in zip(ours, theirs, strict=True):
                 difference = (x.float() - y.float()).abs()
                 # from a seed: other numbers, drawn alike
@@ -99,7 +102,7 @@ def test_declared_bytes_are_those_of_the_tensors(peers, dtype):
     """Large floating tensors among the arguments and fresh results, gradients included."""
     for case in all_cases(peers, dtype):
         (arguments,) = peers.sets(case)
-        read = sum(x.nbytes for x in arguments if isinstance(x, torch.Tensor) and x.is_floating_point())
+        read = sum(x.nbytes for x in arguments if isinstance(x, torch.Tensor) and (x.is_floating_point() or x.dtype == torch.uint8))
         results = [x for x in tensors(peers.prepare(case, ("fastgen",))["fastgen"][0]()) if x.numel() >= case.elements]
         fresh = sum(x.nbytes for x in results if not any(x is argument for argument in arguments))
         assert case.bytes == read + fresh, str(case)
@@ -138,7 +141,9 @@ def test_grid(peers):
     }
     assert {case.op for case in cases if case.passes == peers.BACKWARD} == ops
     compiled = {(case.op, case.mode, case.passes) for case in cases if "torch.compile" in case.peers}
-    assert {op for op, _, _ in compiled} == ops | {"randn"} and all(case.peers[:2] == ("limit", "fastgen") for case in cases)
+    assert {op for op, _, _ in compiled} == ops | {"randn", "to_uint8", "q_sample_bytes"} and all(
+        case.peers[:2] == ("limit", "fastgen") for case in cases
+    )
 
 
 @pytest.fixture
@@ -158,7 +163,7 @@ def test_breadth_first(peers, real):
     series = {}
     for case in cases:
         series.setdefault((case.op, case.mode), []).append(case)
-    assert len(series) == 18
+    assert len(series) == 20
     for several in series.values():
         assert sorted(ranks[case] for case in several) == list(range(len(several)))
         several.sort(key=ranks.get)

@@ -32,6 +32,7 @@ def arguments(op, device):
         "discriminator_loss": {"real_logits": x, "fake_logits": y},
         "generator_loss": {"fake_logits": y},
         "randn": {"shape": SHAPE, "seed": 1, "device": device},
+        "to_uint8": {"x": x},
     }[op]
 
 
@@ -336,6 +337,35 @@ CASES += [
         (torch.zeros(60), ValueError),
         (torch.zeros(SHAPE, device="meta"), ValueError),
     ]
+]
+BYTES = torch.zeros(SHAPE, dtype=torch.uint8)  # what no op takes but for x0, and that not all
+CASES += [
+    (("q_step",), {"x_prev": BYTES}, TypeError, "x_prev"),
+    (("q_posterior",), {"x0": BYTES}, TypeError, "x0"),
+    (("q_posterior", *STEPS, "vlb_terms", "step_log_prob"), {"x_t": BYTES}, TypeError, "x_t"),
+    ((*STEPS, "diffusion_loss", "vlb_terms", "step_log_prob"), {"model_output": BYTES}, TypeError, "model_output"),
+    (("step_log_prob",), {"x_prev": BYTES}, TypeError, "x_prev"),
+    (NOISY, {"noise": BYTES}, TypeError, "noise"),
+    (("diffusion_loss", "vlb_terms"), {"seed": None, "noise": BYTES}, TypeError, "noise"),
+    (("q_sample",), {"x0": BYTES, "noise": BYTES}, TypeError, "noise"),
+    (("bce_with_logits",), {"input": BYTES}, TypeError, "input"),
+    (("bce_with_logits",), {"target": BYTES}, TypeError, "target"),
+    (GAN, {"fake_logits": BYTES}, TypeError, "fake_logits"),
+    (("to_uint8",), {"x": BYTES}, TypeError, "x"),
+    (("to_uint8",), {"x": None}, TypeError, "x"),
+    (("to_uint8",), {"x": np.zeros(SHAPE)}, TypeError, "x"),
+    (("to_uint8",), {"x": torch.zeros(SHAPE, dtype=torch.int64)}, TypeError, "x"),
+    (("to_uint8",), {"x": torch.zeros(SHAPE, dtype=torch.complex64)}, TypeError, "x"),
+    (("to_uint8",), {"x": torch.zeros(SHAPE).to_sparse()}, TypeError, "x"),
+    (("to_uint8",), {"channels_last": 1}, TypeError, "channels_last"),
+    (("to_uint8",), {"channels_last": torch.channels_last}, TypeError, "channels_last"),
+    (("to_uint8",), {"channels_last": True, "x": torch.zeros(3, 4)}, ValueError, "channels_last"),
+    (("to_uint8",), {"channels_last": False, "out": BYTES}, ValueError, "channels_last"),
+    (("to_uint8",), {"out": torch.zeros(SHAPE)}, TypeError, "out"),
+    (("to_uint8",), {"out": torch.zeros(SHAPE, dtype=torch.int8)}, TypeError, "out"),
+    (("to_uint8",), {"out": torch.zeros(3, 4, 6, dtype=torch.uint8)}, ValueError, "out"),
+    (("to_uint8",), {"out": torch.zeros(SHAPE, dtype=torch.uint8, device="meta")}, ValueError, "out"),
+    (("to_uint8",), {"out": torch.zeros(3, 4, 1, dtype=torch.uint8).expand(SHAPE)}, ValueError, "out"),
 ]
 for op, name in DATA.items():
     CASES += [

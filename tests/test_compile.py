@@ -72,6 +72,15 @@ FORWARD = {
     "step_with_log_prob_ddim": lambda s, x, m, t, seed: fastgen.ddim_step(
         *(x.bfloat16(), m.bfloat16(), later(t), s), seed=seed, eta=0.5, return_log_prob=True, log_prob_over="mean"
     ),
+    "to_uint8": lambda s, x, m, t, seed: fastgen.to_uint8(x.unsqueeze(-1), channels_last=True),
+    "to_uint8_out": lambda s, x, m, t, seed: fastgen.to_uint8(x.bfloat16(), out=torch.empty(x.shape, dtype=torch.uint8)),
+    "q_sample_bytes": lambda s, x, m, t, seed: fastgen.q_sample(fastgen.to_uint8(x), t, s, seed=seed),
+    "q_sample_bytes_noise": lambda s, x, m, t, seed: fastgen.q_sample(fastgen.to_uint8(x), t, s, noise=m.bfloat16()),
+    "losses_bytes": lambda s, x, m, t, seed: (
+        fastgen.diffusion_loss(m, fastgen.to_uint8(x), t, s, seed=seed, prediction="v_prediction"),
+        fastgen.vlb_terms(m, fastgen.to_uint8(x), t, s, seed=seed),
+        fastgen.prior_kl(fastgen.to_uint8(x), s),
+    ),
     "bce_with_logits": lambda s, x, m, t, seed: fastgen.bce_with_logits(x, m.sigmoid(), m.abs(), "sum", x[0].abs()),
     "discriminator_loss": lambda s, x, m, t, seed: fastgen.discriminator_loss([x, m[0]], m, label_smoothing=0.1),
     "discriminator_loss_monitors": lambda s, x, m, t, seed: tuple(fastgen.discriminator_loss(x, m, monitors=True)[1]),
@@ -106,6 +115,10 @@ BACKWARD = {
     "step_with_log_prob": lambda s, x, m, t: fastgen.ddpm_step(x, m, later(t), s, seed=3, return_log_prob=True)[1],
     "step_log_prob_m": lambda s, x, m, t: fastgen.step_log_prob(
         x.detach().sin(), x.detach(), torch.cat([m, x], 1), later(t), s, variance="learned", over="mean"
+    ),
+    "losses_bytes": lambda s, x, m, t: (
+        fastgen.diffusion_loss(m, fastgen.to_uint8(x), t, s, seed=3, prediction="v_prediction", reduction="none")
+        + fastgen.vlb_terms(m, fastgen.to_uint8(x), t, s, seed=3)
     ),
     "bce_with_logits": lambda s, x, m, t: fastgen.bce_with_logits(x, m.sigmoid(), reduction="none"),
     "discriminator_loss": lambda s, x, m, t: fastgen.discriminator_loss(x, [m, x[0]], label_smoothing=0.1),

@@ -699,7 +699,7 @@ def test_allocates_its_results_and_nothing_else(call, request):
     made = results(call(i))
     after = torch.cuda.memory_stats(DEVICE)
     allocated, grown = (after[key] - before[key] for key in keys)
-    fresh = [y for y in made if y.data_ptr() != i.out.data_ptr()]
+    fresh = [y for y in made if y.data_ptr() not in (i.out.data_ptr(), i.image.data_ptr())]
     # a sum of many blocks may need room for theirs, until it is done
     allowed = len(fresh) + FACTS[name].sums
     assert len(fresh) <= allocated <= allowed
@@ -808,6 +808,9 @@ def assert_near_eager(name, *how):
     for a, e in zip(actual, expected, strict=True):
         assert a.dtype == e.dtype and a.shape == e.shape
         if a.numel() == 0:
+            continue
+        if a.dtype is torch.uint8:
+            assert_same(a, e)
             continue
         a, e, eps = a.double(), e.double(), torch.finfo(a.dtype).eps
         assert torch.equal(a.isnan(), e.isnan())

@@ -28,7 +28,10 @@ sources = pytest.mark.skipif(not (ROOT / "csrc").exists(), reason="needs the sou
 # Where the derivatives and the mapping of each stem's ops under torch.func are tested.
 TRANSFORMED = {
     **dict.fromkeys(("q_sample", "q_posterior", "ddpm_step", "randn"), "test_transforms.py"),
-    **{stem: f"test_{stem}.py" for stem in ("bce_with_logits", "gan_loss", "diffusion_loss", "vlb_terms", "step_log_prob")},
+    **{
+        stem: f"test_{stem}.py"
+        for stem in ("bce_with_logits", "gan_loss", "diffusion_loss", "vlb_terms", "step_log_prob", "to_uint8")
+    },
 }
 
 

@@ -253,6 +253,11 @@ def op_samples():
         (x.transpose(0, 2).contiguous().transpose(0, 2), None, 3, None, None, None, 0),
         (x[:0], T2[:0], 0, None, None, 5, 0),
     ]
+    image_bytes, rows = (image * 50).to(torch.uint8), schedule.q_sample_table(cpu, torch.float32).rows
+    for noise in (None, image.bfloat16()):
+        arguments = image_bytes, rows, None, 3, noise, None, 5 if noise is None else None, 0
+        yield "q_sample", arguments, {}
+        yield "q_sample_out", arguments, {"out": image.half()}
     for op, table in (("q_sample", schedule.q_sample_table), ("q_step", schedule.q_step_table)):
         for data, *rest in forward:
             arguments = (data, table(cpu, data.dtype).rows, *rest)
@@ -291,6 +296,12 @@ def op_samples():
         yield "q_posterior", (*arguments[:2], posterior, *arguments[2:]), {}
     for arguments in [(torch.empty(2, 5), None, 7, 0), (torch.empty(2, 3, 4).half(), SEEDS, None, 3)]:
         yield "randn", arguments, {}
+    for data in (x, image.bfloat16(), channels_last(image), x.transpose(0, 2).double(), x[:0]):
+        for layout in (False, True):
+            yield "to_uint8", (data, layout), {}
+        out = torch.empty(data.shape, dtype=torch.uint8)
+        yield "to_uint8_out", (data,), {"out": out}
+        yield "to_uint8_out", (data,), {"out": channels_last(out)}
     for reduction in range(3):
         for arguments in [
             (x, m, None, None, reduction),
@@ -334,6 +345,8 @@ def op_samples():
         (two, m, None, 0, None, z, None, None, 0, None, True, 0, 0.5, True, 2, 0.5, torch.ones(2), 0.3),
         (two.half(), m, T2, 0, None, None, None, 5, 0, None, True, 0, 0.5, False, 0, 1.0, None, 0.3),
     ]
+    data_bytes = (m * 50).to(torch.uint8)
+    terms.append((x.bfloat16(), data_bytes, T2, 0, None, None, None, 5, 0, None, False, 0, 1.0, True, -1, 1.0, None, 1.0))
     for output, data, *rest in terms:
         dtype = torch.float64 if torch.float64 in (output.dtype, data.dtype) else torch.float32
         rows = schedule.vlb_terms_table(
@@ -372,6 +385,7 @@ def op_samples():
         (channels_last(image), image, T2, 0, image, None, None, 0, None, 2, 1, 1.0, 1),
         (x.double(), m.half(), None, 3, None, None, None, 0, None, 1, 0, 1.0, 1),
     ]
+    losses.append((x.bfloat16(), data_bytes, T2, 0, None, SEEDS, None, 0, None, 2, 0, 1.0, 1))
     for output, data, *rest in losses:
         dtype = torch.float64 if torch.float64 in (output.dtype, data.dtype) else torch.float32
         prediction = ("epsilon", "sample", "v_prediction")[rest[-4]]
@@ -383,7 +397,7 @@ def op_samples():
                 yield "diffusion_loss_and_gradient", arguments, {}
             gradient = torch.ones(2 if reduction == 0 else (), dtype=dtype)
             yield "diffusion_loss_backward", (gradient, *arguments), {}
-            if prediction != "epsilon":
+            if prediction != "epsilon" and data.is_floating_point():
                 yield "diffusion_loss_backward_x0", (gradient, *arguments), {}
 
 

@@ -21,10 +21,10 @@ from tools import bound, machine_code, sass
 
 # Patterns of labels (`machine_code.label`): `python -m tools.machine_code` prints them.
 # Kernels that must move their tensors in 128-bit accesses.
-FAST = r"^(sum_kernel<Added<)?(Vectors|Tiles|BceVectors|GanVectors|.*\bBceVectorSum)<"
+FAST = r"^(sum_kernel<Added<)?(Vectors|Tiles|BceVectors|GanVectors|ToUint8Vectors|.*\bBceVectorSum)<"
 # The same, but with a loop over tensors around the loop over vectors, in which the main path is not always found.
 NESTED = r"\bGanVectorSums<"
-LOADS_NOTHING = r"\bRandn<"
+LOADS_NOTHING = r"\bRandn<|\bQSample<float, u8, .*, seed>"  # or bytes alone, of which a few are much
 SEEDED_STEP = r"^(Vectors|Tiles)<DdpmStepPlain<float, bf16, bf16, bf16>, seed>"
 # The share of an H100's copy speed that is predicted of kernels bound by instructions: the four sums of a GAN's monitors, and noise
 # alone, which reads nothing and writes two bytes for each number that Philox makes.

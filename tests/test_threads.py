@@ -66,6 +66,13 @@ def step_log_prob(schedule, x, t):
     yield step_log_weight(x.flip(2), x, x.flip(0), t, schedule)
 
 
+def to_uint8(schedule, x, t):
+    for arrange in (torch.clone, channels_last, transposed):
+        for layout in (False, True):
+            yield fastgen.to_uint8(arrange(x), channels_last=layout)
+    yield fastgen.q_sample(fastgen.to_uint8(x), t, schedule, seed=5, out=torch.empty_like(x))
+
+
 def diffusion_loss(schedule, x, t):
     for arrange, options in (
         (torch.clone, {"seed": 5}),
@@ -110,6 +117,7 @@ def with_threads():
 FUNCTIONS = [
     *(randn, q_sample, q_posterior, ddpm_step, learned_variance, bce_with_logits, diffusion_loss, gan_losses, vlb_terms),
     step_log_prob,
+    to_uint8,
 ]
 
 

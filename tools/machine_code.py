@@ -38,7 +38,7 @@ ARCHS = ("80", "90", "100", "120")  # of the report
 
 # ---- what a kernel's name says ---------------------------------------------------------------------------------------
 
-BYTES = {"Float64": 8, "Float32": 4, "Float16": 2, "BFloat16": 2}
+BYTES = {"Float64": 8, "Float32": 4, "Float16": 2, "BFloat16": 2, "UInt8": 1}
 TYPE = re.compile(rf"\b({'|'.join(BYTES)})\b")
 SPECIAL = 2  # special-function operations for each normal that is made: a logarithm, a root, a sine and a cosine for two
 SEEDED = re.compile(r"NoiseKind\)2")
@@ -66,6 +66,8 @@ READINGS = (
     Reading(r"\bBceVectorSum<", loaded=(0, 1)),
     Reading(r"\bBceVectors<\S*BceWideTypes<.*false", stored=("Float32",)),
     Reading(r"\bBceVectors<", stored=(0,)),
+    Reading(r"\bAdded<.*\bDiffusionLossItems<[^>]*\bUInt8\b.*NoiseKind\)1", loaded=(1, 1)),  # beside bytes: the output, noise
+    Reading(r"\bAdded<.*\bDiffusionLossItems<[^>]*\bUInt8\b", loaded=(1,)),
     Reading(r"\bAdded<.*\bDiffusionLossItems<.*NoiseKind\)1", loaded=(0, 1, 0)),  # x0, the output, noise
     Reading(r"\bAdded<.*\bDiffusionLossItems<", loaded=(0, 1)),
     Reading(r"\bDiffusionLossItems<", stored=(-1, -1)),  # by the output and by x0
@@ -75,6 +77,7 @@ READINGS = (
     Reading(r"\bAdded<.*\bStepLog(Prob|Weight)Items<", loaded=(0, 1, 1, 0)),  # x_t, the output's halves, x_{t−1}
     Reading(r"\bStepLogProbItems<", stored=(-1, -1, -1)),  # by the output's halves and by x_t
     Reading(r"\bGanVectorSums<", loaded=(0,)),
+    Reading(r"\bToUint8Vectors<", loaded=(0,)),  # its stores are of as many bytes as four or eight elements have
     Reading(""),
 )
 # What makes a name short, in this order.
@@ -84,6 +87,7 @@ SHORTER = (
     (r"\(NoiseKind\)0", "no noise"),
     (r"\(NoiseKind\)1", "noise"),
     (r"\(NoiseKind\)2", "seed"),
+    (r"\bUInt8\b", "u8"),
     (r"\bB?Float(16|32|64)\b", lambda match: match[0].replace("BFloat", "bf").replace("Float", "f")),
     (r"\((?:bool|int)\)", ""),
     (r" >", ">"),

@@ -63,6 +63,11 @@ def noised(x, **more):
     return {"x": x, **at(x, 2), **more}
 
 
+def noised_bytes(dtype, **more):
+    """With rows for a result of this dtype."""
+    return noised(x(dtype), **more) | {"x": x(torch.uint8)}
+
+
 def stepped(x, m=None, **more):
     return {"x_t": x, "model_output": x if m is None else m, **at(x, 10), **more}
 
@@ -152,6 +157,10 @@ CALLS = (
     Call("q_sample", "seed, 3 channels last", lambda d: noised(last(d, (16, 3, 8, 8)), seed=5), "", False, ALL),
     Call("q_sample", "seed, channels-last, odd event", lambda d: noised(last(d, (16, 3, 5, 7)), seed=5), "", False, ALL),
     Call("q_sample", "seed, past int32", lambda d: noised(x(d, (2, 2**30)), seed=5), "", False, HOT[:1]),
+    Call("q_sample", "bytes, seed", lambda d: noised_bytes(d, seed=5), "", False, HOT[:1]),
+    Call("q_sample", "bytes, noise", lambda d: noised_bytes(d, noise=x(d)), "", False, ALL),
+    Call("to_uint8", "", lambda d: {"x": x(d), "channels_last": False}, "ToUint8Vectors<{0}>", True),
+    Call("to_uint8", "to channels-last", lambda d: {"x": x(d), "channels_last": True}, "", False, ALL),
     Call("randn", "seed", lambda d: {"out": x(d), "seeds": None, "seed": 5, "offset": 0}, "Vectors<Randn<{three}>, seed>"),
     Call("randn", "seeds", lambda d: {"out": x(d), "seeds": SEEDS, "seed": None, "offset": 0}, "", False, COLD),
     Call("q_posterior", "means", lambda d: {"x0": x(d), "x_t": x(d), **at(x(d), 4)}, "Vectors<QPosterior<{three}>, no noise>"),
@@ -176,6 +185,9 @@ CALLS = (
         "sum_kernel<Added<Tiles<DiffusionLossItems<{two}, false>, seed>>>"),
     Call("diffusion_loss", "v, seed, huber, weights, each",
         lambda d: lossy(x(d), seed=5, weights=number(d, SHAPE[0]), **V_HUBER_EACH), "", False, ALL),
+    Call("diffusion_loss", "bytes, v, seed", lambda d: lossy(x(d), x(torch.uint8), seed=5, prediction=2), "", False, ALL),
+    Call("diffusion_loss_backward", "bytes, v, seed",
+        lambda d: lossy(x(d), x(torch.uint8), seed=5, prediction=2, gradient=number(d)), "", False, ALL),
     Call("diffusion_loss_backward", "seed", lambda d: lossy(x(d), seed=5, gradient=number(d)),
         "Vectors<DiffusionLossItems<{two}, true>, seed>"),
     Call("diffusion_loss_backward_x0", "v, seed, huber, each",

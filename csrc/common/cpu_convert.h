@@ -1,6 +1,8 @@
 // Rows of any dtype to and from the type of the arithmetic.
 #pragma once
 #include "cpu_vec.h"
+
+#include "bytes.h"
 #include "elementwise.h"
 
 namespace fastgen {
@@ -50,6 +52,12 @@ template <class R> FG_HD void read(const Operand& from, int64_t offset, int64_t 
         to[i] = static_cast<R>(bfloat16_to_float(p[i]));
       break;
     }
+    case kUInt8: {
+      const uint8_t* p = static_cast<const uint8_t*>(from.data) + offset;
+      for (int64_t i = 0; i < n; ++i)
+        to[i] = value_of_byte(static_cast<R>(p[i]));
+      break;
+    }
   }
 }
 
@@ -89,6 +97,7 @@ template <class R> FG_HD void write(const R* from, int64_t n, const Operand& to,
         p[i] = float_to_bfloat16(static_cast<float>(from[i]));
       break;
     }
+    case kUInt8: break;  // no result
   }
 }
 

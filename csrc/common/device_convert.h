@@ -6,6 +6,7 @@
 #include <cuda_fp16.h>
 #endif
 
+#include "bytes.h"
 #include "elementwise.h"
 #include "real_math.h"
 
@@ -115,10 +116,23 @@ struct Float16 {
   }
 };
 
+// Of data: an input, never a result.
+struct UInt8 {
+  static constexpr DType kDType = kUInt8;
+  static constexpr int kBytes = 1;
+  static FG_HD float get(const Words* words, int i) {
+    return value_of(static_cast<uint8_t>(words[i / 16].w[i / 4 % 4] >> i % 4 * 8));
+  }
+  static FG_HD float load(const void* from, int64_t i) { return value_of(static_cast<const uint8_t*>(from)[i]); }
+
+ private:
+  static FG_HD float value_of(uint8_t byte) { return value_of_byte(static_cast<float>(byte)); }
+};
+
 FG_HD constexpr bool half_precision(DType dtype) { return dtype == kBFloat16 || dtype == kFloat16; }
 template <class T> constexpr Accuracy kAccuracyFor = half_precision(T::kDType) ? kApproximate : kAccurate;
 
-// Any of the four dtypes, and the only type of float64 arithmetic: one element at a time.
+// Any of the dtypes, and the only type of float64 arithmetic: one element at a time.
 struct Any {};
 template <class T> constexpr bool kIsAny = false;
 template <> constexpr bool kIsAny<Any> = true;
@@ -131,6 +145,7 @@ template <class R, class T> FG_HD R load_one(const Operand& from, int64_t i) {
       case kFloat32: return static_cast<R>(Float32::load(from.data, i));
       case kFloat64: return static_cast<R>(static_cast<const double*>(from.data)[i]);
       case kFloat16: return static_cast<R>(Float16::load(from.data, i));
+      case kUInt8: return value_of_byte(static_cast<R>(static_cast<const uint8_t*>(from.data)[i]));
       default: return static_cast<R>(BFloat16::load(from.data, i));
     }
   }
@@ -164,11 +179,25 @@ template <class R, class T> FG_HD R as_stored(const Operand& to, R value) {
   }
 }
 
-// kCount elements from element i on, in whole words.
+// A word of four bytes, or of eight.
+template <int kBytes> struct alignas(kBytes) PartOfWords {
+  uint32_t w[kBytes / 4];
+};
+
+// kCount elements from element i on, in whole words, or in the first part of one.
 template <class T, int kCount> FG_HD void load_vector(const Operand& from, int64_t i, Words* words) {
-  FG_UNROLL
-  for (int k = 0; k < kCount * T::kBytes / 16; ++k)
-    words[k] = load_words(static_cast<const char*>(from.data) + i * T::kBytes + 16 * k);
+  const char* place = static_cast<const char*>(from.data) + i * T::kBytes;
+  if constexpr (kCount * T::kBytes < 16) {
+    using Part = PartOfWords<kCount * T::kBytes>;
+    const Part part = *reinterpret_cast<const Part*>(place);
+    FG_UNROLL
+    for (int k = 0; k < kCount * T::kBytes / 4; ++k)
+      words->w[k] = part.w[k];
+  } else {
+    FG_UNROLL
+    for (int k = 0; k < kCount * T::kBytes / 16; ++k)
+      words[k] = load_words(place + 16 * k);
+  }
 }
 template <class T, int kCount> FG_HD void store_vector(const Operand& to, int64_t i, const Words* words) {
   FG_UNROLL

@@ -13,6 +13,8 @@
 //                                                  bits kStates has), of the other inputs, of the outputs, of given noise
 //   kInputs, kAlways, kOutputs                     inputs, how many of them are never absent, outputs
 //   kNoises, kNoiseInput                           the kinds of noise that it takes, as bits 1 << kind; which input given noise is
+//   kBytesWith                                     the kinds of noise with which input 0 may be bytes and still have a fast way, as
+//                                                  bits; beside outputs, or where kMixed other inputs, of float32 or bfloat16
 //   kTiled                                         for which of these channels-last tensors are worth Tiles: without a seed the
 //                                                  layout is of no consequence, unless an input has more channels than another
 //   const Elementwise& arguments() const
@@ -41,6 +43,7 @@ template <class R_, class X_, class M_, class Out_, class Arguments> struct Devi
   using Sink = Adder;
   static constexpr int kUnroll = 4, kStates = 1 << 0;
   static constexpr int kNoises = 1 << kNoNoise | 1 << kGivenNoise | 1 << kSeededNoise;
+  static constexpr int kBytesWith = 0;
   Arguments a;
 
   const FG_HD Arguments& arguments() const { return a; }
@@ -496,6 +499,11 @@ bool launch_fast_types(const Arguments& a, Launch& launch) {
   if constexpr (kMixed) {
     if (x == kFloat32 && m == kBFloat16) return launch_fast<kNoise>(Op<float, Float32, BFloat16, Float32>{a}, launch);
     if (x == kFloat32 && m == kFloat16) return launch_fast<kNoise>(Op<float, Float32, Float16, Float32>{a}, launch);
+  }
+  if constexpr ((Op<float, Any, Any, Any>::kBytesWith & 1 << kNoise) != 0) {
+    const DType other = kMixed ? m : a.out[0].dtype;
+    if (x == kUInt8 && other == kFloat32) return launch_fast<kNoise>(Op<float, UInt8, Float32, Float32>{a}, launch);
+    if (x == kUInt8 && other == kBFloat16) return launch_fast<kNoise>(Op<float, UInt8, BFloat16, BFloat16>{a}, launch);
   }
   return false;
 }

@@ -5,9 +5,10 @@
 
 namespace fastgen {
 
-enum DType : int32_t { kFloat32, kFloat64, kFloat16, kBFloat16 };
+// kUInt8 is that of data alone, which is an input: a byte u stands for u/127.5 − 1 (bytes.h).
+enum DType : int32_t { kFloat32, kFloat64, kFloat16, kBFloat16, kUInt8 };
 
-FG_HD int64_t size_of(DType dtype) { return dtype == kFloat64 ? 8 : dtype == kFloat32 ? 4 : 2; }
+FG_HD int64_t size_of(DType dtype) { return dtype == kFloat64 ? 8 : dtype == kFloat32 ? 4 : dtype == kUInt8 ? 1 : 2; }
 
 // (B, *event) in memory: contiguous, or channels-last with an event of `spatial` positions of `channels` elements each. The
 // noise index j is the logical one, channel · spatial + position, in both.

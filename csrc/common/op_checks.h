@@ -49,7 +49,7 @@ inline void check_seeds(const View& seeds, const View& like) {
 // Whether no byte of `a` is one of `b`, or both are the same elements in the same order.
 inline bool apart_or_same(const View& a, const View& b) {
   const char *a_data = static_cast<const char*>(a.data), *b_data = static_cast<const char*>(b.data);
-  const int64_t a_size = size_of(a.dtype("out")), b_size = size_of(b.dtype("input"));
+  const int64_t a_size = size_of(a.dtype("out", true)), b_size = size_of(b.dtype("input", true));
   if (b_data + b.span() * b_size <= a_data || a_data + a.span() * a_size <= b_data) return true;
   bool same = a_data == b_data && a.torch_dtype == b.torch_dtype && a.dim == b.dim;
   for (int64_t d = 0; same && d < a.dim; ++d)
@@ -60,7 +60,7 @@ inline bool apart_or_same(const View& a, const View& b) {
 // `out` takes the result of an op that reads `inputs`, null where there is none: it may be one of them, and overlaps none
 // otherwise.
 inline void check_out(const View& out, DType dtype, const View& like, std::initializer_list<const Tensor*> inputs) {
-  const bool fits = out.dtype("out") == dtype && out.same_sizes(like) && out.same_device(like);
+  const bool fits = out.dtype("out", true) == dtype && out.same_sizes(like) && out.same_device(like);
   STD_TORCH_CHECK(fits, "out: expected the result's dtype, shape and device");
   bool own_memory = out.span() >= out.numel;
   for (int64_t d = 0; d < out.dim; ++d)

@@ -47,7 +47,8 @@ struct Input {
   View view;
   DType dtype;
 
-  Input(const Tensor& x, const View& original, bool channels_last, const char* name) : view(original), dtype(view.dtype(name)) {
+  Input(const Tensor& x, const View& original, bool channels_last, const char* name, bool or_bytes = false)
+      : view(original), dtype(view.dtype(name, or_bytes)) {
     if (channels_last ? view.channels_last() : view.contiguous) return;
     if (channels_last) {
       copy = empty(view.sizes, view.dim, true, dtype, view);
@@ -77,12 +78,12 @@ struct Batch {
       geometry.spatial = geometry.event / geometry.channels;
     }
   }
-  Input first(const char* name) const { return Input(tensor, like, channels_last, name); }
+  Input first(const char* name, bool or_bytes = false) const { return Input(tensor, like, channels_last, name, or_bytes); }
   // A tensor of the first one's shape, or of `channel_factor` times its channels, on its device.
-  Input input(const Tensor& x, const char* name, int64_t channel_factor = 1) const {
+  Input input(const Tensor& x, const char* name, int64_t channel_factor = 1, bool or_bytes = false) const {
     const View view(x);
     check_fits(view, name, like, channel_factor);
-    return Input(x, view, channels_last, name);
+    return Input(x, view, channels_last, name, or_bytes);
   }
   // A tensor of this shape, or of `channel_factor` times the channels.
   Tensor output(DType dtype, int64_t channel_factor = 1) const {

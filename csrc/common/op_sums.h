@@ -88,6 +88,7 @@ inline void store_scalar(void* data, DType dtype, double value) {
     case kFloat64: *static_cast<double*>(data) = value; break;
     case kFloat16: *static_cast<torch::headeronly::Half*>(data) = static_cast<float>(value); break;
     case kBFloat16: *static_cast<torch::headeronly::BFloat16*>(data) = static_cast<float>(value); break;
+    case kUInt8: break;  // no result
   }
 }
 

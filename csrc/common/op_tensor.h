@@ -18,15 +18,17 @@ using OptionalTensor = std::optional<Tensor>;
 // The tensor, or null where there is none.
 inline const Tensor* pointer(const OptionalTensor& x) { return x ? &*x : nullptr; }
 
+// Bytes take the type of what they meet.
 inline DType promoted(DType a, DType b) {
-  if (a == b) return a;
+  if (a == b || b == kUInt8) return a;
+  if (a == kUInt8) return b;
   return a == kFloat64 || b == kFloat64 ? kFloat64 : kFloat32;
 }
 inline DType arithmetic_of(DType dtype) { return dtype == kFloat64 ? kFloat64 : kFloat32; }
 
 inline int32_t torch_dtype(DType dtype) {
   static const int32_t dtypes[] = {aoti_torch_dtype_float32(), aoti_torch_dtype_float64(), aoti_torch_dtype_float16(),
-                                   aoti_torch_dtype_bfloat16()};
+                                   aoti_torch_dtype_bfloat16(), aoti_torch_dtype_uint8()};
   return dtypes[dtype];
 }
 
@@ -58,10 +60,12 @@ struct View {
     contiguous = contiguous || numel == 0;
   }
 
-  DType dtype(const char* name) const {
+  // `or_bytes`: of data that may be bytes.
+  DType dtype(const char* name, bool or_bytes = false) const {
     for (DType d : {kFloat32, kBFloat16, kFloat16, kFloat64})
       if (torch_dtype == fastgen::torch_dtype(d)) return d;
-    STD_TORCH_CHECK(false, name, ": expected dtype float16, bfloat16, float32 or float64");
+    if (or_bytes && torch_dtype == fastgen::torch_dtype(kUInt8)) return kUInt8;
+    STD_TORCH_CHECK(false, name, ": expected dtype float16, bfloat16, float32", or_bytes ? ", float64 or uint8" : " or float64");
   }
   // How many elements' worth of memory lies between the first element and the end of the last.
   int64_t span() const {

@@ -9,10 +9,10 @@ namespace fastgen {
 // with another type of x0 and its derivative wanted, which is rare, they are made one element at a time.
 template <class R, class X, class M, bool kBackward> struct DiffusionLossItems : DeviceOp<R, X, M, M, DiffusionLossArguments> {
   using DeviceOp<R, X, M, M, DiffusionLossArguments>::a;
-  using Noise = X;
+  using Noise = std::conditional_t<std::is_same_v<X, UInt8>, M, X>;
   using C = DiffusionLossColumns;
   static constexpr int kInputs = 2, kAlways = 0, kOutputs = kBackward ? 2 : 1, kNoiseInput = 2;
-  static constexpr int kTiled = 1 << kSeededNoise;
+  static constexpr int kTiled = 1 << kSeededNoise, kBytesWith = 1 << kNoNoise | 1 << kSeededNoise;
   using Row = ColumnRow<R, C::kCount>;
 
   FG_HD Row row(int64_t b) const {

@@ -33,7 +33,7 @@ struct Call {
     a.delta = o.delta;
     a.in[1] = batch.operand(m);
     a.in[0].dtype = m.dtype;  // where there is none: of the kernels, the one for the types that there are
-    if (o.prediction != kEpsilon) a.in[0] = batch.operand(x0.emplace(batch.input(o.x0, "x0")));
+    if (o.prediction != kEpsilon) a.in[0] = batch.operand(x0.emplace(batch.input(o.x0, "x0", 1, true)));
     if (o.prediction != kSample) {
       STD_TORCH_CHECK(o.noise || o.seeds || o.seed, "noise, seed: expected one of them");
       a.noise = noise_of(o.seeds, o.seed, o.offset, false, batch);
@@ -63,7 +63,7 @@ struct Call {
     const View view(x);
     STD_TORCH_CHECK(view.same_sizes(batch.like) && view.same_device(batch.like),
                     "x0: expected the shape and the device of model_output");
-    return view.dtype("x0");
+    return view.dtype("x0", true);
   }
 };
 
@@ -120,6 +120,7 @@ Tensor derivatives(const Tensor& gradient, const DiffusionLossOperands& o, Tenso
   a.out[0] = out.operand;
   if (to_x0) {
     STD_TORCH_CHECK(o.prediction != kEpsilon, "x0: the loss does not depend on it");
+    STD_TORCH_CHECK(call.x0_dtype != kUInt8, "x0: expected no bytes, which have no derivative");
     const Output x0_out(call.batch, call.x0_dtype);
     a.out[1] = x0_out.operand;
     *to_x0 = x0_out.target;

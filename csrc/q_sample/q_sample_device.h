@@ -9,7 +9,7 @@ template <class R, class X, class M, class Out> struct QSampleDevice : DeviceOp<
   using DeviceOp<R, X, M, Out, QSampleArguments>::a;
   using C = QSampleColumns;
   static constexpr int kInputs = 1, kAlways = 1, kOutputs = 1, kNoiseInput = 1;
-  static constexpr int kTiled = 1 << kSeededNoise;
+  static constexpr int kTiled = 1 << kSeededNoise, kBytesWith = 1 << kGivenNoise | 1 << kSeededNoise;
   using Row = ColumnRow<R, C::kCount>;
 
   FG_HD Row row(int64_t b) const {

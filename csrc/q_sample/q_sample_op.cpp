@@ -6,12 +6,19 @@ namespace fastgen {
 FG_KERNELS(q_sample, QSampleArguments)
 namespace {
 
+// Of floating data theirs; of bytes that of the noise, and where none is given that of the rows.
+DType result_dtype(const QSampleOperands& o, const Input& x) {
+  if (x.dtype != kUInt8) return x.dtype;
+  return o.noise ? View(*o.noise).dtype("noise") : View(o.rows).dtype("rows");
+}
+
 void run(const QSampleOperands& o, const Batch& batch, const Input& x, const Output& out) {
   QSampleArguments a;
   a.geometry = batch.geometry;
   a.in[0] = batch.operand(x);
-  a.is_double = x.dtype == kFloat64;
-  const RowsInput rows_input(o.rows, o.t, o.index, QSampleColumns::kCount, batch, arithmetic_of(x.dtype));
+  const DType arithmetic = arithmetic_of(out.operand.dtype);
+  a.is_double = arithmetic == kFloat64;
+  const RowsInput rows_input(o.rows, o.t, o.index, QSampleColumns::kCount, batch, arithmetic);
   a.rows = rows_input.rows;
   a.noise = noise_of(o.seeds, o.seed, o.offset, false, batch);
   std::optional<Input> given;
@@ -28,16 +35,17 @@ void run(const QSampleOperands& o, const Batch& batch, const Input& x, const Out
 
 Tensor q_sample(const QSampleOperands& o) {
   const Batch batch(o.x);
-  const Input x = batch.first("x");
-  const Output out(batch, x.dtype);
+  const Input x = batch.first("x", true);
+  const Output out(batch, result_dtype(o, x));
   run(o, batch, x, out);
   return out.target;
 }
 
 void q_sample_out(const QSampleOperands& o, const Tensor& out) {
   const Batch batch(o.x);
-  const Input x = batch.first("x");
-  run(o, batch, x, Output(batch, x.dtype, out, {&o.x, pointer(o.noise)}));
+  const Input x = batch.first("x", true);
+  const DType dtype = x.dtype == kUInt8 ? View(out).dtype("out") : x.dtype;
+  run(o, batch, x, Output(batch, dtype, out, {&o.x, pointer(o.noise)}));
 }
 
 }  // namespace

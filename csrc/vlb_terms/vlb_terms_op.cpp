@@ -6,7 +6,7 @@ namespace fastgen {
 FG_KERNELS(vlb_terms, VlbTermsArguments)
 namespace {
 
-// The plain arguments, and what they point into.
+// The plain arguments, and what they point into. Where x0 are bytes the other two may be them too, as prior_kl gives them.
 struct Call {
   Batch batch;
   int64_t factor;
@@ -19,8 +19,8 @@ struct Call {
   explicit Call(const VlbTermsOperands& o)
       : batch(o.x0),
         factor(o.learned ? 2 : 1),
-        x0(batch.first("x0")),
-        m(batch.input(o.model_output, "model_output", factor)),
+        x0(batch.first("x0", true)),
+        m(batch.input(o.model_output, "model_output", factor, x0.dtype == kUInt8)),
         arithmetic(arithmetic_of(promoted(m.dtype, x0.dtype))),
         rows_input(o.rows, o.t, o.index, VlbTermsColumns::kCount, batch, arithmetic) {
     a.geometry = batch.geometry;
@@ -44,7 +44,7 @@ struct Call {
     a.in[1] = batch.operand(m, factor);
     if (o.learned) a.in[2] = second_half(a.in[1]);
     if (o.x_t) {
-      a.in[3] = batch.operand(x_t.emplace(batch.input(*o.x_t, "x_t")));
+      a.in[3] = batch.operand(x_t.emplace(batch.input(*o.x_t, "x_t", 1, x0.dtype == kUInt8)));
       return;
     }
     STD_TORCH_CHECK(o.noise || o.seeds || o.seed, "x_t, noise, seed: expected one of them");
@@ -90,6 +90,7 @@ Tensor vlb_terms(const VlbTermsOperands& o) {
 Tensor vlb_terms_backward(const Tensor& gradient, const VlbTermsOperands& o, bool detach_mean) {
   Call call(o);
   VlbTermsArguments& a = call.a;
+  STD_TORCH_CHECK(call.m.dtype != kUInt8, "model_output: expected no bytes, which have no derivative");
   const View view(gradient);
   std::optional<Tensor> copy;
   if (a.each_sample) {

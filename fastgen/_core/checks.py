@@ -43,19 +43,20 @@ def any_tensor(name: str, x) -> None:
         raise NotATensor(f"{name}: expected a tensor, got {type(x).__name__}")
 
 
-def tensor(name: str, x) -> None:
-    """A strided tensor of a supported floating dtype."""
+def tensor(name: str, x, or_bytes: bool = False) -> None:
+    """A strided tensor of a supported floating dtype, or of bytes where data may be those."""
     any_tensor(name, x)
-    if x.dtype not in FLOATING:
-        raise Unsupported(f"{name}: expected dtype float16, bfloat16, float32 or float64, got {_dtype(x.dtype)}")
+    if x.dtype not in FLOATING and not (or_bytes and x.dtype is torch.uint8):
+        expected = "float16, bfloat16, float32, float64 or uint8" if or_bytes else "float16, bfloat16, float32 or float64"
+        raise Unsupported(f"{name}: expected dtype {expected}, got {_dtype(x.dtype)}")
     if x.layout is not torch.strided or x.is_nested:
         got = "a nested one" if x.is_nested else f"layout {x.layout}"
         raise Unsupported(f"{name}: expected a dense (strided) tensor, got {got}")
 
 
-def batched(name: str, x) -> None:
-    """A floating tensor of shape (B, *event)."""
-    tensor(name, x)
+def batched(name: str, x, or_bytes: bool = False) -> None:
+    """A floating tensor of shape (B, *event), or one of bytes where data may be those."""
+    tensor(name, x, or_bytes)
     if x.dim() == 0:
         raise ValueError(f"{name}: expected shape (B, ...), got a tensor without dimensions")
 
@@ -93,7 +94,7 @@ def two_channels(name: str, y, x_name: str, x) -> None:
 
 
 def result_dtype(x, y) -> torch.dtype:
-    """The promoted dtype of two floating tensors."""
+    """The promoted dtype of two floating tensors; of one, where the other has bytes."""
     return x.dtype if x.dtype == y.dtype else torch.promote_types(x.dtype, y.dtype)
 
 
@@ -217,7 +218,7 @@ def function(name: str, value) -> None:
 
 def output(out, shape, dtype, device, inputs: dict) -> None:
     """`out` fits the result, and overlaps no input except by being exactly it."""
-    tensor("out", out)
+    tensor("out", out, or_bytes=dtype is torch.uint8)
     if out.dtype != dtype:
         raise TypeError(f"out: expected dtype {_dtype(dtype)}, got {_dtype(out.dtype)}")
     if out.device != device:

@@ -146,6 +146,10 @@ _DECLARED: dict[str, tuple[str, tuple]] = {
             ),
         ),
     ),
+    "to_uint8": (
+        "Tensor x",
+        ("to_uint8(..., bool channels_last) -> Tensor", "to_uint8_out(..., *, Tensor(a!) out) -> ()"),
+    ),
     "randn": ("Tensor? seeds, SymInt? seed, SymInt offset", ("randn(Tensor(a!) out, ...) -> ()",)),
     "bce_with_logits": (
         "Tensor input, Tensor target, Tensor? weight, Tensor? pos_weight, int reduction",

@@ -192,24 +192,36 @@ def with_noise(y, sigma, noise):
     return torch.where(sigma == 0, y, y + sigma * noise.to(y.dtype))
 
 
+def real_of(x, dtype):
+    """Data in the dtype of the arithmetic. A byte u is u/127.5 − 1, rounded once: the formula of csrc/common/bytes.h."""
+    if x.dtype is not torch.uint8:
+        return x.to(dtype)
+    c, s = (16843009 / 2**32, 2.0**-32) if dtype is torch.float64 else (65793 / 2**24, 2.0**-24)
+    first = (2.0 * x.to(dtype) - 255.0) * c
+    return first + first * s
+
+
 def sum_of_events(x):
     """(B,): of each sample, 0 where it has no elements."""
     return x.flatten(1).sum(1) if x.dim() > 1 else x
 
 
-def empty_like(x, dtype=None, factor=1, samples=None):
-    """A tensor as a compiled op allocates it: channels-last where `x` is that and not contiguous too, else contiguous; of `factor`
-    times the channels, or of another number of samples."""
+def is_channels_last(x):
+    """Whether `x` is (B, C, *spatial) with the strides of (B, *spatial, C), and not contiguous as well."""
+    return x.dim() >= 3 and not x.is_contiguous() and x.permute(0, *range(2, x.dim()), 1).is_contiguous()
+
+
+def empty_like(x, dtype=None, factor=1, samples=None, channels_last=None):
+    """A tensor as a compiled op allocates it: channels-last where `x` is that and not contiguous too, else contiguous, unless it is
+    said which; of `factor` times the channels, or of another number of samples."""
     dtype, shape = dtype or x.dtype, list(x.shape)
     if factor != 1:
         shape[1] = factor * shape[1]
     if samples is not None:
         shape[0] = samples
-    if x.dim() >= 3 and not x.is_contiguous():
-        order = (0, *range(2, x.dim()), 1)
-        if x.permute(order).is_contiguous():
-            empty = torch.empty([shape[d] for d in order], dtype=dtype, device=x.device)
-            return empty.permute(0, x.dim() - 1, *range(1, x.dim() - 1))
+    if is_channels_last(x) if channels_last is None else channels_last:
+        empty = torch.empty([shape[0], *shape[2:], shape[1]], dtype=dtype, device=x.device)
+        return empty.permute(0, x.dim() - 1, *range(1, x.dim() - 1))
     return torch.empty(shape, dtype=dtype, device=x.device)
 
 

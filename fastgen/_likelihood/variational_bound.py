@@ -66,10 +66,12 @@ def variational_bound(
 
     Args:
         model: a callable (x, timesteps, **model_kwargs) → m, as `sample` calls it, of n·B samples at once: x (n·B, *event) in the
-            dtype and layout of x0 and timesteps int64 (n·B,), neither to be written to; all samples at one timestep, then all at
-            the next. It returns m, or a tuple that begins with it, or an object that has it as `.sample`; m is (n·B, *event), or
-            (n·B, 2C, ...) with a learned variance, in any of the four dtypes. Whether it is in training mode is left as it is.
-        x0: (B, *event), float16, bfloat16, float32 or float64, contiguous or channels-last; other strides are copied first.
+            dtype and layout of x0, in place of uint8 float32, or torch's default dtype where that is float64; and timesteps int64
+            (n·B,), neither to be written to; all samples at one timestep, then all at the next. It returns m, or a tuple that
+            begins with it, or an object that has it as `.sample`; m is (n·B, *event), or (n·B, 2C, ...) with a learned variance, in
+            any of the four floating dtypes. Whether it is in training mode is left as it is.
+        x0: (B, *event), float16, bfloat16, float32, float64 or uint8, contiguous or channels-last; other strides are copied first.
+            A byte u stands for u/127.5 − 1, as in `q_sample`, `vlb_terms` and `prior_kl`.
         schedule: a `Schedule` of T steps. A respaced one bounds the likelihood of the model of these steps.
         seed: int or int64 tensor of 1 or B elements.
         timesteps: the t of the K columns of `terms`: a sequence of ints within 0 … T−1 or an int tensor (K,), which is read on the
@@ -97,7 +99,7 @@ def variational_bound(
     bits per dimension as in Nichol & Dhariwal 2021, section 3.
     """
     checks.function("model", model)
-    checks.batched("x0", x0)
+    checks.batched("x0", x0, or_bytes=True)
     checks.schedule(schedule)
     checks.option("prediction", prediction, PREDICTIONS)
     checks.option("variance", variance, VARIANCES)
@@ -117,6 +119,7 @@ def variational_bound(
     bar = progress_bar() if checks.boolean("progress", progress) else None
 
     x0 = _laid_out(x0)
+    dtype = checks.compute_dtype(torch.get_default_dtype()) if x0.dtype is torch.uint8 else x0.dtype
     options: dict[str, Any] = {"prediction": prediction, "variance": variance, "clip": clip, "decoder": decoder, "unit": unit}
     # What the network gets is made for all calls at once, on the device, where an index would have to come from the host: nothing
     # waits for a copy, and no call has the schedule's own tensor.
@@ -128,7 +131,7 @@ def variational_bound(
     def terms_of(first):
         """Those of one call of the network."""
         ts = chosen[first : first + size]
-        x = dispatch.empty_like(x0, samples=len(ts) * batch)  # anew for each call, for a network that keeps what it is given
+        x = dispatch.empty_like(x0, dtype, samples=len(ts) * batch)  # anew for each call, for a network that keeps what it is given
         parts = [slice(k * batch, (k + 1) * batch) for k in range(len(ts))]
         for t, part in zip(ts, parts, strict=True):
             q_sample(x0, t, schedule, seed=own_seed, offset=t, out=x[part])

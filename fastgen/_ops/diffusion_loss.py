@@ -50,10 +50,11 @@ def diffusion_loss(
     Args:
         model_output: m, the shape of x0, float16, bfloat16, float32 or float64; of half precision under autocast, say.
             (B, 2C, ...) with a learned variance, the second C channels being v.
-        x0: (B, *event), any of the four dtypes. Not read for epsilon prediction without a variance.
+        x0: (B, *event), any of the four dtypes, or uint8: a byte u stands for u/127.5 − 1, made of it in registers and rounded
+            once. Not read for epsilon prediction without a variance.
         t: int or int64 tensor of shape (B,), 0-based, within 0 … T−1, as given to `q_sample`.
         schedule: a `Schedule` of T steps.
-        noise: ε itself, the shape of x0, any of the four dtypes, where `q_sample` was given it.
+        noise: ε itself, the shape of x0, any of the four floating dtypes, where `q_sample` was given it.
         seed: int or int64 tensor of 1 or B elements, as given to `q_sample`. Either is needed unless prediction is "sample" and no
             variance is learned.
         offset: int within 0 … 2⁶³−1, as given to `q_sample`; with `seed` only.
@@ -71,9 +72,9 @@ def diffusion_loss(
 
     Returns a scalar, or (B,), in float32, or float64 where m or x0 is: half precision computes in float32 and is not rounded
     to. The mean of nothing is NaN. Sums are made in a fixed order, of float32 within runs of at most 1024 elements and of
-    float64 beyond: the same bits on every run, for any number of threads. Differentiable in m, in x0 where the target depends on
-    it, twice; gradients to noise or weights, with a learned variance those to x0 too, and forward-mode derivatives take the
-    decomposed path.
+    float64 beyond: the same bits on every run, for any number of threads. Differentiable in m, in a floating x0 where the target
+    depends on it, twice; gradients to noise or weights, with a learned variance those to x0 too, and forward-mode derivatives take
+    the decomposed path.
 
     Raises TypeError for wrong types or dtypes, ValueError for wrong shapes, devices or values. A timestep outside the schedule
     is treated as in `q_sample`.
@@ -155,7 +156,7 @@ def _make_plan(model_output, x0, schedule, prediction, gamma):
 
 
 def _check_tensors(model_output, x0, noise):
-    checks.batched("x0", x0)
+    checks.batched("x0", x0, or_bytes=True)
     checks.like("model_output", model_output, "x0", x0)
     if noise is not None:
         checks.like("noise", noise, "x0", x0)
@@ -170,7 +171,7 @@ def _noise_source(model_output, x0, noise, seed, prediction):
         return None, None, None
     if noise is None and seed is None:
         raise ValueError("noise, seed: expected the one that q_sample was given, since the target has that noise; got neither")
-    checks.batched("x0", x0)
+    checks.batched("x0", x0, or_bytes=True)
     return rng.noise_source("x0", x0, x0.dtype, noise, seed, None)
 
 
@@ -211,7 +212,7 @@ def _residual(o, from_x0, from_noise):
     dtype, noise = o.rows.dtype, o.noise
     r = o.model_output.to(dtype)
     if o.prediction != EPSILON:
-        r = r - from_x0 * o.x0.to(dtype)
+        r = r - from_x0 * dispatch.real_of(o.x0, dtype)
     if o.prediction == SAMPLE:
         return r
     if noise is None:

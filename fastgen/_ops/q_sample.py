@@ -28,18 +28,20 @@ def q_sample(
         x_t = √ᾱ_t · x0 + √(1 − ᾱ_t) · ε,   ε ~ N(0, I)
 
     Args:
-        x0: (B, *event), float16, bfloat16, float32 or float64, contiguous or channels-last; other strides are copied first.
+        x0: (B, *event), float16, bfloat16, float32, float64 or uint8, contiguous or channels-last; other strides are copied first.
+            A byte u stands for u/127.5 − 1, made of it in registers and rounded once.
         t: int or int64 tensor of shape (B,), 0-based, within 0 … T−1.
         schedule: a `Schedule` of T steps.
-        noise: ε itself, the shape of x0, any of the four dtypes.
+        noise: ε itself, the shape of x0, any of the four floating dtypes.
         seed: int or int64 tensor of 1 or B elements; ε is then `fastgen.randn(x0.shape, seed=seed, offset=offset)`, made in
             registers and never stored.
-        generator: a `torch.Generator`; ε is then `torch.randn(x0.shape, generator=generator, dtype=x0.dtype)`.
+        generator: a `torch.Generator`; ε is then `torch.randn(x0.shape, generator=generator, dtype=dtype)` in the result's dtype.
         offset: int within 0 … 2⁶³−1; with `seed` only.
         out: where to write; may be x0 itself.
 
     With no noise source, a seed is drawn from torch's default CPU generator. Returns x_t with the shape, dtype and layout of
-    x0. Differentiable in x0 and noise. Half precision computes in float32 and rounds once.
+    x0; of bytes in the dtype of `out`, else in that of `noise`, else in float32, or float64 where that is torch's default dtype.
+    Differentiable in a floating x0 and in noise. Half precision computes in float32 and rounds once.
 
     Raises TypeError for wrong types or dtypes, ValueError for wrong shapes, devices or values, before anything is written. A
     timestep outside the schedule in a tensor on a GPU, where it cannot be seen without a synchronisation, makes that sample
@@ -65,7 +67,7 @@ def q_step(
 
         x_t = √(1 − β_t) · x_{t−1} + √β_t · ε,   ε ~ N(0, I)
 
-    Arguments, result and errors are those of `q_sample`, with x_{t−1} in place of x_0.
+    Arguments, result and errors are those of `q_sample`, with x_{t−1} in place of x_0, which is not of bytes.
 
     Source: Ho et al. 2020, equation (2).
     """
@@ -86,9 +88,7 @@ def check_schedule(value):
 def _noised(op, table, x_name, x, t, schedule, noise, seed, generator, offset, out):
     plan = dispatch.plan(op, schedule, x, x)
     if plan is None:
-        check_schedule(schedule)
-        checks.batched(x_name, x)
-        plan = dispatch.make_plan(op, schedule, x, x, x.dtype, table(schedule, x.device, x.dtype))
+        plan = _make_plan(op, table, x_name, x, schedule, noise, out)
     end, note, careful = plan.end, plan.note, plan.careful
     given_t = t
     if type(t) is int and 0 <= t < end:
@@ -96,7 +96,7 @@ def _noised(op, table, x_name, x, t, schedule, noise, seed, generator, offset, o
     elif isinstance(t, torch.Tensor) and not careful:
         index = 0
     else:
-        checks.batched(x_name, x)
+        _check_data(x_name, x)
         t, index = checks.timestep(t, x, end, note)
     if offset != 0 or type(offset) is not int:
         offset = rng.check_offset(offset)
@@ -107,8 +107,8 @@ def _noised(op, table, x_name, x, t, schedule, noise, seed, generator, offset, o
         checks.ungraded_output(out, x, noise)
     seeds = None
     if type(seed) is not int or not 0 <= seed < 2**63 or noise is not None or generator is not None:
-        checks.batched(x_name, x)
-        noise, seeds, seed = rng.noise_source(x_name, x, x.dtype, noise, seed, generator)
+        _check_data(x_name, x)
+        noise, seeds, seed = rng.noise_source(x_name, x, plan.dtype, noise, seed, generator)
     try:
         return _run(plan, x, t, index, noise, seeds, seed, offset, out)
     except (RuntimeError, TypeError):
@@ -116,8 +116,28 @@ def _noised(op, table, x_name, x, t, schedule, noise, seed, generator, offset, o
         raise
 
 
+def _make_plan(op, table, x_name, x, schedule, noise, out):
+    """Of bytes there is a plan for each dtype of the result."""
+    check_schedule(schedule)
+    _check_data(x_name, x)
+    dtype, option = x.dtype, None
+    if dtype is torch.uint8:
+        for name, given in (("noise", noise), ("out", out)):
+            if given is not None:
+                checks.tensor(name, given)
+        found = noise if out is None else out
+        dtype = option = checks.compute_dtype(torch.get_default_dtype()) if found is None else found.dtype
+        if (plan := dispatch.plan(op, schedule, x, x, option)) is not None:
+            return plan
+    return dispatch.make_plan(op, schedule, x, x, dtype, table(schedule, x.device, dtype), option)
+
+
+def _check_data(x_name, x):
+    checks.batched(x_name, x, or_bytes=x_name == "x0")  # only data may be bytes, not what is noised already
+
+
 def _check_tensors(x_name, x, t, noise, plan, out):
-    checks.batched(x_name, x)
+    _check_data(x_name, x)
     checks.timestep(t, x, plan.end, plan.note)
     if noise is not None:
         checks.like("noise", noise, x_name, x)
@@ -134,7 +154,7 @@ def _run(plan, x, t, index, noise, seeds, seed, offset, out=None):
         return plan.call(x, plan.rows, t, index, noise, seeds, seed, offset)
     operands = (x, plan.rows, t, index, noise, seeds, seed, offset)
     if plan.call is None:
-        y = reference(Operands(*operands))
+        y = reference(Operands(*operands), plan.dtype)
         return y if out is None else out.copy_(y)
     if out is not None:
         dispatch.op(plan.op + "_out", plan.backend)(*operands, out=out)
@@ -172,14 +192,14 @@ def _twice(rows, column):
 # ---- eager reference ------------------------------------------------------------------------------------------------------
 
 
-def reference(o):
-    """The kernel in plain PyTorch: scale · x, plus sigma · ε where there is a noise source. rows: (T, 2), the columns
-    of `tables.Q_SAMPLE_COLUMNS`."""
+def reference(o, dtype):
+    """The kernel in plain PyTorch: scale · x, plus sigma · ε where there is a noise source, of the dtype that is asked for. rows:
+    (T, 2), the columns of `tables.Q_SAMPLE_COLUMNS`."""
     scale, sigma = dispatch.gathered(o.rows, o.t, o.index, o.x.dim())
-    y, noise = scale * o.x.to(o.rows.dtype), o.noise
+    y, noise = scale * dispatch.real_of(o.x, o.rows.dtype), o.noise
     if noise is None and (o.seeds is not None or o.seed is not None):
         noise = rng.normals(o.x.shape, o.seeds, o.seed, o.offset, o.x.device, o.rows.dtype)
-    return dispatch.with_noise(y, sigma, noise).to(o.x.dtype)
+    return dispatch.with_noise(y, sigma, noise).to(dtype)
 
 
 # ---- fakes ----------------------------------------------------------------------------------------------------------------
@@ -188,7 +208,14 @@ def reference(o):
 @dispatch.register_fake("q_sample", "q_step")
 def _fake(o):
     dispatch.same_device(o.x, o.rows, o.t, o.noise)
-    return dispatch.empty_like(o.x)
+    return dispatch.empty_like(o.x, result_dtype(o))
+
+
+def result_dtype(o):
+    """Of floating data theirs; of bytes that of the noise, and where none is given that of the rows."""
+    if o.x.dtype is not torch.uint8:
+        return o.x.dtype
+    return (o.rows if o.noise is None else o.noise).dtype
 
 
 # ---- autograd -------------------------------------------------------------------------------------------------------------

@@ -51,12 +51,13 @@ def vlb_terms(
     Args:
         model_output: m, the shape of x0, any of the four dtypes; (B, 2C, ...) with a learned variance, the second C channels
             being v.
-        x0: (B, *event), float16, bfloat16, float32 or float64, contiguous or channels-last; other strides are copied first.
+        x0: (B, *event), float16, bfloat16, float32, float64 or uint8, contiguous or channels-last; other strides are copied first.
+            A byte u stands for u/127.5 − 1, the middle of its bin, made of it in registers and rounded once.
         t: int or int64 tensor of shape (B,), 0-based, within 0 … T−1.
         schedule: a `Schedule` of T steps.
-        x_t: the network's input, the shape of x0, any of the four dtypes but float64 where neither m nor x0 is; or one of noise
-            and seed in its place.
-        noise: ε, the shape of x0, any of the four dtypes, where `q_sample` was given it.
+        x_t: the network's input, the shape of x0, any of the four floating dtypes but float64 where neither m nor x0 is; or one of
+            noise and seed in its place.
+        noise: ε, the shape of x0, any of the four floating dtypes, where `q_sample` was given it.
         seed: int or int64 tensor of 1 or B elements, as given to `q_sample`.
         offset: int within 0 … 2⁶³−1, as given to `q_sample`; with `seed` only.
         prediction: what m predicts: "epsilon", "sample" (x0) or "v_prediction".
@@ -71,7 +72,7 @@ def vlb_terms(
 
     Returns (B,), or a scalar, in float32, or float64 where m or x0 is: half precision computes in float32 and is not rounded
     to. Sums are made in a fixed order. Log-probabilities keep their relative accuracy in the tails and near 0: nothing is clamped.
-    Differentiable in m, twice; gradients to x0, x_t or noise and forward-mode derivatives take the decomposed path.
+    Differentiable in m, twice; gradients to a floating x0, x_t or noise and forward-mode derivatives take the decomposed path.
 
     Raises TypeError for wrong types or dtypes, ValueError for wrong shapes, devices or values. A timestep outside the schedule
     is treated as in `q_sample`.
@@ -209,7 +210,7 @@ def _make_plan(model_output, x0, schedule, prediction, variance, weighting):
 
 
 def _check_tensors(model_output, x0, x_t, noise, learned):
-    checks.batched("x0", x0)
+    checks.batched("x0", x0, or_bytes=True)
     if learned:
         checks.two_channels("model_output", model_output, "x0", x0)
     else:
@@ -267,7 +268,7 @@ def reference(o, detach_mean=False):
     rows = dispatch.gathered(o.rows, o.t, o.index, o.x0.dim())
     scale, sigma, x0_from_x, x0_from_m, mean_from_x0, log_posterior, slope, intercept, constant, precision, decoder = rows[:11]
     dtype, noise = o.rows.dtype, o.noise
-    x0, m, v = o.x0.to(dtype), o.model_output.to(dtype), None
+    x0, m, v = dispatch.real_of(o.x0, dtype), o.model_output.to(dtype), None
     if o.learned:
         m, v = m.chunk(2, 1)
     if o.x_t is not None:

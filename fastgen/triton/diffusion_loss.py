@@ -6,6 +6,7 @@ import triton.language as tl
 from .._core import checks
 from ..schedule import PREDICTIONS
 from .common import op
+from .common.bytes import real_of
 from .common.driver import TILED, elements_of, part_of, place_of, tile_normals
 from .common.elementwise import GIVEN_NOISE, NO_NOISE, SEEDED_NOISE, column, table_row, timestep_of, wide
 from .common.host_device import max_of, min_of, negative, product, splat, stored
@@ -52,7 +53,7 @@ def residual(
     R: tl.constexpr = x0_factor.dtype
     value = tl.load(m + at, mask=inside).to(R)
     if X0:
-        value = tl.fma(negative(x0_factor), tl.load(x0 + at, mask=inside).to(R), value)
+        value = tl.fma(negative(x0_factor), real_of(tl.load(x0 + at, mask=inside), R), value)
     if NOISE == GIVEN_NOISE:
         value = less(value, noise_factor, tl.load(noise + at, mask=inside).to(R))
     elif NOISE == SEEDED_NOISE:

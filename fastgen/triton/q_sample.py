@@ -1,10 +1,13 @@
 """q(x_t | x_0) and q(x_t | x_{t−1}): the formula of csrc/q_sample/q_sample.h, its kernel and the ops."""
 
+import torch
 import triton
 import triton.language as tl
 
 from .._core import checks
+from .._ops.q_sample import result_dtype
 from .common import op
+from .common.bytes import real_of
 from .common.driver import TILED, elements_of, part_of, place_of, tile_normals
 from .common.elementwise import GIVEN_NOISE, SEEDED_NOISE, column, table_row, timestep_of, wide
 from .common.host_device import stored
@@ -68,7 +71,7 @@ def q_sample_kernel(
     for r in tl.static_range(4 if LAYOUT == TILED else 1):
         j, inside = elements_of(block, r, event, channels, 1, S, E, LAYOUT, WIDE)
         inside = inside & live
-        y = q_sample_formula(scale, tl.load(x + first + j, mask=inside).to(R))
+        y = q_sample_formula(scale, real_of(tl.load(x + first + j, mask=inside), R))
         if NOISE == GIVEN_NOISE:
             y = with_noise(y, sigma, tl.load(noise + first + j, mask=inside).to(R))
         elif NOISE == SEEDED_NOISE:
@@ -76,13 +79,13 @@ def q_sample_kernel(
         tl.store(out + first + j, stored(y, out), mask=inside)
 
 
-def _run(o, out):
+def _run(o, out, dtype):
     batch = op.batch_of(o.x)
     x = op.operand(o.x, o.x, batch.channels_last)
-    rows = op.rows_of(o.rows, o.t, o.index, COLUMNS.value, x, checks.compute_dtype(x.dtype))
+    rows = op.rows_of(o.rows, o.t, o.index, COLUMNS.value, x, checks.compute_dtype(dtype))
     z = op.noise_of(o.noise, o.seeds, o.seed, x, rows.table)
     noise = rows.table if o.noise is None else op.same(o.noise, x, batch.channels_last)
-    cut = op.tiling(batch, (x, noise), z.kind == SEEDED_NOISE.value, not rows.has_t)
+    cut = op.tiling(batch, (x, noise, out), z.kind == SEEDED_NOISE.value, not rows.has_t)
 
     def launch(out):
         op.launch(
@@ -95,13 +98,14 @@ def _run(o, out):
             **cut.parameters,
         )
 
-    op.into(out, x, x.dtype, batch, launch)
+    op.into(out, x, dtype, batch, launch)
     return out
 
 
 def q_sample(o):
-    return _run(o, op.empty_like(o.x))
+    dtype = result_dtype(o)
+    return _run(o, op.empty_like(o.x, dtype), dtype)
 
 
 def q_sample_out(o, out):
-    _run(o, out)
+    _run(o, out, out.dtype if o.x.dtype is torch.uint8 else o.x.dtype)

@@ -5,6 +5,7 @@ import triton.language as tl
 
 from .._core import checks
 from .common import op
+from .common.bytes import real_of
 from .common.driver import FLAT, TILED, elements_of, part_of, place_of, tile_normals
 from .common.elementwise import GIVEN_NOISE, NO_NOISE, SEEDED_NOISE, column, table_row, timestep_of, wide
 from .common.host_device import negative, product, splat, stored
@@ -120,7 +121,7 @@ def noise_of_elements(noise, at, inside, r: tl.constexpr, z0, z1, z2, z3, like, 
 def network_input(x0, given, z, at, inside, row, in_table, GIVEN: tl.constexpr):
     """x_t of the elements at `at`."""
     if GIVEN:
-        return tl.load(given + at, mask=inside, other=0.0).to(x0.dtype)
+        return real_of(tl.load(given + at, mask=inside, other=0), x0.dtype)
     else:
         return with_noise(q_sample_formula(column(row, in_table, SCALE), x0), column(row, in_table, SIGMA), z)
 
@@ -213,7 +214,7 @@ def vlb_terms_kernel(
         for r in tl.static_range(4 if LAYOUT == TILED else 1):
             j, inside = elements_of(block, r, event, channels, 1, S, E, LAYOUT, WIDE)
             inside = inside & live
-            x0_value = tl.load(x0 + first + j, mask=inside, other=0.0).to(R)
+            x0_value = real_of(tl.load(x0 + first + j, mask=inside, other=0), R)
             z = noise_of_elements(noise, first + j, inside, r, z0, z1, z2, z3, x0_value, NOISE)
             x_t = network_input(x0_value, given, z, first + j, inside, row, in_table, GIVEN)
             j_m, _ = elements_of(block, r, event, channels, FACTOR, S, E, LAYOUT, WIDE)
@@ -221,7 +222,7 @@ def vlb_terms_kernel(
             v = x0_value
             if LEARNED:
                 v = tl.load(m + at + (event if LAYOUT == FLAT else channels), mask=inside, other=0.0).to(R)
-            m_value = tl.load(m + at, mask=inside, other=0.0).to(R)
+            m_value = real_of(tl.load(m + at, mask=inside, other=0), R)  # prior_kl gives x0 in its place
             value = tl.zeros_like(x0_value)
             if TERM:
                 value, _, _, _ = term(
@@ -308,7 +309,7 @@ def vlb_terms_backward_kernel(
     for r in tl.static_range(4 if LAYOUT == TILED else 1):
         j, inside = elements_of(block, r, event, channels, 1, S, E, LAYOUT, WIDE)
         inside = inside & live
-        x0_value = tl.load(x0 + first + j, mask=inside, other=0.0).to(R)
+        x0_value = real_of(tl.load(x0 + first + j, mask=inside, other=0), R)
         z = noise_of_elements(noise, first + j, inside, r, z0, z1, z2, z3, x0_value, NOISE)
         x_t = network_input(x0_value, given, z, first + j, inside, row, in_table, GIVEN)
         j_m, _ = elements_of(block, r, event, channels, FACTOR, S, E, LAYOUT, WIDE)

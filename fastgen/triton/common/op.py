@@ -40,14 +40,9 @@ class Batch(NamedTuple):
 
 def batch_of(x):
     size, event = x.shape[0], math.prod(x.shape[1:])
-    channels_last = _is_channels_last(x)
+    channels_last = dispatch.is_channels_last(x)
     channels = x.shape[1] if channels_last else 1
     return Batch(size, event, channels, event // channels if channels_last else event, channels_last)
-
-
-def _is_channels_last(x):
-    """(B, C, *spatial) with the strides of (B, *spatial, C), and not contiguous as well."""
-    return x.dim() >= 3 and not x.is_contiguous() and x.permute(0, *range(2, x.dim()), 1).is_contiguous()
 
 
 def plain(x):
@@ -61,7 +56,7 @@ def operand(x, like, channels_last):
         raise RuntimeError(f"expected a tensor of shape {tuple(like.shape)} on {like.device}, got {tuple(x.shape)} on {x.device}")
     x = plain(x)
     if channels_last:
-        return x if _is_channels_last(x) else x.movedim(1, -1).contiguous().movedim(-1, 1)
+        return x if dispatch.is_channels_last(x) else x.movedim(1, -1).contiguous().movedim(-1, 1)
     return x.contiguous()
 
 
@@ -199,7 +194,8 @@ def vector_of(tensors, least=4):
     """How many neighbours are a thread's: 128 bits of the narrowest operand, but `least` at least."""
     # sm_100 has accesses of 256 bits, but Triton 3.6 … 3.9 make none, were addresses multiples of 32. Packed pairs (fma.rn.f32x2)
     # they make there of a plain product and sum of bfloat16 operands, but none of q_sample and ddpm_step.
-    return max(least, 16 // min(x.itemsize for x in tensors))
+    # Bytes do not count: beside 16 of them a thread would have 64 bytes of a float32 result.
+    return max(least, 16 // min((x.itemsize for x in tensors if x.dtype is not torch.uint8), default=4))
 
 
 def flat_tile(count, tensors):
@@ -249,9 +245,9 @@ def empty(shape, dtype, device):
     return direct.made(torch.empty(shape, dtype=dtype, device=device))
 
 
-def empty_like(x, dtype=None, factor=1):
+def empty_like(x, dtype=None, factor=1, channels_last=None):
     """`dispatch.empty_like`; what an op allocates for its result, or between its launches."""
-    return direct.made(dispatch.empty_like(x, dtype, factor))
+    return direct.made(dispatch.empty_like(x, dtype, factor, channels_last=channels_last))
 
 
 def into(out, x, dtype, batch, launch_to):
@@ -260,7 +256,7 @@ def into(out, x, dtype, batch, launch_to):
     if out.dim() != x.dim() or out.device != x.device or out.dtype != dtype:
         raise RuntimeError(f"out: expected {dtype} on {x.device} of shape {tuple(x.shape)}, got {out.dtype}, {tuple(out.shape)}")
     torch._check(out.shape == x.shape, lambda: f"out: expected shape {tuple(x.shape)}, got {tuple(out.shape)}")
-    fits = _is_channels_last(out) if batch.channels_last else out.is_contiguous()
+    fits = dispatch.is_channels_last(out) if batch.channels_last else out.is_contiguous()
     if fits:
         launch_to(out)
     else:
