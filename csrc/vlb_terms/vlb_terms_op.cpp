@@ -87,10 +87,20 @@ Tensor vlb_terms(const VlbTermsOperands& o) {
   return out;
 }
 
+// Memory for the derivatives by both halves of the model's output.
+Tensor derivatives(Call& call, bool detach_mean) {
+  VlbTermsArguments& a = call.a;
+  STD_TORCH_CHECK(call.m.dtype != kUInt8, "model_output: expected no bytes, which have no derivative");
+  const Tensor out = call.batch.output(call.m.dtype, call.factor);
+  a.out[0] = call.batch.operand(out.mutable_data_ptr(), call.m.dtype, call.factor);
+  if (a.learned) a.out[1] = call.second_half(a.out[0]);
+  a.detach_mean = detach_mean;
+  return out;
+}
+
 Tensor vlb_terms_backward(const Tensor& gradient, const VlbTermsOperands& o, bool detach_mean) {
   Call call(o);
   VlbTermsArguments& a = call.a;
-  STD_TORCH_CHECK(call.m.dtype != kUInt8, "model_output: expected no bytes, which have no derivative");
   const View view(gradient);
   std::optional<Tensor> copy;
   if (a.each_sample) {
@@ -101,10 +111,7 @@ Tensor vlb_terms_backward(const Tensor& gradient, const VlbTermsOperands& o, boo
                     "gradient: expected one number in the dtype of the arithmetic on the data's device");
     a.gradient = view.data;
   }
-  a.detach_mean = detach_mean;
-  const Tensor out = call.batch.output(call.m.dtype, call.factor);
-  a.out[0] = call.batch.operand(out.mutable_data_ptr(), call.m.dtype, call.factor);
-  if (a.learned) a.out[1] = call.second_half(a.out[0]);
+  const Tensor out = derivatives(call, detach_mean);
   flatten(a, true);
   FG_RUN(vlb_terms, a, call.batch.like, grain(a.noise));
   return out;
@@ -120,11 +127,8 @@ std::tuple<Tensor, Tensor, Tensor> vlb_terms_and_gradient(const VlbTermsOperands
   const int64_t batch = a.geometry.batch, none = 0;
   auto result = [&](const int64_t* size, int dim) { return empty(size, dim, false, call.arithmetic, call.batch.like); };
   const Tensor out = result(&batch, a.each_sample), simple = apart ? result(&batch, a.each_sample) : result(&none, 1);
-  const Tensor gradient = call.batch.output(call.m.dtype, call.factor);
+  const Tensor gradient = derivatives(call, detach_mean);
   a.result = out.mutable_data_ptr();
-  a.out[0] = call.batch.operand(gradient.mutable_data_ptr(), call.m.dtype, call.factor);
-  if (a.learned) a.out[1] = call.second_half(a.out[0]);
-  a.detach_mean = detach_mean;
   a.ahead = true;
   if (apart) {
     a.simple = simple.mutable_data_ptr();
