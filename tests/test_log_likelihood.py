@@ -151,6 +151,14 @@ def test_dtypes(device, schedule, dtype):
     assert_same_result(found, fastgen.log_likelihood(tame, x0.to(computed), schedule, trajectories=2, seed=7))
 
 
+@pytest.mark.parametrize("decoder", ["gaussian", "discretized"])
+def test_bytes(device, schedule, decoder):
+    x0 = torch.arange(256, dtype=torch.uint8, device=device).view(2, 4, 32)
+    found = fastgen.log_likelihood(tame, x0, schedule, trajectories=2, seed=7, decoder=decoder)
+    numbers = (x0.double() / 127.5 - 1).float()
+    assert_same_result(found, fastgen.log_likelihood(tame, numbers, schedule, trajectories=2, seed=7, decoder=decoder))
+
+
 @pytest.mark.parametrize("m_dtype", DTYPES)
 def test_a_network_of_another_dtype(device, schedule, m_dtype):
     x0 = pixels(SHAPE, device=device)

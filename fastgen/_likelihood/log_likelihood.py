@@ -71,8 +71,8 @@ def log_likelihood(
             float32, or float64 where x0 is, in the layout of x0, and timesteps int64 (n·B,), all alike; neither to be written to.
             It returns m, or a tuple that begins with it, or an object that has it as `.sample`; m is (n·B, *event), or
             (n·B, 2C, ...) with a learned variance, in any of the four dtypes. Whether it is in training mode is left as it is.
-        x0: (B, *event), float16, bfloat16, float32 or float64, contiguous or channels-last; other strides are copied first.
-            Trajectories are never in half precision, whose rounding is no draw of q.
+        x0: (B, *event), float16, bfloat16, float32, float64 or uint8, contiguous or channels-last; other strides are copied
+            first. A byte u stands for u/127.5 − 1. Trajectories are never in half precision, whose rounding is no draw of q.
         schedule: a `Schedule` of T steps. Of a respaced one the likelihood is that of the model of these steps.
         trajectories: K, an int ≥ 1.
         seed: int or int64 tensor of 1 or B elements.
@@ -96,7 +96,7 @@ def log_likelihood(
     section 2.3; Ho et al. 2020, equations (1) and (2).
     """
     checks.function("model", model)
-    checks.batched("x0", x0)
+    checks.batched("x0", x0, or_bytes=True)
     checks.schedule(schedule)
     checks.option("prediction", prediction, PREDICTIONS)
     checks.option("variance", variance, VARIANCES)
@@ -106,7 +106,7 @@ def log_likelihood(
         raise ValueError(f"x0: expected shape (B, C, ...) for a learned variance, got {tuple(x0.shape)}")
     if clip is not None:
         clip = checks.number("clip", clip, low=0.0, strict=True)
-    batch, dtype = len(x0), checks.compute_dtype(x0.dtype)
+    batch, dtype = len(x0), checks.compute_dtype(torch.get_default_dtype() if x0.dtype is torch.uint8 else x0.dtype)
     seeds, number = rng.check_seed(seed, batch, x0.device)
     table = schedule.step_log_weight_table(prediction, variance, x0.device, dtype)
     if table.rows.size(0) < len(schedule):
@@ -117,7 +117,7 @@ def log_likelihood(
     bar = progress_bar() if checks.boolean("progress", progress) else None
 
     trajectory_seeds = rng.more_seeds(count, batch, seeds, number, x0.device)
-    start = dispatch.empty_like(x0, dtype).copy_(x0)
+    start = dispatch.empty_like(x0, dtype).copy_(dispatch.real_of(x0, dtype))
     options: dict[str, Any] = {"prediction": prediction, "variance": variance, "clip": clip}
     of_steps = schedule.timestep_tensor(x0.device)
     shape = (x0.shape[0], 2 * x0.shape[1], *x0.shape[2:]) if learned else tuple(x0.shape)
