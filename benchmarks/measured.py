@@ -17,7 +17,7 @@ from .gpu_check import slug
 
 KINDS = ("throughput", "overhead", "threads", "end_to_end", "import")
 OURS = "fastgen"
-PEERS = ("limit", OURS, "fastgen triton", "fastgen eager", "eager", "torch.compile", "diffusers")
+PEERS = ("limit", OURS, "fastgen triton", "fastgen eager", "eager", "torch.compile", "diffusers", "guided-diffusion")
 IN_ORDER = (
     "q_sample",
     "ddpm_step",

@@ -26,10 +26,11 @@ COLOURS = {
     "eager": ("#c15500", "#d55e00"),
     "torch.compile": ("#00805d", "#009e73"),
     "diffusers": ("#a6508a", "#cc79a7"),
+    "guided-diffusion": ("#6b6600", "#d9d24a"),
 }
 WINS = "eager"  # the colour of a bar where a peer wins: vermillion beside blue is told apart by everybody
 # besides colour, so that a line can be told without it
-MARKERS = dict(zip(PEERS, ("", "o", "s", "P", "^", "D", "v"), strict=True))
+MARKERS = dict(zip(PEERS, ("", "o", "s", "P", "^", "D", "v", "X"), strict=True))
 STYLE = {
     "svg.hashsalt": "fastgen",  # ids do not change from run to run
     "svg.fonttype": "none",  # text stays text: small, and a diff shows it

@@ -15,6 +15,8 @@ READS = {"bce_with_logits": 3 / 5, "gan_loss": 4 / 6}
 
 def targets(case) -> dict[str, float]:
     """{peer: least (its time ÷ ours)}."""
+    if case.op.startswith("guided-diffusion"):
+        return {"guided-diffusion": 10.0}
     if case.op.startswith("diffusers"):
         return {"diffusers": DROP_IN.get(case.shape, 1.0) if case.mode == "fused" else 1.0}
     backward = case.passes == peers.BACKWARD
