@@ -515,7 +515,8 @@ def test_log_weight_dtypes(device, schedule, dtype, m_dtype, prev_dtype, options
 @pytest.mark.parametrize("variance", ["posterior", "learned"])
 @pytest.mark.parametrize("shape", [(2, 16, 8, 4), (1, 8, 31), (3, 5, 7), (700, 3), (3, 0), (0, 3), (2, 17_001)])
 def test_every_kernel_of_the_log_weights(device, schedule, m_dtype, arrange, clip, variance, shape):
-    """The types and layouts that a kernel of their own is compiled for, and sizes, against eager; a sample is what it is alone."""
+    """The types and layouts that a kernel of their own is compiled for, and sizes, against eager. Alone a sample is the same, but
+    for the order in which a GPU adds up."""
     x_prev, x_t, m = (arrange(x) for x in trajectory(shape, device, variance == "learned", torch.float32, m_dtype))
     t = torch.arange(shape[0], device=device) * 7 % 40
     found = []
@@ -529,7 +530,7 @@ def test_every_kernel_of_the_log_weights(device, schedule, m_dtype, arrange, cli
         for b in range(min(shape[0], 3)):
             one = slice(b, b + 1)
             alone = step_log_weight(x_prev[one], x_t[one], m[one], int(t[b]), schedule, variance=variance, clip=clip)
-            assert_same(alone[0], found[0][b])
+            torch.testing.assert_close(alone[0], found[0][b], rtol=1e-13 if double else 1e-6, atol=1e-12 if double else 1e-4)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -106,6 +106,11 @@ def probable(x, m=None, gradient=None, **more):
     return {**first, "x_prev": x, "x_t": x, "model_output": x if m is None else m, **at(x, 10), **options, **more}
 
 
+def trajectory(dtype):
+    """One is never kept in half precision."""
+    return x(torch.promote_types(dtype, torch.float32))
+
+
 def weighed(x, m=None, **more):
     return {**probable(x, m), **at(x, 13), **more}
 
@@ -211,7 +216,7 @@ CALLS = (
     Call("step_log_prob", "learned, clip", lambda d: probable(x(d), wide(d), learned=True, clip=1.0), "", False, ALL),
     Call("step_log_weight", "epsilon", lambda d: weighed(x(d)),
         "sum_kernel<Added<Vectors<StepLogWeightItems<{two}>, no noise>>>", True, HOT[:1]),
-    Call("step_log_weight", "learned, clip", lambda d: weighed(x(HOT[0]), wide(d), learned=True, clip=1.0), "", False, ALL),
+    Call("step_log_weight", "learned, clip", lambda d: weighed(trajectory(d), wide(d), learned=True, clip=1.0), "", False, ALL),
     Call("ddpm_step_log_prob", "seed", lambda d: probable_step(x(d), seed=5),
         "sum_kernel<Added<Vectors<Steps<{three}>, seed>>>"),
     Call("ddpm_step_log_prob", "noise, learned, clip",

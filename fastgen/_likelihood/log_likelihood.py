@@ -63,8 +63,8 @@ def log_likelihood(
     variance is that of `vlb_terms`.
 
     The random-number contract says how the seeds are made. Nothing depends on `chunk`, nor with a seed for each sample on how the
-    data is split into batches, but for what the network's own arithmetic makes of the size of its batch; of more trajectories the
-    first are the same.
+    data is split into batches, but for rounding: that of the network's own arithmetic, and on a GPU that of sums over an event,
+    which it shares out by how many there are. Of more trajectories the first are the same.
 
     Args:
         model: a callable (x, timesteps, **model_kwargs) → m, as `sample` calls it, of n·B samples at once: x (n·B, *event) in
