@@ -35,8 +35,8 @@ def _imported(*names):
         sys.modules.update(before)
 
 
-common, train_ddpm, train_gan, likelihood, demo, sample_distributed, robot_policy = _imported(
-    "common", "train_ddpm", "train_gan", "likelihood", "demo", "sample_distributed", "robot_policy"
+common, train_ddpm, train_gan, likelihood, demo, sample_distributed, robot_policy, reinforce = _imported(
+    "common", "train_ddpm", "train_gan", "likelihood", "demo", "sample_distributed", "robot_policy", "reinforce"
 )
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -331,6 +331,23 @@ def test_the_robots_loop_by_hand_is_fastgens():
     torch.testing.assert_close(made, expected, rtol=0, atol=1e-4)
 
 
+def test_a_reward_is_raised():
+    model, schedule = sample_distributed.random_model(0, "cpu")
+    settings = reinforce.Settings(samples=24, batch_size=32)
+    rewards = list(reinforce.reinforce(model, schedule.respace(5), reinforce.REWARDS["bright"], settings, 5))
+    assert rewards[0] == pytest.approx(0.5, abs=0.05)
+    assert rewards[-1] > rewards[0] + 0.1, rewards
+
+
+def test_a_chain_is_that_of_sample():
+    model, schedule = sample_distributed.random_model(0, "cpu")
+    short, seeds = schedule.respace(4), common.sample_seeds(0, 3)
+    images, steps = reinforce.chain(model, short, seeds)
+    expected = fastgen.sample(model, (3, *common.IMAGE_SHAPE), short, sample_seeds=seeds, **reinforce.STEP)
+    torch.testing.assert_close(images, expected, rtol=0, atol=1e-5)
+    assert [int(t[0]) for _, _, t, _ in steps] == [3, 2, 1]
+
+
 def test_gan_samples(images):
     generator = gan(images, 1).generator
     seeds = common.sample_seeds(0, 5)
@@ -403,6 +420,7 @@ def commands(tmp_path_factory):
         "likelihood": [*_script("likelihood", root), *TINY_TRAINING, *TINY_LIKELIHOOD],
         "demo": [*_script("demo", root), *TINY_DEMO],
         "sample_distributed": [*_script("sample_distributed", root), *TINY_SAMPLING],
+        "reinforce": [*_script("reinforce", root), "--random", "--rounds", "2", "--samples", "4", "--steps", "3"],
         "robot_policy": [str(EXAMPLES / "robot_policy.py"), "--rounds", "2", "--steps", "3"],
     }
     if not NO_GLOO:
@@ -471,6 +489,13 @@ def test_sampling_commands_print_the_same_digest(commands):
         digests.append(output.split("sha256 ")[1].split()[0])
         Image.open(directory / "samples.png").verify()
     assert digests[0] == digests[1] and len(digests[0]) == 64
+
+
+def test_reinforce_command_prints_rewards(commands):
+    status, output, directory = commands["reinforce"]
+    assert status == 0, output
+    assert "round 0: reward 0." in output and "round 1: reward 0." in output
+    assert sorted(path.name for path in directory.iterdir()) == ["after.png", "before.png"]
 
 
 def test_robot_policy_command_prints_its_table(commands):
