@@ -126,7 +126,7 @@ def log_likelihood(
     def log_weights_of(seeds, shown):
         """(n, B), of the trajectories with these seeds, which go through the network together."""
         n = len(seeds)
-        x_prev, log_weights = _repeated(start, n), torch.zeros(n * batch, dtype=torch.float64, device=x0.device)
+        x_prev, log_weights = _copies(start, n), torch.zeros(n * batch, dtype=torch.float64, device=x0.device)
         for t in range(len(schedule)):
             # a tensor of its own for each call, for a network that keeps what it is given
             x = q_step(x_prev, t, schedule, seed=seeds.flatten(), offset=t)
@@ -162,8 +162,8 @@ def _checked_trajectories(trajectories) -> int:
     return trajectories
 
 
-def _repeated(x, count):
-    """`count` times the samples of x, in its layout."""
+def _copies(x, count):
+    """The samples of x `count` times, in its layout."""
     if count == 1:
         return x
     made = dispatch.empty_like(x, samples=count * len(x))
