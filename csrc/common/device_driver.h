@@ -30,6 +30,12 @@
 #include "device_sum.h"
 #include "normal.h"
 
+#ifdef __CUDACC__
+#define FG_NO_UNROLL _Pragma("unroll 1")
+#else
+#define FG_NO_UNROLL _Pragma("GCC unroll 1")
+#endif
+
 namespace fastgen {
 
 struct Adder;
@@ -55,6 +61,17 @@ template <class R, int kCount> struct ColumnRow {
   R values[kCount];
   FG_HD R operator()(int column) const { return values[column]; }
 };
+
+// Whether the code of `apply` is so much that a kernel goes through the same copy of it again and again. A turn then finds its
+// numbers in the same registers, to which they are moved, or picks them: an index that is no constant would need memory.
+template <class Op> constexpr bool kOneCopy = Op::kUnroll == 1;
+template <int n, class F> FG_HD auto picked(int index, const F& of) {
+  auto found = of(0);
+  FG_UNROLL
+  for (int i = 1; i < n; ++i)
+    found = i == index ? of(i) : found;
+  return found;
+}
 
 // Elements of a vector: 16 bytes of the narrowest type, and no fewer than share a Philox call.
 template <class Op> constexpr int kVector = Op::X::kBytes == 2 || Op::M::kBytes == 2 ? 8 : 4;
@@ -236,17 +253,30 @@ template <class Op, NoiseKind kNoise> struct Group {
       channel = spatial.quotient(position);
       position -= channel * spatial.divisor;
     }
-    FG_UNROLL
-    for (int k = 0; k < 4; ++k) {
-      if (4 * group + k >= a.geometry.event) return;
+    auto element = [&](int k, R* own) {
       if (a.geometry.channels_last()) {
-        one({op, sample.b, position, channel}, z + k, sink);
+        one({op, sample.b, position, channel}, own, sink);
         if (++position == spatial.divisor) {
           position = 0;
           ++channel;
         }
       } else {
-        one({op, sample.b, 0, position + k}, z + k, sink);
+        one({op, sample.b, 0, position + k}, own, sink);
+      }
+    };
+    if constexpr (kOneCopy<Op>) {
+      FG_NO_UNROLL
+      for (int k = 0; k < 4 && 4 * group + k < a.geometry.event; ++k) {
+        element(k, z);
+        FG_UNROLL
+        for (int i = 0; i < 3; ++i)
+          z[i] = z[i + 1];
+      }
+    } else {
+      FG_UNROLL
+      for (int k = 0; k < 4; ++k) {
+        if (4 * group + k >= a.geometry.event) return;
+        element(k, z + k);
       }
     }
   }
@@ -345,8 +375,7 @@ template <class Op, NoiseKind kNoise> struct Vectors : EachThread<Vectors<Op, kN
 
 template <class Op, NoiseKind kNoise> struct Tiles : EachThread<Tiles<Op, kNoise>> {
   static constexpr int n = kVector<Op>, kNormals = kNoise == kSeededNoise ? 4 * n : 0;
-  static constexpr bool kAhead = Op::kUnroll == 4;  // else a position's vectors are loaded when its turn comes
-  static constexpr int kHeld = (kAhead ? 4 : 1) * raw_registers<Op, kNoise>() + kNormals + n * Op::kInputs;
+  static constexpr int kHeld = (kOneCopy<Op> ? 1 : 4) * raw_registers<Op, kNoise>() + kNormals + n * Op::kInputs;
   Op op;
   ItemPlan plan;
   Divider vectors;  // of channels, at one position
@@ -361,10 +390,10 @@ template <class Op, NoiseKind kNoise> struct Tiles : EachThread<Tiles<Op, kNoise
   template <class Sink> FG_HD void item(int64_t item, Sink& sink) const {
     const Place place = plan.at(item);
     const int64_t group = vectors.quotient(place.index), channel = (place.index - group * vectors.divisor) * n;
-    Raw<Op> raw[4];
+    Raw<Op> raw[4];  // of one copy the first, when its turn comes
     FG_UNROLL
     for (int r = 0; r < 4; ++r)
-      if (kAhead) load(place.sample, 4 * group + r, channel).into(raw[r]);
+      if (!kOneCopy<Op>) load(place.sample, 4 * group + r, channel).into(raw[r]);
     Sample<Op, kNoise> sample;
     sample.enter(op, place.sample);
     if (place.index == 0) op.first_of_sample(sample.b, sample.row);
@@ -383,17 +412,31 @@ template <class Op, NoiseKind kNoise> struct Tiles : EachThread<Tiles<Op, kNoise
       for (int r = 0; r < 4; ++r)
         hold(z[r]);
     }
-    FG_UNROLL
-    for (int r = 0; r < 4; ++r) {
+    auto vector = [&](int r, Raw<Op>& own, typename Op::R(&normals)[n]) {
       const Load<Op, kNoise, true> from = load(place.sample, 4 * group + r, channel);
-      if (!kAhead) from.into(raw[r]);
-      const Apply<Op, kNoise, true> apply{from, sample.row, raw[r]};
+      if (kOneCopy<Op>) from.into(own);
+      const Apply<Op, kNoise, true> apply{from, sample.row, own};
       if (kNoise != kNoNoise && sample.noise) {
-        if constexpr (kNoise == kSeededNoise) hold(raw[r]);
-        apply.template run<kNoise != kNoNoise>(z[r], sink);
+        if constexpr (kNoise == kSeededNoise) hold(own);
+        apply.template run<kNoise != kNoNoise>(normals, sink);
       } else {
-        apply.template run<false>(z[r], sink);
+        apply.template run<false>(normals, sink);
       }
+    };
+    if constexpr (kOneCopy<Op>) {
+      FG_NO_UNROLL
+      for (int r = 0; r < 4; ++r) {
+        vector(r, raw[0], z[0]);
+        FG_UNROLL
+        for (int k = 0; k < 3; ++k)
+          FG_UNROLL
+        for (int i = 0; i < n; ++i)
+          z[k][i] = z[k + 1][i];
+      }
+    } else {
+      FG_UNROLL
+      for (int r = 0; r < 4; ++r)
+        vector(r, raw[r], z[r]);
     }
   }
 

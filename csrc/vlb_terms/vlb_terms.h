@@ -70,6 +70,7 @@ template <class R> FG_HD void vlb_terms_row(const VlbTermsArguments& a, int64_t 
   if (a.weights) row[C::kLossWeight] *= static_cast<const R*>(a.weights)[b];
   if (!a.gradient) return;
   row[C::kUpstream] = static_cast<const R*>(a.gradient)[a.each_sample ? b : 0];
+  row[C::kLossWeight] *= static_cast<R>(a.derivative_scale);
 }
 
 // Of an element, or of a vector of them: D, and whether its derivative reaches m.

@@ -130,11 +130,11 @@ template <class R> struct Derivatives : VlbTermsOp<R> {
                                   store(t.out[0] + i, a.hybrid ? by_m : upstream * by_m);
                                   if (t.out[1]) store(t.out[1] + i, upstream * by_v);
                                 });
-    const V delta = splat<V>(a.delta), scale = splat<V>(a.derivative_scale);
+    const V delta = splat<V>(a.delta);
     choose_loss(a, [&](auto kind) FG_INLINE {
       this->template each_residual<kNoise>(row, t, first, [&](V r, V weight, int64_t i) FG_INLINE {
         const V upstream = row.get(VlbTermsColumns::kUpstream, first + i);
-        store(t.out[0] + i, upstream * fma(weight * scale, loss_slope<kind.value>(r, delta), load(t.out[0] + i)));
+        store(t.out[0] + i, upstream * fma(weight, loss_slope<kind.value>(r, delta), load(t.out[0] + i)));
       });
     });
   }

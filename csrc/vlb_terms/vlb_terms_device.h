@@ -5,11 +5,6 @@
 
 namespace fastgen {
 
-// Of few samples, and large: inline in each of a vector's elements it took the compiler minutes.
-template <class R> FG_NOINLINE VlbTerm<R> decode(Decoder decoder, R x0, R d, R log_variance) {
-  return decoded(decoder, x0, d, log_variance);
-}
-
 // Inputs 0 and 3 are x0 and x_t, of one type, 1 and 2 the halves of the model's output, whose type the derivatives have.
 template <class R, class X, class M, bool kBackward> struct VlbTermsItems : DeviceOp<R, X, M, M, VlbTermsArguments> {
   using DeviceOp<R, X, M, M, VlbTermsArguments>::a;
@@ -32,19 +27,20 @@ template <class R, class X, class M, bool kBackward> struct VlbTermsItems : Devi
 
   // The options are the same for all threads, and which term it is for all of a sample's.
   template <bool kNoise, int n> FG_HD void apply(const Row& row, const R (&in)[4][n], const R* z, R (&out)[kOutputs][n]) const {
+    R x_t[n];
     FG_UNROLL
     for (int i = 0; i < n; ++i) {
-      R x_t = a.in[3].data ? in[3][i] : q_sample(row(C::kScale), in[0][i]);
-      if constexpr (kNoise) x_t = add_noise(x_t, row(C::kSigma), z[i]);
-      const Apart<R> apart = means_apart(a, row, in[0][i], in[1][i], x_t);
-      const VlbTerm<R> term = term_of(row, in[0][i], apart.d, a.learned ? in[2][i] : R(0));
-      if constexpr (kBackward) {
-        vlb_derivatives(a, row, apart, term, out[0][i], out[1][i]);
-        if (!a.hybrid) out[0][i] *= row(C::kUpstream);
-        out[1][i] *= row(C::kUpstream);
-      } else {
-        out[0][i] = term.value;
-      }
+      x_t[i] = a.in[3].data ? in[3][i] : q_sample(row(C::kScale), in[0][i]);
+      if constexpr (kNoise) x_t[i] = add_noise(x_t[i], row(C::kSigma), z[i]);
+    }
+    if (a.no_term()) {
+      FG_UNROLL
+      for (int i = 0; i < n; ++i)
+        put(row, {}, {}, out, i);
+    } else if (row(C::kDecoder) != 0) {
+      decode(row, in, x_t, out);
+    } else {
+      a.learned ? diverge<true>(row, in, x_t, out) : diverge<false>(row, in, x_t, out);
     }
     if (!a.hybrid) return;
     R r[n];
@@ -66,18 +62,52 @@ template <class R, class X, class M, bool kBackward> struct VlbTermsItems : Devi
   FG_HD void finish(int64_t output, double sum) const { static_cast<R*>(a.result)[output] = static_cast<R>(sum * a.scale); }
 
  private:
-  FG_HD VlbTerm<R> term_of(const Row& row, R x0, R d, R v) const {
-    if (a.no_term()) return {};
-    if (row(C::kDecoder) == 0) return a.learned ? divergence<true>(row, d, v) : divergence<false>(row, d, v);
-    return decode(a.decoder, x0, d, a.learned ? log_variance_of<true>(row, v) : log_variance_of<false>(row, v));
+  template <int n>
+  FG_HD void put(const Row& row, const Apart<R>& apart, const VlbTerm<R>& term, R (&out)[kOutputs][n], int i) const {
+    if constexpr (kBackward) {
+      vlb_derivatives(a, row, apart, term, out[0][i], out[1][i]);
+      if (!a.hybrid) out[0][i] *= row(C::kUpstream);
+      out[1][i] *= row(C::kUpstream);
+    } else {
+      out[0][i] = term.value;
+    }
+  }
+  template <bool kLearned, int n>
+  FG_HD void diverge(const Row& row, const R (&in)[4][n], const R (&x_t)[n], R (&out)[kOutputs][n]) const {
+    FG_UNROLL
+    for (int i = 0; i < n; ++i) {
+      const Apart<R> apart = means_apart(a, row, in[0][i], in[1][i], x_t[i]);
+      put(row, apart, divergence<kLearned>(row, apart.d, in[2][i]), out, i);
+    }
+  }
+  // Element after element, since the decoder is large and of few samples: with a copy of it for each the compiler took minutes.
+  template <int n> FG_HD void decode(const Row& row, const R (&in)[4][n], const R (&x_t)[n], R (&out)[kOutputs][n]) const {
+    FG_UNROLL
+    for (int k = 0; k < kOutputs; ++k)
+      FG_UNROLL
+    for (int i = 0; i < n; ++i)
+      out[k][i] = 0;
+    FG_NO_UNROLL
+    for (int turn = 0; turn < n; ++turn) {
+      auto own = [&](const R(&of)[n]) { return picked<n>(turn, [&](int i) { return of[i]; }); };
+      const R x0 = own(in[0]), v = own(in[2]);
+      const Apart<R> apart = means_apart(a, row, x0, own(in[1]), own(x_t));
+      const R log_variance = a.learned ? log_variance_of<true>(row, v) : log_variance_of<false>(row, v);
+      R found[kOutputs][1];
+      put(row, apart, decoded(a.decoder, x0, apart.d, log_variance), found, 0);
+      FG_UNROLL
+      for (int k = 0; k < kOutputs; ++k)
+        FG_UNROLL
+      for (int i = 0; i < n; ++i)
+        out[k][i] = i == turn ? found[k][0] : out[k][i];
+    }
   }
   template <LossKind kLoss, int n> FG_HD void add_loss(const Row& row, const R (&r)[n], R (&out)[n]) const {
     const R delta = static_cast<R>(a.delta);
     FG_UNROLL
     for (int i = 0; i < n; ++i) {
       if constexpr (kBackward) {
-        const R weight = row(C::kLossWeight) * static_cast<R>(a.derivative_scale);
-        out[i] = row(C::kUpstream) * fma(weight, loss_slope<kLoss>(r[i], delta), out[i]);
+        out[i] = row(C::kUpstream) * fma(row(C::kLossWeight), loss_slope<kLoss>(r[i], delta), out[i]);
       } else {
         out[i] = fma(row(C::kLossWeight), loss_of<kLoss>(r[i], delta), static_cast<R>(a.vlb_weight) * out[i]);
       }
