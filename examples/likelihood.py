@@ -102,8 +102,8 @@ class Evaluation:
 
 
 def evaluate(model: UNet, x0: torch.Tensor, schedule: fastgen.Schedule, seeds: torch.Tensor, progress: bool = False) -> Evaluation:
-    """The bound of x0, uint8 (B, 1, 8, 8), made by `pixels`, from one pass of the network over each timestep. model: in eval mode. seeds:
-    int64 (B,)."""
+    """The bound of x0, uint8 (B, 1, 8, 8), made by `pixels`, from one pass of the network over each timestep. model: in eval mode.
+    seeds: int64 (B,)."""
     seen = WithDistortion(model, x0, schedule)
     bound = fastgen.variational_bound(seen, x0, schedule, seed=seeds, variance=VARIANCE, clip=CLIP, progress=progress)
     return Evaluation(bound, 127.5 * torch.cat(seen.squares).sqrt())
