@@ -445,7 +445,7 @@ template <class Op, NoiseKind kNoise> struct Tiles : EachThread<Tiles<Op, kNoise
 };
 
 template <class Op, NoiseKind kNoise> struct Groups : EachThread<Groups<Op, kNoise>> {
-  static constexpr int kHeld = 0;
+  static constexpr int kHeld = kOneCopy<Op> && kIsDouble<typename Op::R> ? 80 : 0;
   Op op;
   ItemPlan plan;
   // Channels-last with whole groups in a channel: items run over the channels first, as memory does.
