@@ -59,7 +59,7 @@ BOUND_BY_NOISE = r"\bDiffusionLossItems<float, u8, .*, seed>"
 BESIDE_BYTES, SHARE_BESIDE_BYTES = r"\bDiffusionLossItems<float, u8, (\w+),", {"f32": 4 / 5, "bf16": 2 / 3}
 FLAGS_AT_A_TIME = 8  # that a thread of the last block looks for: of 1024 blocks, 128 threads
 LEAST_MEANWHILE = 15  # wide multiplications of that step, of 40 for the first vector's noise, before the vector is waited for
-MOST_NARROW_LOADS = 24  # of a thread: the row of its sample, its timestep and seed, and whether there are any
+MOST_NARROW_LOADS = 32  # of a thread: the row of its sample, its timestep and seed, and whether there are any
 MOST_NARROW_STORES = 2  # of the thread that is first in a sample: q_posterior's variance and its logarithm
 
 TURNS = ("75", "86", "89"), ("120", "100")
