@@ -7,12 +7,11 @@
 
 #ifdef __CUDACC__
 #define FG_HD __host__ __device__ __forceinline__
-#define FG_NOINLINE __host__ __device__ __noinline__
 #define FG_UNROLL _Pragma("unroll")
 #define FG_INLINE
 #else
 #define FG_HD inline __attribute__((always_inline))
-#define FG_NOINLINE __attribute__((noinline))
+#define FG_NOINLINE __attribute__((noinline))  // of the CPU's kernels alone
 #define FG_UNROLL _Pragma("GCC unroll 16")
 #define FG_INLINE __attribute__((always_inline))
 #endif

@@ -16,10 +16,12 @@ inline void check_fits(const View& x, const char* name, const View& like, int64_
   STD_TORCH_CHECK(x.same_device(like), name, ": expected the device of the first input");
 }
 
-// `x` is (B,) numbers of the type of the arithmetic.
-inline void check_each_sample(const View& x, const char* name, const View& like, DType arithmetic) {
+// Where (B,) numbers of the type of the arithmetic lie.
+inline const void* each_sample(const Tensor& tensor, const char* name, const View& like, DType arithmetic) {
+  const View x(tensor);
   STD_TORCH_CHECK(x.dim == 1 && x.sizes[0] == like.sizes[0] && x.contiguous && x.dtype(name) == arithmetic && x.same_device(like),
                   name, ": expected a contiguous tensor of shape (B,) in the dtype of the arithmetic on the data's device");
+  return x.data;
 }
 
 inline void check_rows(const View& table, int64_t columns, const View& like, DType arithmetic) {

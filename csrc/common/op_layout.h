@@ -98,6 +98,30 @@ struct Batch {
     return {data, dtype, geometry.event * channel_factor, geometry.channels * channel_factor};
   }
   Operand operand(const Input& x, int64_t channel_factor = 1) const { return operand(x.view.data, x.dtype, channel_factor); }
+  // Of a tensor of twice the channels, where the second half of them begins.
+  Operand second_half(Operand x) const {
+    x.data = static_cast<char*>(x.data) + (channels_last ? geometry.channels : geometry.event) * size_of(x.dtype);
+    return x;
+  }
+};
+
+// The upstream gradient of sums, of the type of the arithmetic: (B,) numbers, copied where they are not one behind the other, or
+// one.
+struct Upstream {
+  std::optional<Tensor> copy;
+  const void* data;
+
+  Upstream(const Tensor& gradient, bool of_each_sample, const View& like, DType arithmetic) {
+    const View view(gradient);
+    if (of_each_sample) {
+      if (!view.contiguous) copy = torch::stable::contiguous(gradient);
+      data = each_sample(copy ? *copy : gradient, "gradient", like, arithmetic);
+      return;
+    }
+    STD_TORCH_CHECK(view.dim == 0 && view.dtype("gradient") == arithmetic && view.same_device(like),
+                    "gradient: expected one number in the dtype of the arithmetic on the data's device");
+    data = view.data;
+  }
 };
 
 // Where an op writes: the caller's tensor if that has the batch's layout, else a tensor of the op's own, which `finish` copies to

@@ -52,10 +52,8 @@ void run(const DdpmStepOperands& o, const Inputs& inputs, const Output& out, con
     a.noise.kind = kGivenNoise;
   }
   if (o.threshold) {
-    const View view(*o.threshold);
-    check_each_sample(view, "threshold", batch.like, arithmetic_of(inputs.dtype));
+    a.threshold = each_sample(*o.threshold, "threshold", batch.like, arithmetic_of(inputs.dtype));
     a.clip_kind = kThreshold;
-    a.threshold = view.data;
   } else if (o.clip) {
     a.clip_kind = kClamp;
     a.clip = *o.clip;

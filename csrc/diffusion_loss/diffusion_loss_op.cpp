@@ -44,17 +44,10 @@ struct Call {
         if (o.prediction == kEpsilon) a.in[0].dtype = given->dtype;
       }
     }
-    if (o.weights) a.weights = each_sample(*o.weights, "weights").data;
+    if (o.weights) a.weights = each_sample(*o.weights, "weights", batch.like, arithmetic);
     const int64_t elements = batch.like.numel;
     a.scale = o.reduction == kSumLoss ? 1.0 : 1.0 / static_cast<double>(o.reduction == kMeanLoss ? elements : a.geometry.event);
     a.each_sample = o.reduction == kEachSample;
-  }
-
-  // (B,), of the type of the arithmetic.
-  View each_sample(const Tensor& x, const char* name) const {
-    const View view(x);
-    check_each_sample(view, name, batch.like, arithmetic);
-    return view;
   }
 
  private:
@@ -105,16 +98,8 @@ std::tuple<Tensor, Tensor> diffusion_loss_and_gradient(const DiffusionLossOperan
 Tensor derivatives(const Tensor& gradient, const DiffusionLossOperands& o, Tensor* to_x0) {
   Call call(o);
   DiffusionLossArguments& a = call.a;
-  const View view(gradient);
-  std::optional<Tensor> copy;
-  if (a.each_sample) {
-    if (!view.contiguous) copy = torch::stable::contiguous(gradient);
-    a.gradient = call.each_sample(copy ? *copy : gradient, "gradient").data;
-  } else {
-    STD_TORCH_CHECK(view.dim == 0 && view.dtype("gradient") == call.arithmetic && view.same_device(call.batch.like),
-                    "gradient: expected one number in the dtype of the arithmetic on the data's device");
-    a.gradient = view.data;
-  }
+  const Upstream upstream(gradient, a.each_sample, call.batch.like, call.arithmetic);
+  a.gradient = upstream.data;
   a.gradient_each = a.each_sample;
   const Output out(call.batch, call.m.dtype);
   a.out[0] = out.operand;

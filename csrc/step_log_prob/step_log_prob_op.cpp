@@ -47,15 +47,8 @@ struct Call {
     }
     a.in[0] = batch.operand(x);
     a.in[1] = batch.operand(m, factor);
-    if (o.learned) a.in[2] = second_half(a.in[1]);
+    if (o.learned) a.in[2] = batch.second_half(a.in[1]);
     if (given) a.in[3] = batch.operand(x_prev.emplace(batch.input(*given, "x_prev")));
-  }
-
-  // Where the second half of the channels begins.
-  Operand second_half(Operand of) const {
-    const int64_t channels = batch.channels_last ? a.geometry.channels : a.geometry.event;
-    of.data = static_cast<char*>(of.data) + channels * size_of(of.dtype);
-    return of;
   }
 };
 
@@ -115,14 +108,11 @@ std::tuple<Tensor, Tensor> ddpm_step_log_prob(const StepLogProbOperands& o, cons
 Tensor backward(const Tensor& gradient, const Tensor& x_prev, const StepLogProbOperands& o, std::optional<Tensor>* to_x) {
   Call call(&x_prev, o);
   StepLogProbArguments& a = call.a;
-  const View view(gradient);
-  const std::optional<Tensor> copy = view.contiguous ? OptionalTensor() : OptionalTensor(torch::stable::contiguous(gradient));
-  const View own(copy ? *copy : gradient);
-  check_each_sample(own, "gradient", call.batch.like, call.arithmetic);
-  a.gradient = own.data;
+  const Upstream upstream(gradient, true, call.batch.like, call.arithmetic);
+  a.gradient = upstream.data;
   const Tensor out = call.batch.output(call.m.dtype, call.factor);
   a.out[0] = call.batch.operand(out.mutable_data_ptr(), call.m.dtype, call.factor);
-  if (a.learned) a.out[1] = call.second_half(a.out[0]);
+  if (a.learned) a.out[1] = call.batch.second_half(a.out[0]);
   if (to_x) a.out[2] = call.batch.operand(to_x->emplace(call.batch.output(call.x.dtype)).mutable_data_ptr(), call.x.dtype);
   flatten(a, true);
   FG_RUN(step_log_prob, a, call.batch.like, grain(a.noise));

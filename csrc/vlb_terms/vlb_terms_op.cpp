@@ -35,14 +35,14 @@ struct Call {
     a.delta = o.delta;
     if (a.hybrid) a.vlb_weight = o.vlb_weight;
     STD_TORCH_CHECK(!a.hybrid || !o.x_t, "x_t: expected none with a loss, whose target has the noise");
-    if (o.weights) a.weights = each_sample(*o.weights, "weights").data;
+    if (o.weights) a.weights = each_sample(*o.weights, "weights", batch.like, arithmetic);
     a.each_sample = o.each_sample;
     a.has_clip = o.clip.has_value();
     a.clip = o.clip.value_or(0);
     a.scale = a.derivative_scale = o.scale;
     a.in[0] = batch.operand(x0);
     a.in[1] = batch.operand(m, factor);
-    if (o.learned) a.in[2] = second_half(a.in[1]);
+    if (o.learned) a.in[2] = batch.second_half(a.in[1]);
     if (o.x_t) {
       a.in[3] = batch.operand(x_t.emplace(batch.input(*o.x_t, "x_t", 1, x0.dtype == kUInt8)));
       return;
@@ -52,20 +52,6 @@ struct Call {
     if (!o.noise) return;
     a.in[4] = batch.operand(given.emplace(batch.input(*o.noise, "noise")));
     a.noise.kind = kGivenNoise;
-  }
-
-  // (B,), of the type of the arithmetic.
-  View each_sample(const Tensor& x, const char* name) const {
-    const View view(x);
-    check_each_sample(view, name, batch.like, arithmetic);
-    return view;
-  }
-
-  // Where the second half of the channels begins.
-  Operand second_half(Operand x) const {
-    const int64_t channels = batch.channels_last ? a.geometry.channels : a.geometry.event;
-    x.data = static_cast<char*>(x.data) + channels * size_of(x.dtype);
-    return x;
   }
 };
 
@@ -93,7 +79,7 @@ Tensor derivatives(Call& call, bool detach_mean) {
   STD_TORCH_CHECK(call.m.dtype != kUInt8, "model_output: expected no bytes, which have no derivative");
   const Tensor out = call.batch.output(call.m.dtype, call.factor);
   a.out[0] = call.batch.operand(out.mutable_data_ptr(), call.m.dtype, call.factor);
-  if (a.learned) a.out[1] = call.second_half(a.out[0]);
+  if (a.learned) a.out[1] = call.batch.second_half(a.out[0]);
   a.detach_mean = detach_mean;
   return out;
 }
@@ -101,16 +87,8 @@ Tensor derivatives(Call& call, bool detach_mean) {
 Tensor vlb_terms_backward(const Tensor& gradient, const VlbTermsOperands& o, bool detach_mean) {
   Call call(o);
   VlbTermsArguments& a = call.a;
-  const View view(gradient);
-  std::optional<Tensor> copy;
-  if (a.each_sample) {
-    if (!view.contiguous) copy = torch::stable::contiguous(gradient);
-    a.gradient = call.each_sample(copy ? *copy : gradient, "gradient").data;
-  } else {
-    STD_TORCH_CHECK(view.dim == 0 && view.dtype("gradient") == call.arithmetic && view.same_device(call.batch.like),
-                    "gradient: expected one number in the dtype of the arithmetic on the data's device");
-    a.gradient = view.data;
-  }
+  const Upstream upstream(gradient, a.each_sample, call.batch.like, call.arithmetic);
+  a.gradient = upstream.data;
   const Tensor out = derivatives(call, detach_mean);
   flatten(a, true);
   FG_RUN(vlb_terms, a, call.batch.like, grain(a.noise));
