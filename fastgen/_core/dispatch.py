@@ -97,6 +97,12 @@ def traced():
     return torch.compiler.is_compiling() or dispatch_modes() > 0
 
 
+def makes_ahead(backend, x):
+    """Whether a forward may make the derivative by x too, for an upstream gradient of 1: on the CPU, where that costs less than to
+    make it in the backward."""
+    return backend == "cpp" and x.is_cpu and not traced()
+
+
 def multiplied(gradients, upstream):
     """Multiplies `gradients` in place by `upstream`, one number or one for each sample; the CPU's forward made them for an upstream
     of 1. False where that may not be done and the backward has to compute them: in half precision they would be rounded twice, and

@@ -11,11 +11,10 @@ import torch
 from .._core import checks, dispatch, rng
 from .._ops.q_sample import q_step
 from .._ops.step_log_prob import forward_log_weight, step_log_weight
-from .._ops.vlb_terms import DECODERS, Decoder, vlb_terms
+from .._ops.vlb_terms import Decoder, vlb_terms
 from .._sampling.arguments import network_kwargs, progress_bar
-from .._sampling.network import output_of
-from ..schedule import LEARNED_VARIANCES, PREDICTIONS, VARIANCES, Prediction, Schedule, Variance
-from .variational_bound import checked_chunk, default_chunk, repeated, sum_of_columns
+from ..schedule import Prediction, Schedule, Variance
+from .variational_bound import checked_chunk, checked_clip, default_chunk, output_for, repeated, sum_of_columns
 
 
 class LogLikelihood(NamedTuple):
@@ -95,17 +94,7 @@ def log_likelihood(
     Sources: equation (4.8) of Sunmook Choi's lecture note "Generative Models", 2023; Sohl-Dickstein et al. 2015,
     section 2.3; Ho et al. 2020, equations (1) and (2).
     """
-    checks.function("model", model)
-    checks.batched("x0", x0, or_bytes=True)
-    checks.schedule(schedule)
-    checks.option("prediction", prediction, PREDICTIONS)
-    checks.option("variance", variance, VARIANCES)
-    checks.option("decoder", decoder, DECODERS)
-    learned = variance in LEARNED_VARIANCES
-    if learned and x0.dim() < 2:
-        raise ValueError(f"x0: expected shape (B, C, ...) for a learned variance, got {tuple(x0.shape)}")
-    if clip is not None:
-        clip = checks.number("clip", clip, low=0.0, strict=True)
+    clip = checked_clip(model, x0, schedule, prediction, variance, decoder, clip)
     batch, dtype = len(x0), checks.compute_dtype(torch.get_default_dtype() if x0.dtype is torch.uint8 else x0.dtype)
     seeds, number = rng.check_seed(seed, batch, x0.device)
     table = schedule.step_log_weight_table(prediction, variance, x0.device, dtype)
@@ -120,7 +109,6 @@ def log_likelihood(
     start = dispatch.empty_like(x0, dtype).copy_(dispatch.real_of(x0, dtype))
     options: dict[str, Any] = {"prediction": prediction, "variance": variance, "clip": clip}
     of_steps = schedule.timestep_tensor(x0.device)
-    shape = (x0.shape[0], 2 * x0.shape[1], *x0.shape[2:]) if learned else tuple(x0.shape)
     kwargs_of = {n: repeated(kwargs, batch, n) for n in {size, count % size} if n}
 
     def log_weights_of(seeds, shown):
@@ -130,10 +118,7 @@ def log_likelihood(
         for t in range(len(schedule)):
             # a tensor of its own for each call, for a network that keeps what it is given
             x = q_step(x_prev, t, schedule, seed=seeds.flatten(), offset=t)
-            m = output_of(model(x, of_steps[t].repeat(n * batch), **kwargs_of[n]))
-            expected = n * shape[0], *shape[1:]
-            if tuple(m.shape) != expected:
-                raise ValueError(f"model: expected an output of shape {expected} for {tuple(x.shape)}, got {tuple(m.shape)}")
+            m = output_for(model, x, of_steps[t].repeat(n * batch), kwargs_of[n], variance)
             if t > 0 or decoder == "gaussian":
                 log_weights += step_log_weight(x_prev, x, m, t, schedule, **options)
             else:

@@ -98,17 +98,8 @@ def variational_bound(
     Sources: Ho et al. 2020, equation (5); theorem 8 of Sunmook Choi's lecture note "Generative Models", 2023, equation (4.10);
     bits per dimension as in Nichol & Dhariwal 2021, section 3.
     """
-    checks.function("model", model)
-    checks.batched("x0", x0, or_bytes=True)
-    checks.schedule(schedule)
-    checks.option("prediction", prediction, PREDICTIONS)
-    checks.option("variance", variance, VARIANCES)
-    checks.option("decoder", decoder, DECODERS)
+    clip = checked_clip(model, x0, schedule, prediction, variance, decoder, clip)
     checks.option("unit", unit, UNITS)
-    if variance in LEARNED_VARIANCES and x0.dim() < 2:
-        raise ValueError(f"x0: expected shape (B, C, ...) for a learned variance, got {tuple(x0.shape)}")
-    if clip is not None:
-        clip = checks.number("clip", clip, low=0.0, strict=True)
     batch = len(x0)
     seeds, number = rng.check_seed(seed, batch, x0.device)
     own_seed = number if seeds is None else seeds
@@ -125,7 +116,6 @@ def variational_bound(
     # waits for a copy, and no call has the schedule's own tensor.
     of_steps = schedule.timestep_tensor(x0.device).unbind()
     given = torch.stack([of_steps[t] for t in chosen]).repeat_interleave(batch)
-    shape = (x0.shape[0], 2 * x0.shape[1], *x0.shape[2:]) if variance in LEARNED_VARIANCES else tuple(x0.shape)
     kwargs_of = {count: repeated(kwargs, batch, count) for count in {size, len(chosen) % size} if count}
 
     def terms_of(first):
@@ -135,10 +125,7 @@ def variational_bound(
         parts = [slice(k * batch, (k + 1) * batch) for k in range(len(ts))]
         for t, part in zip(ts, parts, strict=True):
             q_sample(x0, t, schedule, seed=own_seed, offset=t, out=x[part])
-        m = output_of(model(x, given[first * batch : (first + len(ts)) * batch], **kwargs_of[len(ts)]))
-        expected = len(ts) * shape[0], *shape[1:]
-        if tuple(m.shape) != expected:
-            raise ValueError(f"model: expected an output of shape {expected} for {tuple(x.shape)}, got {tuple(m.shape)}")
+        m = output_for(model, x, given[first * batch : (first + len(ts)) * batch], kwargs_of[len(ts)], variance)
         return [vlb_terms(m[part], x0, t, schedule, x_t=x[part], **options) for t, part in zip(ts, parts, strict=True)]
 
     found = []
@@ -177,6 +164,29 @@ def _checked_timesteps(timesteps, schedule, table) -> list[int]:
         if not 0 <= t < end:
             raise ValueError(f"timesteps: expected ints within 0 … {end - 1}, got {t}{table.note}")
     return found
+
+
+def checked_clip(model, x0, schedule, prediction, variance, decoder, clip) -> float | None:
+    """The clip, after the checks of what a chain is judged by."""
+    checks.function("model", model)
+    checks.batched("x0", x0, or_bytes=True)
+    checks.schedule(schedule)
+    checks.option("prediction", prediction, PREDICTIONS)
+    checks.option("variance", variance, VARIANCES)
+    checks.option("decoder", decoder, DECODERS)
+    if variance in LEARNED_VARIANCES and x0.dim() < 2:
+        raise ValueError(f"x0: expected shape (B, C, ...) for a learned variance, got {tuple(x0.shape)}")
+    return None if clip is None else checks.number("clip", clip, low=0.0, strict=True)
+
+
+def output_for(model, x, timesteps, kwargs, variance):
+    """What the network says of x, in the shape that it must have."""
+    m, expected = output_of(model(x, timesteps, **kwargs)), tuple(x.shape)
+    if variance in LEARNED_VARIANCES:
+        expected = x.shape[0], 2 * x.shape[1], *x.shape[2:]
+    if tuple(m.shape) != expected:
+        raise ValueError(f"model: expected an output of shape {expected} for {tuple(x.shape)}, got {tuple(m.shape)}")
+    return m
 
 
 def default_chunk(batch: int) -> int:

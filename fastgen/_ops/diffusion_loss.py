@@ -293,8 +293,7 @@ class _DiffusionLoss(torch.autograd.Function):
         ctx.backend, ctx.x0_dtype = backend, x0.dtype
         ctx.others = o._replace(model_output=None, x0=None, t=None, noise=None, seeds=None, weights=None)
         ctx.made = None
-        ahead = _AHEAD and backend == "cpp" and model_output.is_cpu
-        if ahead and o.reduction and not ctx.needs_input_grad[2] and not dispatch.traced():
+        if _AHEAD and o.reduction and not ctx.needs_input_grad[2] and dispatch.makes_ahead(backend, model_output):
             loss, ctx.made = dispatch.op("diffusion_loss_and_gradient", backend)(*o)
             return loss
         return dispatch.op("diffusion_loss", backend)(*o)

@@ -362,7 +362,7 @@ class _GanLoss(torch.autograd.Function):
     def forward(ctx, backend, options, monitors, *logits):
         ctx.save_for_backward(*logits)
         ctx.backend, ctx.options = backend, options
-        ahead = backend == "cpp" and logits[0].is_cpu and not dispatch.traced()
+        ahead = dispatch.makes_ahead(backend, logits[0])
         made = dispatch.op("gan_loss", backend)(logits, *options, monitors, ahead)
         ctx.ahead = made[1 + monitors :] if ahead else None
         if not monitors:

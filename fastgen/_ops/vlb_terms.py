@@ -467,8 +467,8 @@ class _Parts(torch.autograd.Function):
 
 def _makes_ahead(o, backend):
     """In half precision a product with the upstream gradient would be rounded twice, so there the backward has to make it."""
-    plain = _AHEAD and backend == "cpp" and o.model_output.is_cpu and not dispatch.traced()
-    return plain and (o.model_output.itemsize >= 4 or not o.each_sample)
+    rounds_once = o.model_output.itemsize >= 4 or not o.each_sample
+    return _AHEAD and rounds_once and dispatch.makes_ahead(backend, o.model_output)
 
 
 def _one(a, b):

@@ -329,13 +329,7 @@ def _learned_p_losses(original, rng, known):
             raise NotCovered("vb_loss_weight is no number, or immiscible diffusion")
         check_constant(x_start, noise)
         noising, bound = noising_of(self), _bound(self)
-        if noise is not None:
-            check_like("noise", noise, x_start)
-            if noise.dtype != torch.float32:
-                raise NotCovered("noise is not float32")
-            source: dict[str, Any] = {"noise": noise}
-        else:
-            source = noise_of_loss(x_start, rng)
+        source: dict[str, Any] = noise_of_loss(x_start, noise, rng)
         x_t = noised_with(noising, x_start, t, **source)
         m = self.model(x_t, t)
         clip = 1.0 if clip_denoised else None

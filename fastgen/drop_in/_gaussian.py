@@ -281,9 +281,14 @@ def check_like(name, x, other):
         raise NotCovered(f"{name} has another shape or device than the data")
 
 
-def noise_of_loss(x0, rng):
-    """What `q_sample` and then the loss take noise from: torch's, or fused a seed; on the CPU, where noise costs more than memory,
-    what they would make of that seed, once."""
+def noise_of_loss(x0, noise, rng):
+    """What `q_sample` and then the loss take noise from: what is given; else torch's, or fused a seed; on the CPU, where noise
+    costs more than memory, what they would make of that seed, once."""
+    if noise is not None:
+        check_like("noise", noise, x0)
+        if noise.dtype != x0.dtype:
+            raise NotCovered("noise has another dtype than x_start")
+        return {"noise": noise}
     if rng != "fused":
         return {"noise": torch.randn_like(x0)}
     seed = _rng.drawn_seed(x0.device)

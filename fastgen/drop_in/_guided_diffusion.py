@@ -380,13 +380,7 @@ def _training_losses(original, rng, own):
         learned, noising = kinds[1].startswith("LEARNED"), noising_of(self)
         if learned and not kind.endswith("KL"):
             check_constant(x_start, noise)
-        if noise is not None:
-            check_like("noise", noise, x_start)
-            if noise.dtype != x_start.dtype:
-                raise NotCovered("noise has another dtype than x_start")
-            source: dict[str, Any] = {"noise": noise}
-        else:
-            source = noise_of_loss(x_start, rng)
+        source: dict[str, Any] = noise_of_loss(x_start, noise, rng)
         x_t = noised_with(noising, x_start, t, **source)
         m, _ = _output(self, known, model, x_t, t, model_kwargs)
         if kind.endswith("KL"):
