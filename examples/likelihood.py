@@ -11,7 +11,7 @@ forward trajectories, beside their bounds.
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import common
@@ -38,21 +38,10 @@ def pixels(images: torch.Tensor) -> torch.Tensor:
     return fastgen.to_uint8(images)
 
 
-def train(
-    settings: Settings,
-    x0: torch.Tensor,
-    *,
-    steps: int,
-    seconds: float | None = None,
-    checkpoint: Path | None = None,
-    fresh: bool = False,
-    save_every: int = 500,
-    device="cpu",
-    progress: bool = True,
-) -> train_ddpm.Trained:
+def train(settings: Settings, x0: torch.Tensor, *, device="cpu", **loop) -> train_ddpm.Trained:
     """Minimises L_simple + λ·L_vlb, of which the second trains the variance alone (Nichol & Dhariwal 2021, section 3.1).
 
-    x0: uint8 (N, 1, 8, 8), made by `pixels`. The other arguments are those of `common.training_loop`.
+    x0: uint8 (N, 1, 8, 8), made by `pixels`. loop: steps and the other arguments of `common.training_loop`.
     """
     schedule = fastgen.Schedule.cosine(settings.timesteps)
     network_timesteps, seed = schedule.timestep_tensor(device), common.derived_seed(settings.seed, "noise")
@@ -63,18 +52,7 @@ def train(
         return fastgen.diffusion_loss(model(x_t, network_timesteps[t]), x0, t, schedule, seed=seed, offset=step, **options)
 
     parts, train_step = train_ddpm.set_up(settings, x0, schedule, device, hybrid, 2 * common.IMAGE_SHAPE[0])
-    done, history = common.training_loop(
-        parts,
-        {"example": "likelihood", **asdict(settings)},
-        train_step,
-        steps=steps,
-        seconds=seconds,
-        checkpoint=checkpoint,
-        fresh=fresh,
-        save_every=save_every,
-        progress=progress,
-    )
-    return train_ddpm.Trained(parts["average"], schedule, done, [losses["loss"] for losses in history])
+    return train_ddpm.run("likelihood", settings, schedule, parts, train_step, **loop)
 
 
 # ---- the bound ------------------------------------------------------------------------------------------------------------

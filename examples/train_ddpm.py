@@ -62,11 +62,11 @@ def train(
     images: (N, 1, 8, 8) in [−1, 1]. The other arguments are those of `common.training_loop`.
     """
     schedule = fastgen.Schedule.linear(settings.timesteps)
-    parts, train_step = set_up(settings, images, schedule, device)
-    done, history = common.training_loop(
-        parts,
-        {"example": "ddpm", **asdict(settings)},
-        train_step,
+    return run(
+        "ddpm",
+        settings,
+        schedule,
+        *set_up(settings, images, schedule, device),
         steps=steps,
         seconds=seconds,
         checkpoint=checkpoint,
@@ -74,6 +74,11 @@ def train(
         save_every=save_every,
         progress=progress,
     )
+
+
+def run(example: str, settings: Settings, schedule: fastgen.Schedule, parts: dict, train_step, **loop) -> Trained:
+    """Trains what `set_up` has made. loop: the other arguments of `common.training_loop`."""
+    done, history = common.training_loop(parts, {"example": example, **asdict(settings)}, train_step, **loop)
     return Trained(parts["average"], schedule, done, [losses["loss"] for losses in history])
 
 

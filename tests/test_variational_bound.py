@@ -9,6 +9,7 @@ import pytest
 import reference
 import torch
 from conftest import DTYPES, LAYOUTS, array, assert_same, channels_last, normal
+from networks import Seen, pixels, tame, wide
 
 import fastgen
 from fastgen.schedule import LEARNED_VARIANCES, PREDICTIONS, VARIANCES
@@ -21,31 +22,6 @@ SEEDS = [5, -1, 2**40]
 def schedule():
     """Few steps, each of which is a launch or, in eager, many."""
     return fastgen.Schedule.linear(6, 0.02, 0.4)
-
-
-def pixels(shape, dtype=torch.float32, device="cpu"):
-    return torch.tensor(np.random.default_rng(1).integers(0, 256, shape) / 127.5 - 1).to(device, dtype)
-
-
-def tame(x, t, shift=None):
-    """A network whose every element is a function of the same element, whatever comes with it in the batch."""
-    m = torch.tanh(x) + 0.01 * t.view(-1, *[1] * (x.dim() - 1)).to(x.dtype)
-    return m if shift is None else m + shift
-
-
-def wide(x, t):
-    return torch.cat([tame(x, t), -0.5 - tame(x, t).square()], 1)
-
-
-class Seen:
-    """A network that remembers what it was given."""
-
-    def __init__(self, model=tame):
-        self.model, self.calls = model, []
-
-    def __call__(self, x, t, **kwargs):
-        self.calls.append((x.clone(), t.clone(), kwargs))
-        return self.model(x, t, **kwargs)
 
 
 def by_hand(model, x0, schedule, seed, timesteps=None, **options):
