@@ -236,6 +236,15 @@ def test_a_cleared_bit_does_not_hide_a_shortcut():
     assert result.impossible == []
 
 
+def test_a_vector_that_a_predicate_may_overwrite_is_still_to_be_read():
+    """Where an operand is absent, its registers are written otherwise."""
+    otherwise = [f"@!P3 MOV R{register}, RZ" for register in range(4, 8)]
+    store = "STG.E.128 desc[UR4][R2.64], RZ"
+    result = path(ADDRESS, LOAD, ".L_1:", *otherwise, "@P1 BRA `(.L_2)", "FADD R8, R4, R5", ".L_2:", store, "EXIT")
+    assert addresses(result) == list(range(10))
+    assert result.impossible == []
+
+
 def test_special_functions_that_must_be_there():
     """Without noise the path is shorter and stores as much."""
     normals = ("MUFU.LG2 R5, R4", "MUFU.SIN R6, R4")
@@ -267,6 +276,7 @@ def test_a_sum_counts_its_loads():
         ("LDG.E.U16", "load", 16),
         ("LDG.E.64.CONSTANT", "load", 64),
         ("LDG.E.ENL2.256", "load", 256),
+        ("LDG.E.64.STRONG.GPU", "flag", 64),
         ("STG.E.EF.128", "store", 128),
         ("STG.E.U8", "store", 8),
         ("LDL.LU.64", "local", 64),
@@ -285,7 +295,7 @@ def test_a_sum_counts_its_loads():
 )
 def test_classes(opcode, name, bits):
     assert sass.class_of(opcode) == name
-    if name in ("load", "store", "local", "constant"):
+    if name in ("flag", "load", "store", "local", "constant"):
         assert sass.Instruction(0, "", opcode, "").bits == bits
 
 

@@ -23,7 +23,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from unittest import mock
@@ -307,13 +307,6 @@ def compiled(source: Path, arch: str, include: Path = CSRC, cache: Path = CACHE)
     return Compiled(source, arch, cubin, log.read_text())
 
 
-def compiled_all(archs, names=None) -> list[Compiled]:
-    """Every source (or those of the ops named) for every architecture, on as many cores as there are."""
-    jobs = [(source, arch) for source in sources() for arch in archs if names is None or source.parent.name in names]
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        return list(pool.map(lambda job: compiled(*job), jobs))
-
-
 # ---- reading ---------------------------------------------------------------------------------------------------------
 
 
@@ -455,6 +448,15 @@ def kernels(code: Compiled) -> list[Kernel]:
     return sorted(found, key=lambda kernel: kernel.label)
 
 
+def compiled_and_read(source: Path, arch: str, reads: bool = True) -> tuple[Compiled, list[Kernel]]:
+    return (code := compiled(source, arch)), kernels(code) if reads else []
+
+
+def in_processes() -> ProcessPoolExecutor:
+    """One for each core, to compile and to read in: reading takes a third of the time."""
+    return ProcessPoolExecutor(len(os.sched_getaffinity(0)))
+
+
 # ---- report ----------------------------------------------------------------------------------------------------------
 
 
@@ -543,8 +545,9 @@ def main():
             sys.exit(
                 "machine_code: --json: expected a tree without changes, so that its commit says what was compiled (or --dirty)"
             )
-        codes = compiled_all([arch for arch in options.arch if not arch.startswith("gfx")])
-        found = [kernel for code in codes for kernel in kernels(code)]
+        jobs = [(source, arch) for source in sources() for arch in options.arch if not arch.startswith("gfx")]
+        with in_processes() as pool:
+            found = [kernel for _, read in pool.map(compiled_and_read, *zip(*jobs, strict=True)) for kernel in read]
     except Missing as missing:
         sys.exit(f"machine_code: {missing}")
     if importlib.util.find_spec("triton") is not None:

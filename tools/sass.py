@@ -98,6 +98,7 @@ CLASSES = {
     "fp16": r"(H(ADD2|MUL2|FMA2|SETP2|SET2|MNMX2)|F2FP)\b",
     "fp64": r"D(ADD|MUL|FMA|SETP|MNMX)\b",
     "move": r"(MOV|IMAD\.MOV|CS2R|S2R|S2UR|R2UR|P2R|R2P)\b",
+    "flag": r"LDG\b\S*\.STRONG\b",  # what another block leaves for the last one
     "load": r"(LDG|LD)\b",
     "store": r"(STG|ST)\b",
     "local": r"(LDL|STL)\b",
@@ -304,22 +305,25 @@ class _Facts(NamedTuple):
     special: int
     cost: int
     written: set[int]
+    overwritten: set[int]  # of these, whatever the predicates are
     exposed: set[int]  # registers read before the block writes them
     loaded: set[range]  # by 128-bit loads, and not read within the block
 
 
 def _facts(instructions: list[Instruction]) -> _Facts:
-    written, exposed, loaded, vectors, special = set(), set(), set(), Counter(), 0
+    written, overwritten, exposed, loaded, vectors, special = set(), set(), set(), set(), Counter(), 0
     for instruction in instructions:
         exposed |= instruction.read - written
         written.update(instruction.written)
+        if instruction.guard in ("", "PT"):
+            overwritten.update(instruction.written)
         loaded = {registers for registers in loaded if instruction.read.isdisjoint(registers)}
         kind = class_of(instruction.opcode)
         vectors[kind] += instruction.bits // 128
         special += kind == "special"
         if kind == "load" and instruction.bits >= 128:
             loaded.add(instruction.written)
-    return _Facts(vectors["store"], vectors["load"], special, len(instructions), written, exposed, loaded)
+    return _Facts(vectors["store"], vectors["load"], special, len(instructions), written, overwritten, exposed, loaded)
 
 
 class _Search:
@@ -434,12 +438,14 @@ class _Search:
         before = self.before.get(index, self.least)
         # (key of the callee, its key's numbers, its cost) of each way through the block
         calls = [(None, _Key(), 0)]
-        written = own.written
+        written, overwritten = own.written, own.overwritten
         if block.callee is not None:
             calls = calls if block.may_call else []
             calls += [(key, key, step.cost) for key, step in self.tables[block.callee].items()]
             written = written | self._written_by(block.callee)
-        overwritten = {registers for registers in self.watched if written.issuperset(registers)}
+            overwritten = overwritten | self._written_by(block.callee)
+        # a vector that a predicate may leave as it was loaded is still to be read; a register so written counts as written
+        gone = {r for r in self.watched if (written if len(r) == 1 else overwritten).issuperset(r)}
         for after in block.successors:
             if after == END:
                 ways = [(None, _Key(), 0)]
@@ -455,7 +461,7 @@ class _Search:
                         own.stores + onward.stores + called.stores,
                         own.loads + onward.loads + called.loads,
                         min(own.special + onward.special + called.special, self.most_special),
-                        (onward.live - overwritten) | exposed,
+                        (onward.live - gone) | exposed,
                     )
                     if any(a + b < c for a, b, c in zip(before, key, self.least, strict=False)):
                         continue
