@@ -107,7 +107,7 @@ def diffusions(loss, rng, steps):
 
     made = [
         theirs.GaussianDiffusion(
-            betas=theirs.get_named_beta_schedule("linear", steps),
+            betas=theirs.get_named_beta_schedule("cosine", steps),
             model_mean_type=theirs.ModelMeanType.EPSILON,
             model_var_type=theirs.ModelVarType.LEARNED_RANGE,
             loss_type=theirs.LossType[loss],

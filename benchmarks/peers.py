@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 
 import fastgen
+from fastgen._ops.step_log_prob import step_log_weight as weigh  # which has no public name of its own
 
 from . import common
 
@@ -298,6 +299,7 @@ VLB_TERMS = _tables(
     _betas.log(),
 )
 STEP_LOG_PROB = _tables(_alphas.rsqrt(), _betas / (1 - _bar).sqrt(), torch.cat([_variance[1:2], _variance[1:]]).sqrt())
+STEP_LOG_WEIGHT = [*STEP_LOG_PROB, *_tables(_alphas.sqrt(), _betas)]
 Q_POSTERIOR = _tables(
     _betas * _bar_prev.sqrt() / (1 - _bar),
     _alphas.sqrt() * (1 - _bar_prev) / (1 - _bar),
@@ -381,12 +383,32 @@ def eager_vlb_terms(m, x0, x_t, t, tables):
     return torch.where(t == 0, decoded.flatten(1).sum(1), kl.flatten(1).sum(1)).mean(), x_t
 
 
+def log_density(x, mean, sigma):
+    """Of each element of a normal variable, as training code has it."""
+    return -((x - mean) ** 2) / (2 * sigma**2) - torch.log(sigma) - 0.5 * math.log(2 * math.pi)
+
+
 def eager_step_log_prob(m, x_t, x_prev, t, tables):
-    """As DDPO's code has it, in float32: the step's mean and deviation, and the mean of torch's normal log-density."""
+    """As DDPO's code has it, in float32: the step's mean and deviation, and the mean of the normal log-density."""
     scale, slope, sigma = (gather(table, t, x_t).float() for table in tables)
     mean = scale * (x_t.float() - slope * m.float())
-    each = -((x_prev.float() - mean) ** 2) / (2 * sigma**2) - torch.log(sigma) - torch.log(torch.sqrt(2 * torch.as_tensor(math.pi)))
-    return each.mean(dim=tuple(range(1, each.ndim))).sum(), x_t
+    return log_density(x_prev.float(), mean, sigma).flatten(1).mean(1).sum(), x_t
+
+
+def eager_ddpm_step_log_prob(x_t, m, t, noise, out, tables):
+    """As DDPO's code has it: the step, and of what it returns the mean of the normal log-density in float32."""
+    scale, slope, sigma = (gather(table, t, x_t) for table in tables)
+    mean = scale * (x_t - slope * m)
+    x_prev = torch.add(mean, sigma * torch.randn_like(x_t), out=out)
+    return x_prev, log_density(x_prev.float(), mean.float(), sigma.float()).flatten(1).mean(1)
+
+
+def eager_step_log_weight(x_prev, x_t, m, t, tables):
+    """What a step contributes to the logarithm of a trajectory's weight."""
+    scale, slope, sigma, keep, beta = (gather(table, t, x_t) for table in tables)
+    reverse = log_density(x_prev, scale * (x_t - slope * m.float()), sigma)
+    forward = log_density(x_t, keep * x_prev, beta.sqrt())
+    return (reverse - forward).flatten(1).mean(), m
 
 
 def training_gradient(step, m, *arguments):
@@ -553,6 +575,37 @@ def step_log_prob(shape, dtype):
     bind = partial(partial, training_gradient)
     ours = partial(bind, step)
     return Case("step_log_prob", "", "fresh", shape, dtype, 4, inputs, ours, eager_step_log_prob, bind, passes=BACKWARD)
+
+
+def ddpm_step_log_prob(shape, dtype):
+    """The step from a seed with its log-probability: no tensor more than the step alone moves."""
+
+    def inputs():
+        x_t, m = _normal(2, shape, dtype)
+        return x_t, m, _timesteps(shape).clamp(min=1), None, _output("out", shape, dtype), _on_device(STEP_LOG_PROB)
+
+    def ours(x_t, m, t, noise, out, tables):
+        options = {"out": out, "return_log_prob": True, "log_prob_over": "mean"}
+        return partial(fastgen.ddpm_step, x_t, m, t, SCHEDULE, seed=SEED, **options)
+
+    return Case("ddpm_step_log_prob", "seed", "out", shape, dtype, 3, inputs, ours, eager_ddpm_step_log_prob)
+
+
+def step_log_weight(shape, dtype):
+    """What `log_likelihood` launches for a step but the last, which has the prior too: x_{t−1} and x_t, always in float32, and the
+    network's output are read."""
+
+    def inputs():
+        x_t, off = _normal(2, shape, torch.float32)
+        (m,) = _normal(1, shape, dtype)
+        t = _timesteps(shape).clamp(1, len(SCHEDULE) - 2)
+        return x_t + 0.02 * off, x_t, m, t, _on_device(STEP_LOG_WEIGHT)
+
+    def ours(x_prev, x_t, m, t, tables):
+        return lambda: (weigh(x_prev, x_t, m, t, SCHEDULE).mean() / x_t[0].numel(), m)
+
+    tensors = 3 if dtype == torch.float32 else 5  # of the network's output's type
+    return Case("step_log_weight", "", "scalar", shape, dtype, tensors, inputs, ours, eager_step_log_weight)
 
 
 def bce_with_logits(shape, dtype, passes=FORWARD):
