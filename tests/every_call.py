@@ -358,6 +358,8 @@ CALLS = INTO | {
 CALLS |= {f"{name}, out=": lambda i, call=call: call(i, out=i.out) for name, call in INTO.items()}
 CALLS["ddpm x0, out="] = lambda i: CALLS["ddpm x0"](i, out=i.out)
 CALLS["ddim x0, out="] = lambda i: CALLS["ddim x0"](i, out=i.out)
+CALLS["log_prob of a step, out="] = lambda i: CALLS["log_prob of a step"](i, out=i.out)
+CALLS["log_prob of a step, ddim, out="] = lambda i: CALLS["log_prob of a step, ddim"](i, out=i.out)
 CALLS["q_step, out="] = lambda i: INTO["q_step"](i, out=i.out)
 
 

@@ -356,6 +356,8 @@ def op_samples():
         yield "vlb_terms", (output, data, rows, *rest), {}
         yield "vlb_terms_backward", (gradient, output, data, rows, *rest, rest[9] == 1), {}
         yield "vlb_terms_and_gradient", (output, data, rows, *rest, rest[9] == 1, rest[12] >= 0), {}
+        if rest[11] and rest[12] < 0:
+            yield "vlb_terms_and_error", (output, data, rows, *rest), {}
     log_probs = [
         (x, m, None, 3, None, False, 1.0),
         (x.bfloat16(), m, T2.clamp(min=1), 0, 1.5, False, 0.5),
@@ -368,6 +370,7 @@ def op_samples():
         rows = schedule.ddpm_step_table("epsilon", "learned" if rest[-2] else "beta", cpu, dtype).rows
         arguments = (data.flip(1), data, output, rows, *rest)
         yield "step_log_prob", arguments, {}
+        yield "step_log_prob_and_gradient", arguments, {}
         weights = schedule.step_log_weight_table("epsilon", "learned" if rest[-2] else "beta", cpu, dtype).rows
         yield "step_log_weight", (*arguments[:3], weights, *rest), {}
         for source in (
@@ -375,8 +378,10 @@ def op_samples():
             (None, SEEDS[: len(data)], None, output, 1.5),
             (None, None, 5, None, 1.0),
         ):
-            yield "ddpm_step_log_prob", (*arguments[1:], *source), {}
-            yield "ddim_step_log_prob", (*arguments[1:], *source), {}
+            made_as = torch.promote_types(data.dtype, output.dtype)
+            for op in ("ddpm_step_log_prob", "ddim_step_log_prob"):
+                yield op, (*arguments[1:], *source), {}
+                yield op + "_out", (*arguments[1:], *source), {"out": torch.empty(data.shape, dtype=made_as)}
         yield "step_log_prob_backward", (torch.ones(len(data), dtype=dtype), *arguments), {}
         yield "step_log_prob_backward_x", (torch.ones(len(data), dtype=dtype), *arguments), {}
     losses = [
@@ -455,6 +460,9 @@ calls = {
     ),
     "the loss apart, of a term by itself": lambda: ops.vlb_terms_and_gradient(
         x, x, vlb_rows, None, 0, None, None, None, 1, 0, None, False, 0, 1.0, True, -1, 1.0, None, 1.0, False, True
+    ),
+    "the error of terms added up": lambda: ops.vlb_terms_and_error(
+        x, x, vlb_rows, None, 0, None, None, None, 1, 0, None, False, 0, 1.0, False, -1, 1.0, None, 1.0
     ),
     "gradient of each loss at once": lambda: loss(kinds=(2, 0, 0), op=ops.diffusion_loss_and_gradient),
     "index": lambda: ops.q_sample(x, rows, None, 10, None, None, 1, 0),

@@ -419,6 +419,27 @@ def test_with_x0_and_into_a_tensor(device, schedule, guidance, dtype):
     assert written is out
     assert_same(out, x_prev)
     assert_same(third, found)
+    rows = torch.full((2 * SHAPE[0], *SHAPE[1:]), 7.0, dtype=dtype, device=device)  # of a buffer of many steps, every other one
+    written, fourth = fastgen.ddpm_step(x_t, m, 9, schedule, return_log_prob=True, out=rows[::2], **how)
+    assert_same(rows[::2], x_prev)
+    assert_same(fourth, found)
+    assert (rows[1::2] == 7.0).all()
+
+
+def test_into_a_tensor_that_does_not_fit(device, schedule):
+    """It is left as it is."""
+    _, x_t, m = data(SHAPE, device)
+    step = functools.partial(fastgen.ddpm_step, x_t, m, 9, schedule, seed=5, return_log_prob=True)
+    for out in (torch.full_like(x_t[:1], 7.0), torch.full_like(x_t, 7.0, dtype=torch.float64)):
+        with pytest.raises((TypeError, ValueError), match="^out: "):
+            step(out=out)
+        assert (out == 7.0).all()
+    buffer = torch.cat([x_t, x_t])
+    with pytest.raises(ValueError, match="^out: expected memory apart from x_t"):
+        fastgen.ddpm_step(buffer[1 : len(x_t) + 1], m, 9, schedule, seed=5, return_log_prob=True, out=buffer[: len(x_t)])
+    leaf = m.clone().requires_grad_()
+    with pytest.raises(ValueError, match="^out: expected no tensor that requires grad"):
+        fastgen.ddpm_step(x_t, leaf, 9, schedule, seed=5, return_log_prob=True, out=torch.empty_like(x_t))
 
 
 def test_steps_that_cannot_return_it(device, schedule):
@@ -642,6 +663,25 @@ def test_the_op_of_the_step_takes_noise(device, schedule):
     op = fastgen._core.dispatch.op("ddpm_step_log_prob", fastgen.backend(device))
     with pytest.raises(RuntimeError, match="noise, seed: expected one of them"):
         op(x_t, m, rows, None, 9, None, False, 1.0, None, None, None, None, 1.0)
+
+
+@pytest.mark.parametrize("variance", ["posterior", "learned_range"])
+@pytest.mark.parametrize("clip", [None, 0.5])
+@pytest.mark.parametrize("shape", [(3, 4, 5, 6), (40, 3, 17), (2, 2, 9_001), (0, 3, 4), (3, 2, 0)])
+def test_what_the_forward_makes_ahead(device, schedule, shape, clip, variance):
+    """A gradient to m alone is that to m beside one to x_t, which is made in the backward; and every time the same."""
+    for dtype in (torch.float32, torch.float64, torch.bfloat16):
+        tensors = x_prev, x_t, m = data(shape, device, variance != "posterior", dtype)
+        log_prob = functools.partial(fastgen.step_log_prob, schedule=schedule, variance=variance, clip=clip)
+        t = torch.arange(shape[0], device=device) * 13 % 39 + 1
+        upstream = torch.linspace(-1.7, 2.0, shape[0], device=device, dtype=log_prob(*tensors, t).dtype)
+        leaf = m.requires_grad_()
+        alone = log_prob(x_prev, x_t, leaf, t)
+        assert_same(alone, log_prob(x_prev, x_t, m.detach(), t))
+        first, second = (torch.autograd.grad(alone, leaf, upstream, retain_graph=True)[0] for _ in range(2))
+        assert_same(first, second)
+        both = torch.autograd.grad(log_prob(x_prev, x_t.clone().requires_grad_(), leaf, t), leaf, upstream)[0]
+        assert_same(first, both)
 
 
 def test_eta_and_variance_are_one_method_s(device, schedule):

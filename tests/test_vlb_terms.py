@@ -498,6 +498,36 @@ def test_what_the_forward_makes_ahead(schedule, shape, loss, source, each_sample
             assert_same(term, torch.ops.fastgen.vlb_terms(*o._replace(loss=-1, vlb_weight=1.0, scale=0.3 * 0.02)))
 
 
+@pytest.mark.skipif(not dispatch.has("vlb_terms_and_error"), reason="an op of the CPU alone")
+@pytest.mark.parametrize("shape", [(3, 4, 5, 6), (5, 2), (40, 3, 17), (2, 2, 9_001), (0, 3, 4), (3, 2, 0)])
+@pytest.mark.parametrize("source", ["x_t", "noise", "seed"])
+@pytest.mark.parametrize("clip", [None, 0.5])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_the_error_beside_the_terms(schedule, shape, source, clip, dtype):
+    m, x0 = data(shape, "cpu", "learned", dtype)
+    rows = schedule.vlb_terms_table("epsilon", "learned", x0.device, torch.promote_types(dtype, torch.float32)).rows
+    t, z = torch.arange(shape[0]) * 13 % 40, normal(shape, 2, dtype)
+    given = {"x_t": (z, None, None), "noise": (None, z, None), "seed": (None, None, 3)}[source]
+    o = Operands(*(m, x0, rows, t, 0, *given[:2], None, given[2], 0, clip, True, 0, 0.3, True, -1, 1.0, None, 1.0))
+    terms, error = torch.ops.fastgen.vlb_terms_and_error(*o)
+    assert_same(terms, torch.ops.fastgen.vlb_terms(*o))
+    if source == "noise":
+        x_t = fastgen.q_sample(x0.to(rows.dtype), t, schedule, noise=z)
+    else:
+        x_t = z if source == "x_t" else fastgen.q_sample(x0.to(rows.dtype), t, schedule, seed=3)
+    found = reference_x0(x_t.double(), m[:, : shape[1]].double(), t, schedule, clip)
+    expected = (x0.double() - found).square().flatten(1).mean(1)
+    rtol = 1e-5 if rows.dtype == torch.float32 else 1e-11
+    torch.testing.assert_close(error, expected.to(rows.dtype), rtol=rtol, atol=1e-6, equal_nan=True)  # of nothing
+
+
+def reference_x0(x_t, m, t, schedule, clip):
+    """What a network that predicts ε says x0 is."""
+    alpha = torch.from_numpy(schedule.alphas_cumprod)[t].reshape(-1, *[1] * (x_t.dim() - 1))
+    found = (x_t - (1 - alpha).sqrt() * m) / alpha.sqrt()
+    return found if clip is None else found.clamp(-clip, clip)
+
+
 def test_every_backward_has_the_same_bits(device, schedule):
     """The first one multiplies what the forward may have made, a later one makes it anew."""
     for dtype in (torch.float32, torch.float64, torch.bfloat16):

@@ -111,10 +111,13 @@ struct Upstream {
   std::optional<Tensor> copy;
   const void* data;
 
-  Upstream(const Tensor& gradient, bool of_each_sample, const View& like, DType arithmetic) {
-    const View view(gradient);
+  Upstream(const Tensor& gradient, bool of_each_sample, const View& like, DType arithmetic)
+      : Upstream(gradient, View(gradient), of_each_sample, like, arithmetic) {}
+
+ private:
+  Upstream(const Tensor& gradient, const View& view, bool of_each_sample, const View& like, DType arithmetic)
+      : copy(of_each_sample && !view.contiguous ? std::optional<Tensor>(torch::stable::contiguous(gradient)) : std::nullopt) {
     if (of_each_sample) {
-      if (!view.contiguous) copy = torch::stable::contiguous(gradient);
       data = each_sample(copy ? *copy : gradient, "gradient", like, arithmetic);
       return;
     }

@@ -17,8 +17,8 @@
 namespace fastgen {
 
 struct StepLogProbColumns : DdpmStepColumns {
-  // In the place of columns that are not needed: there is no threshold, and a backward makes no noise. The intercept is log σ where
-  // that is not learned.
+  // In the place of columns that are not needed: there is no threshold, and a backward makes no noise. The intercept is
+  // log σ where that is not learned.
   enum { kInverseSigma = kInverseBound, kUpstream = kSigma };
 };
 
@@ -34,6 +34,7 @@ struct StepLogWeightColumns : DdpmStepColumns {
 struct StepLogProbArguments : DdpmStepArguments {
   bool makes_step = false;         // which out[0] alone does not tell: an empty tensor has no address
   bool weighs = false;             // with the table of StepLogWeightColumns
+  bool ahead = false;              // on the CPU a forward may make the derivatives by m and v too, for an upstream gradient of 1
   double scale = 1;                // of a sum: forward into the result, backward into every derivative
   void* result = nullptr;          // forward: (B,), of the type of the arithmetic
   double* sums = nullptr;          // on the CPU: of each block; null where each sample is small and has its own
@@ -49,7 +50,7 @@ template <class R> FG_HD void step_log_prob_row(const StepLogProbArguments& a, i
   row[C::kInverseSigma] = noisy ? 1 / sigma : static_cast<R>(NAN);
   if (!a.learned) row[C::kIntercept] = log_positive(sigma);
   if (!noisy) row[C::kIntercept] = static_cast<R>(NAN);
-  if (a.gradient) row[C::kUpstream] = static_cast<const R*>(a.gradient)[b] * static_cast<R>(a.scale);
+  if (a.gradient) row[C::kUpstream] = static_cast<const R*>(a.gradient)[b];
 }
 
 template <class R> FG_HD void step_log_weight_row(const StepLogProbArguments& a, int64_t b, R* row) {
@@ -87,15 +88,16 @@ template <bool kLearned, class V, class Get> FG_HD LogProb<V> log_prob(const Get
   return {-fma(splat<V>(0.5) * u, u, log_sigma + splat<V>(0.91893853320467274178)), u, inverse_sigma};
 }
 
-// The derivatives by m, v and x.
+// The derivatives by m, v and x, of an upstream gradient of 1, times `scale`; another multiplies them last, so that it may do so
+// later.
 template <class V> struct LogProbDerivatives {
   V by_m, by_v, by_x;
 };
 template <bool kClip, class V, class Get>
-FG_HD LogProbDerivatives<V> log_prob_derivatives(const Get& get, const StepMean<V>& mean, const LogProb<V>& of) {
+FG_HD LogProbDerivatives<V> log_prob_derivatives(const Get& get, const StepMean<V>& mean, const LogProb<V>& of, double scale) {
   using C = StepLogProbColumns;
-  const V by_mean = get(C::kUpstream) * of.u * of.inverse_sigma;
-  const V by_v = get(C::kUpstream) * fma(of.u, of.u, splat<V>(-1.0)) * get(C::kSlope);
+  const V factor = splat<V>(scale), by_mean = factor * of.u * of.inverse_sigma;
+  const V by_v = factor * fma(of.u, of.u, splat<V>(-1.0)) * get(C::kSlope);
   if (!kClip) return {by_mean * get(C::kYFromMUnclipped), by_v, by_mean * get(C::kYFromXUnclipped)};
   const V by_x0 = get(C::kYFromX0) * mean.reaches;
   return {by_mean * fma(by_x0, get(C::kX0FromM), get(C::kYFromM)), by_v, by_mean * fma(by_x0, get(C::kX0FromX), get(C::kYFromX))};

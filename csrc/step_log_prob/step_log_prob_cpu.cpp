@@ -25,6 +25,19 @@ template <class R> struct StepLogProbOp : Summed<R, StepLogProbArguments> {
     if (a.clip_kind == kNoClip) return a.learned ? f(Flag<false>(), Flag<true>()) : f(Flag<false>(), Flag<false>());
     a.learned ? f(Flag<true>(), Flag<true>()) : f(Flag<true>(), Flag<false>());
   }
+
+  // f(get, derivatives, log-probability, i) for each vector of the tile.
+  template <class Row, class F> FG_HD void derive(const Row& row, const Tile<R>& t, int64_t first, const F& f) const {
+    choose([&](auto clip, auto learned) FG_INLINE {
+      for (int64_t i = 0; i < t.n; i += kLanes<R>) {
+        const auto get = [&](int column) FG_INLINE { return row.get(column, first + i); };
+        const StepMean<Vec<R>> mean = step_mean<clip.value>(get, load(t.in[0] + i), load(t.in[1] + i));
+        const Vec<R> d = load(t.in[3] + i) - mean.value;
+        const auto of = log_prob<learned.value>(get, d, learned.value ? load(t.in[2] + i) : Vec<R>{});
+        f(get, log_prob_derivatives<clip.value>(get, mean, of, a.scale), of.value, i);
+      }
+    });
+  }
 };
 
 template <class R> struct Values : StepLogProbOp<R> {
@@ -120,21 +133,27 @@ template <class R> struct Derivatives : StepLogProbOp<R> {
   using StepLogProbOp<R>::StepLogProbOp;
 
   template <bool kNoise, class Row> FG_HD void apply(const Row& row, const Tile<R>& t, int64_t first) const {
-    this->choose([&](auto clip, auto learned) FG_INLINE { loop<clip.value, learned.value>(row, t, first); });
+    this->derive(row, t, first, [&](const auto& get, const auto& found, const auto&, int64_t i) FG_INLINE {
+      const Vec<R> upstream = get(StepLogProbColumns::kUpstream);
+      store(t.out[0] + i, upstream * found.by_m);
+      if (t.out[1]) store(t.out[1] + i, upstream * found.by_v);
+      if (t.out[2]) store(t.out[2] + i, upstream * found.by_x);
+    });
   }
+};
 
- private:
-  template <bool kClip, bool kLearned, class Row> FG_HD void loop(const Row& row, const Tile<R>& t, int64_t first) const {
-    for (int64_t i = 0; i < t.n; i += kLanes<R>) {
-      const auto get = [&](int column) FG_INLINE { return row.get(column, first + i); };
-      const StepMean<Vec<R>> mean = step_mean<kClip>(get, load(t.in[0] + i), load(t.in[1] + i));
-      const Vec<R> d = load(t.in[3] + i) - mean.value;
-      const auto found =
-          log_prob_derivatives<kClip>(get, mean, log_prob<kLearned>(get, d, kLearned ? load(t.in[2] + i) : Vec<R>{}));
+// The values, and the derivatives for an upstream gradient of 1: what they are made of is read once.
+template <class R> struct ValuesAndDerivatives : StepLogProbOp<R> {
+  static constexpr int kOutputs = 3;  // by m, by v; the log-probability
+  static constexpr int kSums = 1;
+  using StepLogProbOp<R>::StepLogProbOp;
+
+  template <bool kNoise, class Row> FG_HD void apply(const Row& row, const Tile<R>& t, int64_t first) const {
+    this->derive(row, t, first, [&](const auto&, const auto& found, const auto& value, int64_t i) FG_INLINE {
       store(t.out[0] + i, found.by_m);
-      if (kLearned) store(t.out[1] + i, found.by_v);
-      if (t.out[2]) store(t.out[2] + i, found.by_x);
-    }
+      if (t.out[1]) store(t.out[1] + i, found.by_v);
+      store(t.out[2] + i, value);
+    });
   }
 };
 
@@ -143,6 +162,7 @@ template <class R> struct Derivatives : StepLogProbOp<R> {
 FG_CPU_KERNEL(step_log_prob, StepLogProbArguments) {
   if (arguments.gradient) return run_elementwise<Derivatives>(arguments, begin, end);
   if (arguments.weighs) return run_sums<Weights>(arguments, begin, end);
+  if (arguments.ahead) return run_sums<ValuesAndDerivatives>(arguments, begin, end);
   arguments.makes_step ? run_sums<Steps>(arguments, begin, end) : run_sums<Values>(arguments, begin, end);
 }
 

@@ -45,10 +45,11 @@ template <class R, class X, class M, bool kBackward> struct StepLogProbItems : D
       const StepMean<R> mean = step_mean<kClip>(row, in[0][i], in[1][i]);
       const LogProb<R> of = log_prob<kLearned>(row, in[3][i] - mean.value, kLearned ? in[2][i] : R(0));
       if constexpr (kBackward) {
-        const LogProbDerivatives<R> found = log_prob_derivatives<kClip>(row, mean, of);
-        out[0][i] = found.by_m;
-        out[1][i] = found.by_v;
-        out[2][i] = found.by_x;
+        const LogProbDerivatives<R> found = log_prob_derivatives<kClip>(row, mean, of, a.scale);
+        const R upstream = row(C::kUpstream);
+        out[0][i] = upstream * found.by_m;
+        out[1][i] = upstream * found.by_v;
+        out[2][i] = upstream * found.by_x;
       } else {
         out[0][i] = of.value;
       }

@@ -80,12 +80,10 @@ Tensor step_log_weight(const Tensor& x_prev, const StepLogProbOperands& o) {
   return sums(call);
 }
 
-std::tuple<Tensor, Tensor> ddpm_step_log_prob(const StepLogProbOperands& o, const OptionalTensor& noise,
-                                              const OptionalTensor& seeds, std::optional<int64_t> seed,
-                                              const OptionalTensor& unconditional, double guidance) {
-  Call call(nullptr, o);
+// x_{t−1} into `out`, and the log-probabilities of what is stored there.
+Tensor make_step(Call& call, const StepLogProbOperands& o, const OptionalTensor& noise, const OptionalTensor& seeds,
+                 std::optional<int64_t> seed, const OptionalTensor& unconditional, double guidance, const Output& out) {
   StepLogProbArguments& a = call.a;
-  const DType dtype = promoted(call.x.dtype, call.m.dtype);
   STD_TORCH_CHECK(noise || seeds || seed, "noise, seed: expected one of them");
   a.noise = noise_of(seeds, seed, o.index, true, call.batch);
   if (noise) {
@@ -99,10 +97,48 @@ std::tuple<Tensor, Tensor> ddpm_step_log_prob(const StepLogProbOperands& o, cons
     a.guidance = guidance;
   }
   a.makes_step = true;
-  const Tensor out = call.batch.output(dtype);
-  a.out[0] = call.batch.operand(out.mutable_data_ptr(), dtype);
-  return {out, sums(call)};
+  a.out[0] = out.operand;
+  const Tensor log_prob = sums(call);
+  out.finish();
+  return log_prob;
 }
+
+std::tuple<Tensor, Tensor> ddpm_step_log_prob(const StepLogProbOperands& o, const OptionalTensor& noise,
+                                              const OptionalTensor& seeds, std::optional<int64_t> seed,
+                                              const OptionalTensor& unconditional, double guidance) {
+  Call call(nullptr, o);
+  const Output out(call.batch, promoted(call.x.dtype, call.m.dtype));
+  const Tensor log_prob = make_step(call, o, noise, seeds, seed, unconditional, guidance, out);
+  return {out.target, log_prob};
+}
+
+Tensor ddpm_step_log_prob_out(const StepLogProbOperands& o, const OptionalTensor& noise, const OptionalTensor& seeds,
+                              std::optional<int64_t> seed, const OptionalTensor& unconditional, double guidance,
+                              const Tensor& out) {
+  Call call(nullptr, o);
+  const Output output(call.batch, promoted(call.x.dtype, call.m.dtype), out,
+                      {&o.x_t, &o.model_output, pointer(noise), pointer(unconditional)});
+  return make_step(call, o, noise, seeds, seed, unconditional, guidance, output);
+}
+
+// Memory for the derivatives by both halves of the model's output.
+Tensor derivatives(Call& call) {
+  StepLogProbArguments& a = call.a;
+  const Tensor out = call.batch.output(call.m.dtype, call.factor);
+  a.out[0] = call.batch.operand(out.mutable_data_ptr(), call.m.dtype, call.factor);
+  if (a.learned) a.out[1] = call.batch.second_half(a.out[0]);
+  return out;
+}
+
+#ifndef FG_DEVICE_KERNELS
+// The forward's result, and the derivative by m for an upstream gradient of 1 from the same pass.
+std::tuple<Tensor, Tensor> step_log_prob_and_gradient(const Tensor& x_prev, const StepLogProbOperands& o) {
+  Call call(&x_prev, o);
+  const Tensor to_m = derivatives(call);
+  call.a.ahead = true;
+  return {sums(call), to_m};
+}
+#endif
 
 // The derivatives by m, and with `x` by x_t.
 Tensor backward(const Tensor& gradient, const Tensor& x_prev, const StepLogProbOperands& o, std::optional<Tensor>* to_x) {
@@ -110,9 +146,7 @@ Tensor backward(const Tensor& gradient, const Tensor& x_prev, const StepLogProbO
   StepLogProbArguments& a = call.a;
   const Upstream upstream(gradient, true, call.batch.like, call.arithmetic);
   a.gradient = upstream.data;
-  const Tensor out = call.batch.output(call.m.dtype, call.factor);
-  a.out[0] = call.batch.operand(out.mutable_data_ptr(), call.m.dtype, call.factor);
-  if (a.learned) a.out[1] = call.batch.second_half(a.out[0]);
+  const Tensor out = derivatives(call);
   if (to_x) a.out[2] = call.batch.operand(to_x->emplace(call.batch.output(call.x.dtype)).mutable_data_ptr(), call.x.dtype);
   flatten(a, true);
   FG_RUN(step_log_prob, a, call.batch.like, grain(a.noise));

@@ -53,9 +53,10 @@ struct VlbTermsArguments : Elementwise {
   void* result = nullptr;         // of the type of the arithmetic
   double* sums = nullptr;         // on the CPU: of each block; null where each sample is small and has its own
   // On the CPU a forward may make the derivative ahead, into out[0] and out[1], for an upstream gradient of 1, and leave the simple
-  // loss by itself, whose sums lie `blocks` after the term's.
+  // loss by itself; or besides a term the squared error of x̂0. The sums of these lie `blocks` after the term's.
   bool ahead = false;
   void* simple = nullptr;
+  void* squares = nullptr;
   int64_t blocks = 0;
   SumScratch scratch;              // on CUDA
   const void* gradient = nullptr;  // backward: (B,) or one number; out[0] is the derivative by m, out[1] by v
@@ -73,17 +74,17 @@ template <class R> FG_HD void vlb_terms_row(const VlbTermsArguments& a, int64_t 
   row[C::kLossWeight] *= static_cast<R>(a.derivative_scale);
 }
 
-// Of an element, or of a vector of them: D, and whether its derivative reaches m.
+// Of an element, or of a vector of them: D, whether its derivative reaches m, and x0 − x̂0.
 template <class V> struct Apart {
-  V d, reaches;
+  V d, reaches, error;
 };
 template <class V, class Get> FG_HD Apart<V> means_apart(const VlbTermsArguments& a, const Get& get, V x0, V m, V x_t) {
   using C = VlbTermsColumns;
   const V zero = splat<V>(0.0), one = splat<V>(1.0), found = fma(get(C::kX0FromX), x_t, get(C::kX0FromM) * m);
-  if (!a.has_clip) return {get(C::kMeanFromX0) * (x0 - found), one};
+  if (!a.has_clip) return {get(C::kMeanFromX0) * (x0 - found), one, x0 - found};
   const V clip = splat<V>(a.clip);
   const V clamped = select(found < -clip, -clip, select(found > clip, clip, found));
-  return {get(C::kMeanFromX0) * (x0 - clamped), select(clamped == found, one, zero)};
+  return {get(C::kMeanFromX0) * (x0 - clamped), select(clamped == found, one, zero), x0 - clamped};
 }
 
 // The term, and its derivatives by D and by log σ².

@@ -45,6 +45,12 @@ template <class R> struct VlbTermsOp : Summed<R, VlbTermsArguments> {
     each_learned<kNoise, false>(row, t, first, f);
   }
 
+  // Adds values up to the result, or to the second one, where there is any.
+  void add_one_of_two(int k, void* second, int64_t b, int64_t samples, const R* values, int64_t n) const {
+    if (k == 0) return this->add_to(this->sum, a.result, a.scale, b, samples, values, n);
+    if (second) this->add_to(this->sum ? this->sum + a.blocks : nullptr, second, a.derivative_scale, b, samples, values, n);
+  }
+
   // f(residual, weight, i) for each vector of the tile, with what the hybrid adds to the term.
   template <bool kNoise, class Row, class F>
   FG_HD void each_residual(const Row& row, const Tile<R>& t, int64_t first, const F& f) const {
@@ -96,15 +102,21 @@ template <class F> FG_HD void choose_loss(const VlbTermsArguments& a, const F& f
 }
 
 template <class R> struct Values : VlbTermsOp<R> {
-  static constexpr int kOutputs = 1;
-  static constexpr int kSums = 1;
+  static constexpr int kOutputs = 2;  // the term, or the hybrid; the squared error of x̂0
+  static constexpr int kSums = 2;
   using VlbTermsOp<R>::VlbTermsOp;
+
+  void add(int k, int64_t b, int64_t samples, const R* values, int64_t n) const {
+    this->add_one_of_two(k, this->a.squares, b, samples, values, n);
+  }
 
   template <bool kNoise, class C> FG_HD void apply(const C& row, const Tile<R>& t, int64_t first) const {
     using V = Vec<R>;
-    this->template each<kNoise>(row, t, first, [&](const auto&, const Apart<V>&, const VlbTerm<V>& term, int64_t i) FG_INLINE {
-      store(t.out[0] + i, term.value);
-    });
+    this->template each<kNoise>(row, t, first,
+                                [&](const auto&, const Apart<V>& apart, const VlbTerm<V>& term, int64_t i) FG_INLINE {
+                                  store(t.out[0] + i, term.value);
+                                  if (this->a.squares) store(t.out[1] + i, apart.error * apart.error);
+                                });
     const V delta = splat<V>(this->a.delta), factor = splat<V>(this->a.vlb_weight);
     choose_loss(this->a, [&](auto kind) FG_INLINE {
       this->template each_residual<kNoise>(row, t, first, [&](V r, V weight, int64_t i) FG_INLINE {
@@ -147,9 +159,7 @@ template <class R> struct ValuesAndDerivatives : VlbTermsOp<R> {
   using VlbTermsOp<R>::VlbTermsOp;
 
   void add(int k, int64_t b, int64_t samples, const R* values, int64_t n) const {
-    const VlbTermsArguments& a = this->a;
-    if (k == 0) return this->add_to(this->sum, a.result, a.scale, b, samples, values, n);
-    if (a.simple) this->add_to(this->sum ? this->sum + a.blocks : nullptr, a.simple, a.derivative_scale, b, samples, values, n);
+    this->add_one_of_two(k, this->a.simple, b, samples, values, n);
   }
 
   template <bool kNoise, class C> FG_HD void apply(const C& row, const Tile<R>& t, int64_t first) const {

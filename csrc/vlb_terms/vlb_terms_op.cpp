@@ -96,6 +96,28 @@ Tensor vlb_terms_backward(const Tensor& gradient, const VlbTermsOperands& o, boo
 }
 
 #ifndef FG_DEVICE_KERNELS
+// Runs a forward that has another sum beside the result's: where it goes, and what it is multiplied by.
+void run_two_sums(VlbTermsArguments& a, void* second, double second_scale) {
+  a.derivative_scale = second_scale;
+  flatten(a, true);
+  a.blocks = SumBlocks(a).count;
+  run_sample_sums(vlb_terms_cpu(isa_for(a)), a, a.each_sample, second, second_scale);
+}
+
+// The forward's result for each sample, and from the same pass the mean over the event of the squared error of x̂0.
+std::tuple<Tensor, Tensor> vlb_terms_and_error(const VlbTermsOperands& o) {
+  Call call(o);
+  VlbTermsArguments& a = call.a;
+  STD_TORCH_CHECK(a.each_sample && !a.hybrid, "each_sample, loss: expected terms of each sample, and no loss besides");
+  const int64_t batch = a.geometry.batch, event = a.geometry.event;
+  const Tensor out = empty(&batch, 1, false, call.arithmetic, call.batch.like);
+  const Tensor error = empty(&batch, 1, false, call.arithmetic, call.batch.like);
+  a.result = out.mutable_data_ptr();
+  a.squares = error.mutable_data_ptr();
+  run_two_sums(a, a.squares, event ? 1.0 / static_cast<double>(event) : INFINITY);
+  return {out, error};
+}
+
 // The forward's result, the simple loss where that is to be `apart`, else nothing, and the derivative for an upstream gradient of
 // 1, from the same pass.
 std::tuple<Tensor, Tensor, Tensor> vlb_terms_and_gradient(const VlbTermsOperands& o, bool detach_mean, bool apart) {
@@ -112,9 +134,7 @@ std::tuple<Tensor, Tensor, Tensor> vlb_terms_and_gradient(const VlbTermsOperands
     a.simple = simple.mutable_data_ptr();
     a.scale *= a.vlb_weight;
   }
-  flatten(a, true);
-  a.blocks = SumBlocks(a).count;
-  run_sample_sums(vlb_terms_cpu(isa_for(a)), a, a.each_sample, a.simple, a.derivative_scale);
+  run_two_sums(a, a.simple, a.derivative_scale);
   return {out, simple, gradient};
 }
 #endif

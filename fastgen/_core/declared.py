@@ -110,6 +110,8 @@ def _op(stem: str, schema: str, operands: str, function: str | None = None, cuda
     return Op(name, stem, function or name, first, middle, last, returns, len(_arguments(keywords)) if star else 0, cuda, triton)
 
 
+_WITH_LOG_PROB = "..., Tensor? noise, Tensor? seeds, SymInt? seed, Tensor? unconditional, float guidance"
+
 # stem: (the operands, the ops). An op is a schema; or a schema and what there is to say about it.
 _DECLARED: dict[str, tuple[str, tuple]] = {
     "q_sample": (
@@ -183,6 +185,7 @@ _DECLARED: dict[str, tuple[str, tuple]] = {
                 "vlb_terms_and_gradient(..., bool detach_mean, bool apart) -> (Tensor, Tensor, Tensor)",
                 {"cuda": False, "triton": False},
             ),
+            ("vlb_terms_and_error(...) -> (Tensor, Tensor)", {"cuda": False, "triton": False}),
             "vlb_terms_backward(Tensor gradient, ..., bool detach_mean) -> Tensor",
         ),
     ),
@@ -191,15 +194,13 @@ _DECLARED: dict[str, tuple[str, tuple]] = {
         (
             "step_log_prob(Tensor x_prev, ...) -> Tensor",
             "step_log_weight(Tensor x_prev, ...) -> Tensor",  # with a table of its own
+            ("step_log_prob_and_gradient(Tensor x_prev, ...) -> (Tensor, Tensor)", {"cuda": False, "triton": False}),
             "step_log_prob_backward(Tensor gradient, Tensor x_prev, ...) -> Tensor",
             "step_log_prob_backward_x(Tensor gradient, Tensor x_prev, ...) -> (Tensor, Tensor)",
-            "ddpm_step_log_prob(..., Tensor? noise, Tensor? seeds, SymInt? seed, Tensor? unconditional, float guidance) -> "
-            "(Tensor, Tensor)",
-            (
-                "ddim_step_log_prob(..., Tensor? noise, Tensor? seeds, SymInt? seed, Tensor? unconditional, float guidance) -> "
-                "(Tensor, Tensor)",
-                {"function": "ddpm_step_log_prob"},
-            ),
+            f"ddpm_step_log_prob({_WITH_LOG_PROB}) -> (Tensor, Tensor)",
+            (f"ddim_step_log_prob({_WITH_LOG_PROB}) -> (Tensor, Tensor)", {"function": "ddpm_step_log_prob"}),
+            f"ddpm_step_log_prob_out({_WITH_LOG_PROB}, *, Tensor(a!) out) -> Tensor",
+            (f"ddim_step_log_prob_out({_WITH_LOG_PROB}, *, Tensor(a!) out) -> Tensor", {"function": "ddpm_step_log_prob_out"}),
         ),
     ),
 }

@@ -251,7 +251,7 @@ def has(op):
 
 def register_fake(*names):
     """Decorates the fake of the ops of these names: of their arguments, it takes the operands as one. <name>_out gets a fake too,
-    where it is declared; its result is its argument `out`."""
+    where it is declared: its argument `out` is its result, or the first of its two."""
 
     def register(fake):
         for name in names:
@@ -269,8 +269,13 @@ def _ungrouped(fake, op):
 
 def _out_fake(fake, op):
     def out_fake(*arguments, out, **keywords):
-        operands = op.grouped(*arguments, **keywords, out=out)[len(op.before)]
-        same_device(fake(operands), out)
+        given = op.grouped(*arguments, **keywords, out=out)
+        if op.returns == "()":
+            same_device(fake(given[len(op.before)]), out)
+            return None
+        made, other = fake(*given[:-1])
+        same_device(made, out)
+        return other
 
     return out_fake
 

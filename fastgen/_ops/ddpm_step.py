@@ -453,8 +453,10 @@ def _with_log_prob(plan, x_t, model_output, t, clip, threshold, noise, seed, gen
     recorded = torch.is_grad_enabled() and (recorded or (bool(guidance) and guidance[0].requires_grad))
     two = plan.call is None or recorded or return_x0
     given = x_t, model_output, t, noise, plan, None, guidance, out, 1
-    if two or plan.careful or out is not None or (noise is None and seed is None):
+    if two or plan.careful or (noise is None and seed is None):
         _check_tensors(*given)
+    elif out is not None and torch.is_grad_enabled():
+        checks.ungraded_output(out, x_t, model_output, noise, *guidance[:1])
     t, index = dispatch.timestep(plan, t, x_t, 1)
     seeds = None
     if noise is not None or generator is not None or type(seed) is not int or not 0 <= seed < 2**63:
@@ -464,13 +466,16 @@ def _with_log_prob(plan, x_t, model_output, t, clip, threshold, noise, seed, gen
         o = Operands(x_t, model_output, plan.rows, t, index, noise, seeds, seed, clip, None, plan.learned, *guidance)
         results = _step_then_log_prob(plan, o, scale, return_x0, recorded)
     else:
-        source = noise, seeds, seed, *(guidance or (None, 1.0))
-        op = dispatch.op(plan.op + "_log_prob", plan.backend)
+        operands = x_t, model_output, plan.rows, t, index, clip, plan.learned, scale, noise, seeds, seed, *(guidance or (None, 1.0))
         try:
-            results = op(x_t, model_output, plan.rows, t, index, clip, plan.learned, scale, *source)
+            if out is None:
+                return dispatch.op(plan.op + "_log_prob", plan.backend)(*operands)
+            log_prob = dispatch.op(plan.op + "_log_prob_out", plan.backend)(*operands, out=out)
         except (RuntimeError, TypeError):
             _check_tensors(*given)
             raise
+        dispatch.written(out)
+        return out, log_prob
     return results if out is None else (out.copy_(results[0]), *results[1:])
 
 

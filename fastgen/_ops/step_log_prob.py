@@ -229,6 +229,11 @@ def _fake(x_prev, o):
     return torch.empty(o.x_t.shape[:1], dtype=torch.promote_types(dtype, x_prev.dtype), device=o.x_t.device)
 
 
+@dispatch.register_fake("step_log_prob_and_gradient")
+def _fake_and_gradient(x_prev, o):
+    return _fake(x_prev, o), dispatch.empty_like(o.x_t, o.model_output.dtype, 2 if o.learned else 1)
+
+
 @dispatch.register_fake("step_log_prob_backward")
 def _fake_backward(gradient, x_prev, o):
     dispatch.same_device(_fake(x_prev, o), gradient)
@@ -251,24 +256,43 @@ def _fake_step(o, noise, seeds, seed, unconditional, guidance):
 # ---- autograd -------------------------------------------------------------------------------------------------------------
 
 
+_AHEAD = dispatch.has("step_log_prob_and_gradient")  # an op of the CPU alone
+
+
 class _StepLogProb(torch.autograd.Function):
-    """One fused kernel back. Where a second derivative may be asked for (create_graph), the reference's own derivative."""
+    """One fused kernel back. Where a second derivative may be asked for (create_graph), the reference's own derivative.
+
+    On the CPU, where the gradient is wanted to m alone, the forward writes it for an upstream gradient of 1 too: what it is made of
+    is then read once. The first backward multiplies it and hands it on; a later one makes and multiplies it anew."""
 
     @staticmethod
     def forward(ctx, backend, x_t, model_output, rest):
         x_prev, *others = rest
         o = Operands(x_t, model_output, *others)
         ctx.save_for_backward(x_t, model_output, x_prev, o.t)
-        ctx.backend, ctx.others = backend, o._replace(x_t=None, model_output=None, t=None)
-        return dispatch.op("step_log_prob", backend)(x_prev, *o)
+        ctx.backend, ctx.others, ctx.made = backend, o._replace(x_t=None, model_output=None, t=None), None
+        # in half precision a product with the upstream gradient would be rounded twice
+        to_m_alone = ctx.needs_input_grad[2] and not ctx.needs_input_grad[1] and model_output.itemsize >= 4
+        ctx.ahead = _AHEAD and to_m_alone and dispatch.makes_ahead(backend, model_output)
+        if not ctx.ahead:
+            return dispatch.op("step_log_prob", backend)(x_prev, *o)
+        log_prob, ctx.made = dispatch.op("step_log_prob_and_gradient", backend)(x_prev, *o)
+        return log_prob
 
     @staticmethod
     def backward(ctx, gradient):
         x_t, model_output, x_prev, t = ctx.saved_tensors
         o = ctx.others._replace(x_t=x_t, model_output=model_output, t=t)
         needed = ctx.needs_input_grad[1:3]
+        made, ctx.made = ctx.made, None  # given away once: whoever gets it may write to it
         if torch.is_grad_enabled() or dispatch.batched(gradient):
             return None, *_decomposed(gradient, x_prev, o, needed), None
+        if ctx.ahead:
+            if made is None:
+                _, made = dispatch.op("step_log_prob_and_gradient", ctx.backend)(x_prev, *o)
+            if dispatch.multiplied((made,), gradient):
+                return None, None, made, None
+            made = None  # its memory, before another is allocated
         to_x = None
         if needed[0]:
             to_m, to_x = dispatch.op("step_log_prob_backward_x", ctx.backend)(gradient, x_prev, *o)

@@ -126,7 +126,7 @@ def hybrid_loss(model_output, x0, t, schedule, source, prediction, variance, dec
 
 
 NOT_HYBRID = -1, 1.0, None, 1.0
-BY_ITSELF, WITH_SIMPLE, APART = "by itself", "with simple", "apart"
+BY_ITSELF, WITH_SIMPLE, APART, WITH_ERROR = "by itself", "with simple", "apart", "with error"
 
 
 def terms_with(
@@ -149,7 +149,8 @@ def terms_with(
     """`vlb_terms` in bits per dimension times `vlb_weight`, with the `Coefficients` of another library, rows of the columns of
     `tables.VLB_TERMS_COLUMNS`, and one of the op's own decoders.
 
-    what: WITH_SIMPLE, plus the mean of the squared errors, or APART: that mean, and the term."""
+    what: WITH_SIMPLE, plus the mean of the squared errors, or APART: that mean, and the term. Or WITH_ERROR: the term, and the mean
+    of the squared errors of x̂0, without gradients, None where that is no sum of the same pass."""
     plan = dispatch.plan("vlb_terms", coefficients, model_output, x0, learned)
     if plan is None:
         _check_tensors(model_output, x0, None, None, learned)
@@ -158,12 +159,12 @@ def terms_with(
         plan = dispatch.make_plan("vlb_terms", coefficients, model_output, x0, dtype, table, learned, None, learned)
     _check_tensors(model_output, x0, x_t, noise, plan.learned)
     scale, hybrid = _over(math.prod(x0.shape[1:])) if reduction == "none" else _over(x0.numel()), NOT_HYBRID
-    if what is not BY_ITSELF:
+    if what in (WITH_SIMPLE, APART):
         hybrid = 0, 1.0, None, vlb_weight / math.log(2.0)
     else:
         scale = scale * vlb_weight / math.log(2.0)
     source = _noise_source(x0, x_t, noise, seed), 0
-    run = _run_apart if what is APART else _run
+    run = {APART: _run_apart, WITH_ERROR: _run_with_error}.get(what, _run)
     return _terms(plan, model_output, x0, t, x_t, source, clip, decoder, scale, reduction == "none", detach_mean, hybrid, run)
 
 
@@ -251,6 +252,12 @@ def _run_apart(plan, o, detach_mean):
     if torch.is_grad_enabled() and o.model_output.requires_grad:
         return _Parts.apply(plan.backend, detach_mean, o.model_output, o[1:])
     return tuple(plan.call(*part) for part in parts)
+
+
+def _run_with_error(plan, o, detach_mean):
+    if _WITH_ERROR and plan.backend == "cpp" and o.x0.is_cpu:
+        return dispatch.op("vlb_terms_and_error", "cpp")(*o)
+    return _run(plan, o, detach_mean), None
 
 
 def _parts(o):
@@ -392,6 +399,11 @@ def _fake(o):
     return torch.empty(o.x0.shape[:1] if o.each_sample else (), dtype=dtype, device=o.x0.device)
 
 
+@dispatch.register_fake("vlb_terms_and_error")
+def _fake_and_error(o):
+    return _fake(o), _fake(o)
+
+
 @dispatch.register_fake("vlb_terms_and_gradient")
 def _fake_and_gradient(o, detach_mean, apart):
     terms, gradient = _fake(o), dispatch.empty_like(o.x0, o.model_output.dtype, 2 if o.learned else 1)
@@ -407,7 +419,8 @@ def _fake_backward(gradient, o, detach_mean):
 # ---- autograd -------------------------------------------------------------------------------------------------------------
 
 
-_AHEAD = dispatch.has("vlb_terms_and_gradient")  # an op of the CPU alone
+# Ops of the CPU alone.
+_AHEAD, _WITH_ERROR = dispatch.has("vlb_terms_and_gradient"), dispatch.has("vlb_terms_and_error")
 
 
 class _VlbTerms(torch.autograd.Function):

@@ -12,7 +12,7 @@ from .._ops.ddpm_step import step_with
 from .._ops.diffusion_loss import loss_with
 from .._ops.q_posterior import posterior_with
 from .._ops.q_sample import noised_with
-from .._ops.vlb_terms import APART, CLAMPED_DECODERS, terms_with
+from .._ops.vlb_terms import APART, CLAMPED_DECODERS, WITH_ERROR, terms_with
 from ._gaussian import (
     Method,
     bound_columns,
@@ -422,10 +422,11 @@ def _calc_bpd_loop(original, rng, _):
                 noise: dict[str, Any] = {} if rng == "fused" else {"noise": torch.randn_like(x_start)}
                 x_t = noised_with(noising_of(self), x_start, times, **noise)
                 m, _ = _output(self, known, model, x_t, times, model_kwargs)
-                vb = _terms_of_bound(self, kinds, m, x_start, t, clip_denoised, x_t=x_t)
-                error = terms_with(
-                    _error(self, kinds[0]), m, x_start, t, x_t=x_t, clip=clip, learned=learned, vlb_weight=2.0 * np.log(2.0)
-                )
+                vb, error = _terms_of_bound(self, kinds, m, x_start, t, clip_denoised, x_t=x_t, what=WITH_ERROR)
+                if error is None:
+                    error = terms_with(
+                        _error(self, kinds[0]), m, x_start, t, x_t=x_t, clip=clip, learned=learned, vlb_weight=2.0 * np.log(2.0)
+                    )
                 found.append((vb, error))
         vb, xstart_mse = (torch.stack(values, dim=1) for values in zip(*found, strict=True))
         # ε read off a predicted x0 is wrong by that prediction's error times √(ᾱ/(1−ᾱ)), whatever x_t is

@@ -424,7 +424,8 @@ def step_log_prob_backward_x(gradient, x_prev, o):
     return _backward(gradient, x_prev, o, to_x), to_x
 
 
-def ddpm_step_log_prob(o, noise, seeds, seed, unconditional, guidance):
+def _step(o, noise, seeds, seed, unconditional, guidance, out):
+    """x_{t−1} into `out`; the log-probabilities."""
     batch, factor = op.batch_of(o.x_t), 2 if o.learned else 1
     x = op.operand(o.x_t, o.x_t, batch.channels_last)
     m = op.same(o.model_output, x, batch.channels_last, factor)
@@ -437,27 +438,39 @@ def ddpm_step_log_prob(o, noise, seeds, seed, unconditional, guidance):
     if z.kind == NO_NOISE.value:
         raise RuntimeError("noise, seed: expected one of them")
     given = rows.table if noise is None else op.same(noise, x, batch.channels_last)
-    out = op.empty_like(o.x_t, dtype)
     cut = op.tiling(batch, (x, m, given, out), z.kind == SEEDED_NOISE.value, False, o.learned)
     result = op.empty(o.x_t.shape[:1], rows.table.dtype, o.x_t.device)
     sums = sums_for(result, cut.tiles, cut.blocks)
     exact = op.passes_floats_as_float32() and rows.table.itemsize == 8
-    op.launch(
-        wrap_triton(ddpm_step_log_prob_kernel),
-        *(sums.programs, x, sums.to, out, x, m, rows.table if u is None else u, given, rows.table, rows.t, z.seeds),
-        *(0.0 if o.clip is None or exact else o.clip, 0.0 if exact else guidance, 0.0 if exact else o.scale),
-        *(rows.index, z.seed, rows.count, cut.batch, cut.event, cut.channels, cut.blocks, sums.chunks),
-        EXACT_CLIP=o.clip if exact else None,
-        EXACT_GUIDANCE=guidance if exact and u is not None else None,
-        EXACT_SCALE=o.scale if exact else None,
-        CLIPPED=o.clip is not None,
-        LEARNED=o.learned,
-        GUIDED=u is not None,
-        HAS_T=rows.has_t,
-        NOISE=z.kind,
-        SEEDS=z.seeds_kind,
-        **cut.parameters,
-    )
+
+    def launch(out):
+        op.launch(
+            wrap_triton(ddpm_step_log_prob_kernel),
+            *(sums.programs, x, sums.to, out, x, m, rows.table if u is None else u, given, rows.table, rows.t, z.seeds),
+            *(0.0 if o.clip is None or exact else o.clip, 0.0 if exact else guidance, 0.0 if exact else o.scale),
+            *(rows.index, z.seed, rows.count, cut.batch, cut.event, cut.channels, cut.blocks, sums.chunks),
+            EXACT_CLIP=o.clip if exact else None,
+            EXACT_GUIDANCE=guidance if exact and u is not None else None,
+            EXACT_SCALE=o.scale if exact else None,
+            CLIPPED=o.clip is not None,
+            LEARNED=o.learned,
+            GUIDED=u is not None,
+            HAS_T=rows.has_t,
+            NOISE=z.kind,
+            SEEDS=z.seeds_kind,
+            **cut.parameters,
+        )
+
+    op.into(out, x, dtype, batch, launch)
     if sums.to is not result:
         finish(result, sums, 1)
-    return out, result
+    return result
+
+
+def ddpm_step_log_prob(o, *rest):
+    out = op.empty_like(o.x_t, checks.result_dtype(o.x_t, o.model_output))
+    return out, _step(o, *rest, out)
+
+
+def ddpm_step_log_prob_out(o, *rest):
+    return _step(o, *rest)
