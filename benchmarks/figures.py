@@ -286,18 +286,18 @@ def cuda(code: dict | None, results: str, timed: bool) -> str:
 
 
 def device(found: Measured, folder: str, robot_said: str | None) -> list[str]:
-    e, report = found.environments[-1], f"{folder}/report.md"
-    backend = ", ".join(filter(None, (e["backend"], e["capability"])))
+    e, report, runs = found.environments[-1], f"{folder}/report.md", {}
+    for each in found.environments:
+        run = ", ".join(filter(None, (each["backend"], each["capability"], (each["datetime"] or "")[:10])))
+        commit = (each["commit"] or "none") + (" with changes in the tree" if each["dirty"] else "")
+        runs.setdefault(run, {})[commit] = None
     versions = ", ".join(f"{name} {e[name]}" for name in VERSIONS if e[name])
-    ids = dict.fromkeys(
-        (each["commit"] or "none") + (" with changes in the tree" if each["dirty"] else "") for each in found.environments
-    )
-    commit = f"commit {' and '.join(ids)}"
+    measured = "; ".join(f"{run}, commit {' and '.join(commits)}" for run, commits in runs.items())
     limits = ", ".join(dict.fromkeys(f"`{case['limit']}`" for case in found.of("throughput") if case["limit"])) or ABSENT
     pictures = [name for name in ("time_per_element.svg", "ratios.svg") if PLOTS[name][0](found) is not None]
     return [
         *prose(
-            f"Measured on {found.device} ({backend}), {versions}, {(e['datetime'] or '')[:10]}, {commit}:",
+            f"Measured on {found.device}, {versions} ({measured}):",
             "float32, contiguous, large inputs colder than the cache, medians of the paired ratios (3 ×: the peer takes three",
             f"times as long). The limit that shares are of: {limits}. Every size, bfloat16, channels-last, threads, what was too",
             f"noisy or left out: [the report]({report}).",
