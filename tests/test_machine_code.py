@@ -24,7 +24,7 @@ FAST = r"^(sum_kernel<Added<)?(Vectors|Tiles|BceVectors|GanVectors|ToUint8Vector
 NESTED = r"\bGanVectorSums<"
 # Whose main path may have another loop, which moves no vectors: over the elements of a decoder, or over the other blocks' flags,
 # where the path that is found of a sum is the last block's.
-LOOPED = r"\bVlbTermsItems<|^sum_kernel<Added<"
+LOOPED = r"\bVlbTermsItems<|^sum_kernel<Added<\w+<(Steps|StepLogProbItems)<"
 LOADS_NOTHING = r"\bRandn<|\bQSample<float, u8, .*, seed>"  # or bytes alone, of which a few are much
 SEEDED_STEP = r"^(Vectors|Tiles)<DdpmStepPlain<float, bf16, bf16, bf16>, seed>"
 # The share of an H100's copy speed that is predicted of kernels bound by instructions: the four sums of a GAN's monitors, and noise

@@ -277,6 +277,7 @@ def test_a_sum_counts_its_loads():
         ("LDG.E.64.CONSTANT", "load", 64),
         ("LDG.E.ENL2.256", "load", 256),
         ("LDG.E.64.STRONG.GPU", "flag", 64),
+        ("LDG.E.128.STRONG.SYS", "load", 128),
         ("STG.E.EF.128", "store", 128),
         ("STG.E.U8", "store", 8),
         ("LDL.LU.64", "local", 64),

@@ -98,7 +98,7 @@ CLASSES = {
     "fp16": r"(H(ADD2|MUL2|FMA2|SETP2|SET2|MNMX2)|F2FP)\b",
     "fp64": r"D(ADD|MUL|FMA|SETP|MNMX)\b",
     "move": r"(MOV|IMAD\.MOV|CS2R|S2R|S2UR|R2UR|P2R|R2P)\b",
-    "flag": r"LDG\b\S*\.STRONG\b",  # what another block leaves for the last one
+    "flag": r"LDG\b\S*\.64\.STRONG\.GPU\b",  # what another block leaves for the last one
     "load": r"(LDG|LD)\b",
     "store": r"(STG|ST)\b",
     "local": r"(LDL|STL)\b",
@@ -438,14 +438,13 @@ class _Search:
         before = self.before.get(index, self.least)
         # (key of the callee, its key's numbers, its cost) of each way through the block
         calls = [(None, _Key(), 0)]
-        written, overwritten = own.written, own.overwritten
+        written = own.written
         if block.callee is not None:
             calls = calls if block.may_call else []
             calls += [(key, key, step.cost) for key, step in self.tables[block.callee].items()]
             written = written | self._written_by(block.callee)
-            overwritten = overwritten | self._written_by(block.callee)
         # a vector that a predicate may leave as it was loaded is still to be read; a register so written counts as written
-        gone = {r for r in self.watched if (written if len(r) == 1 else overwritten).issuperset(r)}
+        gone = {r for r in self.watched if (written if len(r) == 1 else own.overwritten).issuperset(r)}
         for after in block.successors:
             if after == END:
                 ways = [(None, _Key(), 0)]
