@@ -426,6 +426,15 @@ def test_with_x0_and_into_a_tensor(device, schedule, guidance, dtype):
     assert (rows[1::2] == 7.0).all()
 
 
+@pytest.mark.parametrize("arrange", [torch.clone, channels_last, lambda x: torch.cat([x, x])[::2]], ids=["", "last", "sliced"])
+def test_into_a_tensor_while_compiling(device, schedule, arrange):
+    _, x_t, m = data((2, 4, 3, 5), device)
+    step = lambda out: fastgen.ddpm_step(x_t, m, 9, schedule, seed=3, return_log_prob=True, out=out)  # noqa: E731
+    compiled = torch.compile(step, backend="aot_eager", fullgraph=True)
+    for expected, found in zip(*(f(arrange(torch.zeros_like(x_t))) for f in (step, compiled)), strict=True):
+        assert_same(found, expected)
+
+
 def test_into_a_tensor_that_does_not_fit(device, schedule):
     """It is left as it is."""
     _, x_t, m = data(SHAPE, device)
@@ -670,8 +679,8 @@ def test_the_op_of_the_step_takes_noise(device, schedule):
 @pytest.mark.parametrize("shape", [(3, 4, 5, 6), (40, 3, 17), (2, 2, 9_001), (0, 3, 4), (3, 2, 0)])
 def test_what_the_forward_makes_ahead(device, schedule, shape, clip, variance):
     """A gradient to m alone is that to m beside one to x_t, which is made in the backward; and every time the same."""
-    for dtype in (torch.float32, torch.float64, torch.bfloat16):
-        tensors = x_prev, x_t, m = data(shape, device, variance != "posterior", dtype)
+    for dtype, m_dtype in ((torch.float32, None), (torch.float64, None), (torch.bfloat16, None), (torch.float64, torch.float32)):
+        tensors = x_prev, x_t, m = data(shape, device, variance != "posterior", dtype, m_dtype)
         log_prob = functools.partial(fastgen.step_log_prob, schedule=schedule, variance=variance, clip=clip)
         t = torch.arange(shape[0], device=device) * 13 % 39 + 1
         upstream = torch.linspace(-1.7, 2.0, shape[0], device=device, dtype=log_prob(*tensors, t).dtype)

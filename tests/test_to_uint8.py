@@ -295,6 +295,23 @@ def test_losses(device, schedule, name, dtype, shape, layout):
             assert_same(a, b)
 
 
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("source", ["seed", "noise"])
+def test_every_kernel_of_bytes(device, schedule, layout, dtype, source):
+    """The types, layouts and sources of noise that one of its own is compiled for: of x_t, and of the loss and its gradient."""
+    x, arrange, t = images((2, 16, 4, 8), device=device), LAYOUTS[layout], torch.tensor([39, 5], device=device)
+    how = {source: 5 if source == "seed" else arrange(normal(x.shape, 2, dtype, device))}
+    out = fastgen.q_sample(arrange(x), t, schedule, out=arrange(torch.empty(x.shape, dtype=dtype, device=device)), **how)
+    assert_same(out, fastgen.q_sample(numbers(x, torch.float32), t, schedule, **how).to(dtype))
+    m, found = arrange(normal(x.shape, 1, dtype, device)).requires_grad_(), []
+    for data in (arrange(x), arrange(numbers(x, dtype))):
+        loss = fastgen.diffusion_loss(m, data, t, schedule, prediction="v_prediction", reduction="none", **how)
+        found.append((loss.detach(), torch.autograd.grad(loss, m, torch.ones_like(loss))[0]))
+    torch.testing.assert_close(found[0][0], found[1][0], rtol=1e-6, atol=1e-6)
+    assert_same(found[0][1], found[1][1])
+
+
 @pytest.mark.parametrize("shape", [(0, 3), (3, 0), (5,), (3, 2, 3), (2, 3, 33, 35)])
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 def test_prior_kl(device, schedule, shape, layout):

@@ -467,15 +467,16 @@ def _with_log_prob(plan, x_t, model_output, t, clip, threshold, noise, seed, gen
         results = _step_then_log_prob(plan, o, scale, return_x0, recorded)
     else:
         operands = x_t, model_output, plan.rows, t, index, clip, plan.learned, scale, noise, seeds, seed, *(guidance or (None, 1.0))
+        # dynamo takes an op's out= only if it is contiguous
+        into = out is not None and not (torch.compiler.is_compiling() and not out.is_contiguous())
         try:
-            if out is None:
-                return dispatch.op(plan.op + "_log_prob", plan.backend)(*operands)
-            log_prob = dispatch.op(plan.op + "_log_prob_out", plan.backend)(*operands, out=out)
+            if into:
+                log_prob = dispatch.op(plan.op + "_log_prob_out", plan.backend)(*operands, out=out)
+                return dispatch.written(out), log_prob
+            results = dispatch.op(plan.op + "_log_prob", plan.backend)(*operands)
         except (RuntimeError, TypeError):
             _check_tensors(*given)
             raise
-        dispatch.written(out)
-        return out, log_prob
     return results if out is None else (out.copy_(results[0]), *results[1:])
 
 

@@ -263,7 +263,8 @@ class _StepLogProb(torch.autograd.Function):
     """One fused kernel back. Where a second derivative may be asked for (create_graph), the reference's own derivative.
 
     On the CPU, where the gradient is wanted to m alone, the forward writes it for an upstream gradient of 1 too: what it is made of
-    is then read once. The first backward multiplies it and hands it on; a later one makes and multiplies it anew."""
+    is then read once. The first backward multiplies it and hands it on, and a later one makes it anew. Until then, or until the
+    graph is gone, it takes as much memory as m."""
 
     @staticmethod
     def forward(ctx, backend, x_t, model_output, rest):
@@ -271,13 +272,12 @@ class _StepLogProb(torch.autograd.Function):
         o = Operands(x_t, model_output, *others)
         ctx.save_for_backward(x_t, model_output, x_prev, o.t)
         ctx.backend, ctx.others, ctx.made = backend, o._replace(x_t=None, model_output=None, t=None), None
-        # in half precision a product with the upstream gradient would be rounded twice
-        to_m_alone = ctx.needs_input_grad[2] and not ctx.needs_input_grad[1] and model_output.itemsize >= 4
-        ctx.ahead = _AHEAD and to_m_alone and dispatch.makes_ahead(backend, model_output)
-        if not ctx.ahead:
-            return dispatch.op("step_log_prob", backend)(x_prev, *o)
-        log_prob, ctx.made = dispatch.op("step_log_prob_and_gradient", backend)(x_prev, *o)
-        return log_prob
+        # in a narrower dtype than the arithmetic's a product with the upstream gradient would be rounded twice
+        to_m_alone = ctx.needs_input_grad[2] and not ctx.needs_input_grad[1] and model_output.dtype == o.rows.dtype
+        if _AHEAD and to_m_alone and dispatch.makes_ahead(backend, model_output):
+            log_prob, ctx.made = dispatch.op("step_log_prob_and_gradient", backend)(x_prev, *o)
+            return log_prob
+        return dispatch.op("step_log_prob", backend)(x_prev, *o)
 
     @staticmethod
     def backward(ctx, gradient):
@@ -287,12 +287,9 @@ class _StepLogProb(torch.autograd.Function):
         made, ctx.made = ctx.made, None  # given away once: whoever gets it may write to it
         if torch.is_grad_enabled() or dispatch.batched(gradient):
             return None, *_decomposed(gradient, x_prev, o, needed), None
-        if ctx.ahead:
-            if made is None:
-                _, made = dispatch.op("step_log_prob_and_gradient", ctx.backend)(x_prev, *o)
-            if dispatch.multiplied((made,), gradient):
-                return None, None, made, None
-            made = None  # its memory, before another is allocated
+        if made is not None and dispatch.multiplied((made,), gradient):
+            return None, None, made, None
+        made = None  # its memory, before another is allocated
         to_x = None
         if needed[0]:
             to_m, to_x = dispatch.op("step_log_prob_backward_x", ctx.backend)(gradient, x_prev, *o)

@@ -479,8 +479,9 @@ class _Parts(torch.autograd.Function):
 
 
 def _makes_ahead(o, backend):
-    """In half precision a product with the upstream gradient would be rounded twice, so there the backward has to make it."""
-    rounds_once = o.model_output.itemsize >= 4 or not o.each_sample
+    """In a narrower dtype than the arithmetic's a product with the upstream gradients would be rounded twice, so there the backward
+    has to make it."""
+    rounds_once = o.model_output.dtype == o.rows.dtype or not o.each_sample
     return _AHEAD and rounds_once and dispatch.makes_ahead(backend, o.model_output)
 
 
