@@ -851,7 +851,8 @@ def shifted(by):
     """Lays a tensor out contiguously, `by` elements past an aligned address."""
 
     def arrange(x):
-        line = torch.full((x.numel() + by,), torch.nan, dtype=x.dtype, device=x.device)[by:]
+        around = torch.nan if x.is_floating_point() else 7  # of bytes
+        line = torch.full((x.numel() + by,), around, dtype=x.dtype, device=x.device)[by:]
         return line.copy_(x.reshape(-1)).view(x.shape)
 
     return arrange
