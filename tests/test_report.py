@@ -542,15 +542,26 @@ def test_the_same_numbers_give_the_same_bytes(raw, out):
 PAGES = (report.PAGE, report.README)
 
 
+def test_the_page_tells_runs_apart(raw):
+    """By day, backend and instruction set, with the commits of each."""
+    found = measured.joined([raw])
+    first = found.environments[0]
+    later = [first | {"capability": "AVX2", "datetime": "2027-01-02T03:04:05", "commit": commit} for commit in ("abc", "def")]
+    found.environments.extend(later)
+    said = " ".join(" ".join(figures.device(found, "results", None)).split())
+    assert said.count("; cpp, AVX2, 2027-01-02, commit abc and def): float32") == 1
+
+
 def test_the_page_has_the_figures(page):
     text = page.read_text()
-    assert text.startswith(f"# before\n\n{report.BEGIN}\n\nMeasured on AMD EPYC, 2 cores (cpp, AVX512), torch 2.13.0+cpu")
+    assert text.startswith(f"# before\n\n{report.BEGIN}\n\nMeasured on AMD EPYC, 2 cores, torch 2.13.0+cpu")
     assert text.endswith(f"\n\n{report.END}\n\n## after\n") and "yesterday" not in text
     assert row(text, "call", "beside")[2:] == ["1M elements", "16M elements", "share of the limit, 16M"]
     assert row(text, "`ddpm_step(seed=, out=)`")[1:] == ["eager with `randn_like`", "10 ×", "10 ×", "0.80"]
     assert row(text, "`ddpm_step(noise=, out=)`")[2:4] == ["0.80", "0.80"]
     assert row(text, "`q_sample(noise=, out=)`")[2:4] == ["not measured"] * 2
     flat = " ".join(text.split())
+    assert " (cpp, AVX512, " in flat and flat.count(", commit ") == 1  # of one run
     assert "A call on 16 elements takes 4.0 µs, 4.0 times as long as `torch.add`." in flat
     assert "`import fastgen` adds 31 ms to `import torch`." in flat
     assert "A peer is faster in 2 of 54 comparisons" in flat
