@@ -227,7 +227,7 @@ def _order(entry):
 
 
 def _line(item):
-    return json.dumps(item, ensure_ascii=False, sort_keys=True)
+    return json.dumps(item, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
 
 
 def _rounded(item):

@@ -78,13 +78,14 @@ def drawn(draw: Callable, title: str) -> str:
 
 
 def themed(svg: str) -> str:
-    """With the style sheet for dark pages, and numbers of two decimals: the further ones may depend on the processor."""
+    """With the style sheet for dark pages, and numbers of two decimals: the further ones may depend on the processor. Without
+    indentation, a tenth of the file."""
     pairs = [(what, *colours) for colours in COLOURS.values() for what in ("fill", "stroke")]
     dark = (f'[style*="{what}: {here}"] {{ {what}: {there} !important }}' for what, here, there in pairs)
     sheet = "\n".join(("<style>", "@media (prefers-color-scheme: dark) {", *dark, "}", "</style>"))
     head, body = re.match(r"(.*?<svg[^>]*>)(.*)", svg, re.DOTALL).groups()
     body = re.sub(r"<[^>]+>", lambda tag: re.sub(r"-?\b\d+\.\d{3,}", lambda n: f"{round(float(n[0]), 2) + 0.0:g}", tag[0]), body)
-    return "\n".join(line.rstrip() for line in f"{head}\n{sheet}{body}".splitlines()) + "\n"
+    return "\n".join(line.strip() for line in f"{head}\n{sheet}{body}".splitlines()) + "\n"
 
 
 # ---- what is shown ---------------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ import functools
 import hashlib
 import importlib
 import importlib.util
+import itertools
 import json
 import os
 import re
@@ -493,7 +494,7 @@ def order(kernel: Kernel):
 def lines(found: list[Kernel]) -> list[str]:
     from benchmarks import common  # imports torch, which the tests of the contract need not
 
-    head = ("kernel", "sm", "registers", "stack", "spills", "warps", "KB loading")
+    head = ("sm", "registers", "stack", "spills", "warps", "KB loading")
     head += ("elements", "instr/elem", "special", "conversions", "128-bit", "binds", "of copy")
     cells = {}
     for kernel in found:
@@ -512,7 +513,14 @@ def lines(found: list[Kernel]) -> list[str]:
         spills = str(used.spill_stores + used.spill_loads)
         row = kernel.label, kernel.arch, str(used.registers), str(used.stack), spills, *resident, *figures, *limit
         cells.setdefault(kernel.op, []).append(row)
-    return [line for op, rows in cells.items() for line in (op, "", *common.table(head, rows, left=2), "")]
+    said = []
+    for op, rows in cells.items():
+        titles, dashes, *body = common.table(head, [row[1:] for row in rows], left=1)
+        said += [op, "", titles, dashes]
+        for label, of_each in itertools.groupby(zip(rows, body, strict=True), lambda pair: pair[0][0]):
+            said += [label, *(line for _, line in of_each)]
+        said.append("")
+    return said
 
 
 def environment() -> dict:
