@@ -35,11 +35,7 @@ void run(const DdpmStepOperands& o, const Inputs& inputs, const Output& out, con
   a.in[0] = batch.operand(inputs.x);
   a.in[1] = batch.operand(inputs.m, inputs.factor);
   a.learned = o.learned;
-  if (o.learned) {
-    const int64_t mean_channels = batch.channels_last ? a.geometry.channels : a.geometry.event;
-    a.in[2] = a.in[1];
-    a.in[2].data = static_cast<char*>(a.in[1].data) + mean_channels * size_of(inputs.m.dtype);
-  }
+  if (o.learned) a.in[2] = batch.second_half(a.in[1]);
   if (inputs.u) {
     a.in[3] = batch.operand(*inputs.u, inputs.factor);
     a.guidance = o.guidance;
