@@ -1,11 +1,11 @@
 """fastgen: the parts of a diffusion or GAN step that are not the network, each one fused kernel.
 
 Forward noising `q_sample`, `q_step`, `q_posterior`; reverse steps `ddpm_step`, `ddim_step`, and the whole chain of them `sample`
-(for several chains, `Sampler`); reproducible noise `randn`; the training losses `diffusion_loss`, `discriminator_loss`,
-`generator_loss` and `bce_with_logits` (as a module, `BCEWithLogitsLoss`); the variational bound of the likelihood
-`variational_bound`, and its parts `vlb_terms` and `prior_kl`; an estimate of the likelihood itself `log_likelihood`; the
-log-probability of a reverse step `step_log_prob`; images as bytes `to_uint8`; noise schedules `Schedule`. `backend`, `use_backend`
-and `backend_info` say and choose what runs.
+(for several chains, `Sampler`); reproducible noise `randn`, and torch's own in less time `torch_randn`; the training losses
+`diffusion_loss`, `discriminator_loss`, `generator_loss` and `bce_with_logits` (as a module, `BCEWithLogitsLoss`); the variational
+bound of the likelihood `variational_bound`, and its parts `vlb_terms` and `prior_kl`; an estimate of the likelihood itself
+`log_likelihood`; the log-probability of a reverse step `step_log_prob`; images as bytes `to_uint8`; noise schedules `Schedule`.
+`backend`, `use_backend` and `backend_info` say and choose what runs.
 """
 
 from ._core.backends import available_backends, backend, backend_info, use_backend
@@ -18,7 +18,7 @@ from ._ops.gan_loss import discriminator_loss, generator_loss
 from ._ops.prior_kl import prior_kl
 from ._ops.q_posterior import q_posterior
 from ._ops.q_sample import q_sample, q_step
-from ._ops.randn import randn
+from ._ops.randn import randn, torch_randn
 from ._ops.step_log_prob import step_log_prob
 from ._ops.to_uint8 import to_uint8
 from ._ops.vlb_terms import vlb_terms
@@ -51,6 +51,7 @@ __all__ = [
     "sample",
     "step_log_prob",
     "to_uint8",
+    "torch_randn",
     "use_backend",
     "variational_bound",
     "vlb_terms",

@@ -32,6 +32,7 @@ def arguments(op, device):
         "discriminator_loss": {"real_logits": x, "fake_logits": y},
         "generator_loss": {"fake_logits": y},
         "randn": {"shape": SHAPE, "seed": 1, "device": device},
+        "torch_randn": {"shape": SHAPE, "device": device},
         "to_uint8": {"x": x},
     }[op]
 
@@ -170,14 +171,16 @@ CASES = [
         "unconditional_output",
     ),
     # randn
-    (("randn",), {"shape": ()}, ValueError, "shape"),
-    (("randn",), {"shape": (3, -1)}, ValueError, "shape"),
-    (("randn",), {"shape": 3}, TypeError, "shape"),
+    (("randn", "torch_randn"), {"shape": ()}, ValueError, "shape"),
+    (("randn", "torch_randn"), {"shape": (3, -1)}, ValueError, "shape"),
+    (("randn", "torch_randn"), {"shape": 3}, TypeError, "shape"),
     (("randn",), {"shape": (3.0,)}, TypeError, "shape"),
     (("randn",), {"shape": "ab"}, TypeError, "shape"),
-    (("randn",), {"dtype": torch.int64}, TypeError, "dtype"),
+    (("randn", "torch_randn"), {"dtype": torch.int64}, TypeError, "dtype"),
     (("randn",), {"dtype": torch.complex64}, TypeError, "dtype"),
-    (("randn",), {"dtype": "float32"}, TypeError, "dtype"),
+    (("randn", "torch_randn"), {"dtype": "float32"}, TypeError, "dtype"),
+    (("torch_randn",), {"generator": 5}, TypeError, "generator"),
+    (("torch_randn",), {"generator": torch.Generator(), "device": "meta"}, ValueError, "generator"),
     (("randn",), {"device": "nowhere"}, ValueError, "device"),
     (("randn",), {"device": 1.5}, TypeError, "device"),
     # the losses

@@ -238,6 +238,7 @@ def test_environment_in_another_process():
 
 T2 = torch.tensor([3, 0])
 SEEDS = torch.tensor([1, -2])
+STATES = torch.Generator().manual_seed(3).get_state().unsqueeze(0)  # of torch's generator
 
 
 def op_samples():
@@ -263,6 +264,10 @@ def op_samples():
             arguments = (data, table(cpu, data.dtype).rows, *rest)
             yield op, arguments, {}
             yield op + "_out", arguments, {"out": torch.empty(data.shape, dtype=data.dtype)}
+        rows = table(cpu, torch.float32).rows
+        drawn = STATES.clone(), 3, True, image_bytes, rows, None, 3
+        yield op + "_torch", drawn, {"out": torch.empty(image.shape, dtype=torch.bfloat16)}
+        yield op + "_torch", (STATES.repeat(2, 1), 0, False, image, rows, T2, 0), {"out": torch.empty_like(image)}
     reverse = [
         (x, m, None, 3, z, None, None, None, None, False),
         (x, m.double(), T2, 0, None, None, 5, 1.5, None, False),
@@ -287,6 +292,12 @@ def op_samples():
             if op == "ddpm_step" and not arguments[-1]:
                 for noise in (None, data):
                     yield "ddpm_step_plain", (data, output, rows, 3, noise, 2**40, 0.5), {}
+            if dtype is torch.float32 and data.numel() > 15 and data.is_contiguous() and not arguments[-1]:
+                out = torch.empty(data.shape, dtype=dtype)
+                drawn = STATES.clone(), 0, True, data, output, rows, *rest[:2]
+                yield op + "_torch", drawn, {"x0": torch.empty_like(out), "out": out}
+                if op == "ddpm_step":
+                    yield "ddpm_step_torch_plain", (STATES.clone(), 0, True, data, output, rows, 3, 0.5), {}
             arguments = (*arguments, output.flip(-1), 2.5)  # the unconditional output and the scale
             yield op, arguments, {}
             yield op + "_x0", arguments, {}
@@ -296,6 +307,10 @@ def op_samples():
         yield "q_posterior", (*arguments[:2], posterior, *arguments[2:]), {}
     for arguments in [(torch.empty(2, 5), None, 7, 0), (torch.empty(2, 3, 4).half(), SEEDS, None, 3)]:
         yield "randn", arguments, {}
+    yield "torch_randn", (torch.empty(2, 50).half(), STATES.clone(), True), {}
+    yield "torch_randn", (torch.empty(2, 50), STATES.repeat(2, 1), False), {}
+    yield "torch_skip", (STATES.clone(), 700), {}
+    yield "torch_skip", (STATES.repeat(2, 1), 0), {}
     for data in (x, image.bfloat16(), channels_last(image), x.transpose(0, 2).double(), x[:0]):
         for layout in (False, True):
             yield "to_uint8", (data, layout), {}

@@ -16,6 +16,7 @@ from dispatched import Dispatched
 from torch._dynamo.testing import CompileCounterWithBackend
 
 import fastgen
+from fastgen._core import torch_noise
 
 diffusers = pytest.importorskip("diffusers")
 fast = pytest.importorskip("fastgen.drop_in.diffusers")
@@ -952,3 +953,22 @@ def test_threads_may_share_a_scheduler():
     other.set_timesteps(10)
     results = in_threads(8, lambda i: other.step(m, 500, x, generator=torch.Generator().manual_seed(i)).prev_sample)
     assert all(map(torch.equal, results, expected))
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("of_each", [False, True])
+def test_torch_draws_no_noise_itself(name, of_each):
+    """The kernels do, of 16 elements or more: the very numbers, as the other tests of this file have it."""
+    if torch_noise.arithmetic(torch.float32) is None:
+        pytest.skip("the kernels do not make this torch's numbers")
+    s = getattr(fast, name)()
+    s.set_timesteps(10)
+    options = {"eta": 1.0} if name == "DDIMScheduler" else {}
+    x, m = normal((2, 3, 200), 0), normal((2, 3, 200), 1)
+    generator = [torch.Generator(), torch.Generator()] if of_each else None
+    for t in s.timesteps[:3]:
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+            x = s.step(m, t, x, generator=generator, **options).prev_sample
+        called = {event.key for event in profile.key_averages()}
+        assert not called & {"aten::randn", "aten::normal_"}
+        assert called & {"fastgen::torch_randn", "fastgen::ddpm_step_torch_plain"}

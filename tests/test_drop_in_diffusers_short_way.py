@@ -49,6 +49,7 @@ def ways(monkeypatch):
         monkeypatch.setattr(module, name, counted)
 
     count(fast._short_way, "plain_step", "short")
+    count(fast._short_way, "torch_plain_step", "short")
     count(fast._methods, "reverse_step", "long")
     count(fast._methods, "fall_through", "diffusers")
     return counts

@@ -12,6 +12,7 @@
 #pragma once
 #include "cpu_convert.h"
 #include "cpu_noise.h"
+#include "cpu_torch_noise.h"
 
 namespace fastgen {
 namespace {  // internal linkage: the linker must not swap one instruction set's copy for another's
@@ -92,6 +93,7 @@ template <class R, class Op> struct Driver {
   const int inputs = Op::kInputs + (a.noise.kind == kGivenNoise);
   bool converts = false;  // some operand is not of the type of the arithmetic
   Buffers<R> buffers;
+  TorchNormals torch;
 
   Driver(const Elementwise& arguments, const Op& op_) : a(arguments), op(op_) {
     for (int i = 0; i < inputs; ++i)
@@ -117,18 +119,33 @@ template <class R, class Op> struct Driver {
       const int64_t stop = end - b * event < event ? end - b * event : event;
       SampleState s(*this, b);
       // without noise to make or dtypes to convert nothing is buffered, and the sample is one tile
-      const int64_t most = s.seeded || Op::kSums > 0 ? kTile : converts ? kConvertedTile : stop;
+      const int64_t most = s.made || Op::kSums > 0 ? kTile : converts ? kConvertedTile : stop;
       for (; j < stop; j += most) {
         const int64_t n = stop - j < most ? stop - j : most;
         const R* z = nullptr;
-        if (s.seeded) {
-          z = fill_normals(s.stream, j, n, buffers.z, ahead_of(b, j));
+        if (s.made) {
+          z = normals(s.stream, b, j, n);
         } else if (converts && Op::kSums == 0) {
           ahead_of(b, j + kFar).fetch(0, n);
         }
         tile(s.row, s.noise, b, j, n, z);
       }
+      torch_finish(b, stop);
     }
+  }
+
+  // The noise of elements j … j+n-1 of sample b, made in buffers.z.
+  FG_HD const R* normals(const Stream& stream, int64_t b, int64_t j, int64_t n) {
+    if (a.noise.kind == kTorchNoise) return torch_normals_of(b, j, n);
+    return fill_normals(stream, j, n, buffers.z, ahead_of(b, j));
+  }
+  FG_HD const R* torch_normals_of(int64_t b, int64_t j, int64_t n) {
+    if constexpr (sizeof(R) == 4) return torch.fill(a.noise, a.geometry, b, j, n, buffers.z, ahead_of(b, j));
+    return nullptr;  // the op layer lets no float64 come here
+  }
+  // Before element j of sample b all is drawn that is to be, or is not looked at.
+  FG_HD void torch_finish(int64_t b, int64_t j) {
+    if (a.noise.kind == kTorchNoise) torch.finish(a.noise, a.geometry, b, j);
   }
 
   // What the tile from element j of sample b on reads and writes; nothing for randn, which reads nothing.
@@ -153,11 +170,11 @@ template <class R, class Op> struct Driver {
         next = p - p % 4 + rows < stop ? p - p % 4 + rows : stop;
         for (int64_t c = 0; c < channels; c += width) {
           const int64_t w = channels - c < width ? channels - c : width;
-          if (s.seeded) transposed_normals(s.stream, c, w, p, next - p);
+          if (s.made) transposed_normals(s.stream, c, w, p, next - p);
           // a tile is one run of memory in the output: all positions of the block, or one where the channels are split
           const int64_t step = w == channels ? next - p : 1;
           for (int64_t q = p; q < next; q += step)
-            tile(s.row, s.noise, b, q * channels + c, step * w, s.seeded ? buffers.z + (q - p) * w : nullptr, step, w);
+            tile(s.row, s.noise, b, q * channels + c, step * w, s.made ? buffers.z + (q - p) * w : nullptr, step, w);
         }
       }
     }
@@ -198,9 +215,13 @@ template <class R, class Op> struct Driver {
     const bool own_rows = op.own_rows(), noise = own_rows ? a.noise.kind != kNoNoise : first.noise;
     for (int64_t b0 = begin; b0 < end; b0 += per_tile) {
       const int64_t samples = end - b0 < per_tile ? end - b0 : per_tile, n = samples * event;
-      const bool seeded = noise && a.noise.kind == kSeededNoise;
-      if (seeded) normals_of(b0, samples);
-      const R* z = seeded ? buffers.z : nullptr;
+      const R* z = nullptr;
+      if (noise && a.noise.kind == kSeededNoise) {
+        normals_of(b0, samples);
+        z = buffers.z;
+      } else if (a.noise.kind == kTorchNoise) {
+        z = torch_normals_of_samples(b0, samples, noise);
+      }
       const int64_t positions = g.channels_last() ? samples * g.spatial : samples, width = n / positions;
       if (own_rows) {
         spread_rows(b0, samples);
@@ -209,6 +230,23 @@ template <class R, class Op> struct Driver {
         tile(first.row, noise, b0, 0, n, z, positions, width, samples);
       }
     }
+  }
+
+  // torch's noise for these samples. Where it is not wanted nothing is made, but the generators go on.
+  const R* torch_normals_of_samples(int64_t b, int64_t samples, bool wanted) {
+    const int64_t event = a.geometry.event;
+    const R* z = nullptr;
+    if constexpr (sizeof(R) == 4) {
+      if (wanted && !a.noise.per_sample) z = torch_normals_of(b, 0, samples * event);
+      for (int64_t s = 0; s < samples; ++s) {
+        if (wanted && a.noise.per_sample) {
+          __builtin_memcpy(buffers.run + s * event, torch_normals_of(b + s, 0, event), event * sizeof(R));
+          z = buffers.run;
+        }
+        torch_finish(b + s, event);
+      }
+    }
+    return z;
   }
 
   // buffers.z = the noise of these samples, in the order of memory.
@@ -255,14 +293,14 @@ template <class R, class Op> struct Driver {
   struct SampleState {
     SampleRow<R> row;
     Stream stream{};
-    bool noise, seeded;
+    bool noise, made;  // whether the sample takes noise, and whether that is made here
     FG_HD SampleState(Driver& d, int64_t b) {
       R values[kMaxColumns];
       d.op.load_row(b, values);
       row.template set<Op::kColumns>(values);
       noise = d.a.noise.kind != kNoNoise && !Op::noiseless(values);
-      seeded = noise && d.a.noise.kind == kSeededNoise;
-      if (seeded) stream = stream_of(d.a, b);
+      made = noise && d.a.noise.kind != kGivenNoise;
+      if (noise && d.a.noise.kind == kSeededNoise) stream = stream_of(d.a, b);
     }
   };
 

@@ -2,6 +2,7 @@
 // drivers (which do not).
 #pragma once
 #include "philox.h"
+#include "torch_generator.h"
 
 namespace fastgen {
 
@@ -35,14 +36,19 @@ struct Rows {
   int64_t index = 0;
 };
 
-enum NoiseKind : int32_t { kNoNoise, kGivenNoise, kSeededNoise };
+// kTorchNoise: what torch.randn would have drawn on the CPU, from a generator's state (cpu_torch_noise.h). The CPU's alone.
+enum NoiseKind : int32_t { kNoNoise, kGivenNoise, kSeededNoise, kTorchNoise };
 
 struct Noise {
   NoiseKind kind = kNoNoise;
   const int64_t* seeds = nullptr;  // null: `seed`
-  bool per_sample = false;         // seeds has one value for each sample, else one for the batch
+  bool per_sample = false;         // seeds, or states, has one for each sample, else one for the batch
   int64_t seed = 0, offset = 0;
   bool offset_is_t = false;
+  const TorchState* states = nullptr;  // before, and in `final_states` after what is drawn
+  TorchState* final_states = nullptr;
+  DType dtype = kFloat32;  // to which torch's normals are rounded
+  bool fused = true;       // whether their arithmetic has fused multiplications and additions
 };
 
 // How many thread blocks of a CUDA launch share a sum at most: about as many as a large GPU runs at a time.

@@ -1,6 +1,9 @@
 // The arguments of an element-wise op as its kernels take them (elementwise.h): coefficient rows, noise, and how the work is
 // shared.
 #pragma once
+#include <cstring>
+#include <vector>
+
 #include "common/op_layout.h"
 
 namespace fastgen {
@@ -51,9 +54,55 @@ inline Noise noise_of(const OptionalTensor& seeds, const std::optional<int64_t>&
   return noise;
 }
 
+#ifndef FG_DEVICE_KERNELS
+// Torch's own noise (cpu_torch_noise.h), from the states of its CPU generators, one for the batch or one for each sample: bytes, of
+// shape (1 or B, 5056), which `finish` puts forward to where torch.randn would have left the generators. `dtype` is that of the
+// noise which torch would have drawn, `fused` whether its arithmetic fuses multiplications and additions.
+class TorchNoise {
+ public:
+  TorchNoise(const Tensor& states, int64_t dtype, bool fused, const Batch& batch, DType arithmetic, Noise& noise)
+      : states_(states), given_(read(states)), final_(given_) {
+    const int64_t count = static_cast<int64_t>(given_.size()), event = batch.geometry.event;
+    STD_TORCH_CHECK(count == 1 || count == batch.geometry.batch, "states: expected 1 or ", batch.geometry.batch, ", got ", count);
+    STD_TORCH_CHECK(arithmetic == kFloat32 && (dtype == kFloat32 || dtype == kFloat16 || dtype == kBFloat16),
+                    "noise_dtype: expected float32, float16 or bfloat16, and a result that is computed in float32");
+    STD_TORCH_CHECK(!batch.channels_last && (count == 1 ? batch.geometry.batch * event : event) >= 16,
+                    "expected contiguous data, of 16 elements or more for each generator");
+    noise.kind = kTorchNoise;
+    noise.per_sample = count > 1;
+    noise.states = given_.data();
+    noise.final_states = final_.data();
+    noise.dtype = static_cast<DType>(dtype);
+    noise.fused = fused;
+  }
+  void finish() const { write(states_, final_); }
+
+  static std::vector<TorchState> read(const Tensor& states) {
+    const View view(states);
+    STD_TORCH_CHECK(view.torch_dtype == torch_dtype(kUInt8) && view.on_cpu() && view.contiguous && view.dim == 2 &&
+                        view.sizes[1] == kTorchStateBytes,
+                    "states: expected contiguous bytes on the CPU, of shape (1 or B, ", kTorchStateBytes, ")");
+    std::vector<TorchState> read(static_cast<size_t>(view.sizes[0]));
+    if (view.numel) std::memcpy(read.data(), view.data, static_cast<size_t>(view.numel));
+    for (const TorchState& state : read)
+      STD_TORCH_CHECK(state.left >= 1 && state.left <= kTwisted, "states: expected the state of a generator, got other bytes");
+    return read;
+  }
+  static void write(const Tensor& states, const std::vector<TorchState>& to) {
+    std::memcpy(View(states).data, to.data(), to.size() * sizeof(TorchState));
+  }
+
+ private:
+  const Tensor& states_;
+  std::vector<TorchState> given_, final_;
+};
+#endif
+
 // How many elements are worth a thread of their own: one whose noise is made from a seed costs some ten times another.
 constexpr int64_t kUnseededGrain = 32768, kSeededGrain = 4096;
-inline int64_t grain(const Noise& noise) { return noise.kind == kSeededNoise ? kSeededGrain : kUnseededGrain; }
+inline int64_t grain(const Noise& noise) {
+  return noise.kind == kSeededNoise || noise.kind == kTorchNoise ? kSeededGrain : kUnseededGrain;
+}
 
 // Makes the layout of a batch as simple as its kernel may take it. Without a seed no element needs its logical index, so where
 // every operand is dense, channels-last is as good as contiguous. Where the samples share one row of coefficients besides, and have
@@ -63,7 +112,7 @@ inline void flatten(Elementwise& a, bool per_sample) {
   for (const Operand& in : a.in)
     if (in.data && in.batch_stride != a.geometry.event) return;
   a.geometry.channels = a.geometry.spatial = 0;
-  if (per_sample || a.rows.t) return;
+  if (per_sample || a.rows.t || (a.noise.kind == kTorchNoise && a.noise.per_sample)) return;
   a.geometry.event *= a.geometry.batch;
   a.geometry.batch = 1;
 }

@@ -85,7 +85,8 @@ constexpr bool kTimestepsAreVisible = true;
 // (AMD EPYC, Zen 4; neither stores past the cache nor prefetching by hand changed that). Not so with bfloat16, whose rounding takes
 // ten instructions: there 512 bits take 0.8 of the time. The values are the same.
 inline Isa isa_for(const Elementwise& a) {
-  bool wide = a.noise.kind == kSeededNoise;
+  if (a.noise.kind == kTorchNoise && !a.noise.fused) return Isa::kDefault;  // which has no fused multiplication and addition
+  bool wide = a.noise.kind == kSeededNoise || a.noise.kind == kTorchNoise;
   for (const Operand& out : a.out)
     wide = wide || (out.data && out.dtype == kBFloat16);
   return isa() == Isa::kAvx512 && !wide ? Isa::kAvx2 : isa();

@@ -25,7 +25,9 @@ struct Inputs {
   }
 };
 
-void run(const DdpmStepOperands& o, const Inputs& inputs, const Output& out, const Output* x0_out) {
+// draw(noise) changes where the noise comes from.
+template <class Draw>
+void run(const DdpmStepOperands& o, const Inputs& inputs, const Output& out, const Output* x0_out, const Draw& draw) {
   const Batch& batch = inputs.batch;
   DdpmStepArguments a;
   a.geometry = batch.geometry;
@@ -47,6 +49,7 @@ void run(const DdpmStepOperands& o, const Inputs& inputs, const Output& out, con
     a.in[4] = batch.operand(*given);
     a.noise.kind = kGivenNoise;
   }
+  draw(a.noise);
   if (o.threshold) {
     a.threshold = each_sample(*o.threshold, "threshold", batch.like, arithmetic_of(inputs.dtype));
     a.clip_kind = kThreshold;
@@ -60,6 +63,10 @@ void run(const DdpmStepOperands& o, const Inputs& inputs, const Output& out, con
   FG_RUN(ddpm_step, a, batch.like, grain(a.noise));
   out.finish();
   if (x0_out) x0_out->finish();
+}
+
+void run(const DdpmStepOperands& o, const Inputs& inputs, const Output& out, const Output* x0_out) {
+  run(o, inputs, out, x0_out, [](Noise&) {});
 }
 
 Tensor ddpm_step(const DdpmStepOperands& o) {
@@ -82,14 +89,43 @@ std::tuple<Tensor, Tensor> ddpm_step_plain(const Tensor& x_t, const Tensor& mode
   return ddpm_step_x0({x_t, model_output, rows, none, index, noise, none, seed, clip, none, false, none, 1.0});
 }
 
-void ddpm_step_out(const DdpmStepOperands& o, const OptionalTensor& x0, const Tensor& out) {
-  const Inputs inputs(o);
+template <class Draw>
+void run_to(const DdpmStepOperands& o, const Inputs& inputs, const OptionalTensor& x0, const Tensor& out, const Draw& draw) {
   const Output output(inputs.batch, inputs.dtype, out,
                       {&o.x_t, &o.model_output, pointer(o.noise), pointer(o.threshold), pointer(o.unconditional)});
   std::optional<Output> x0_output;
   if (x0) x0_output.emplace(inputs.batch, inputs.dtype, *x0, std::initializer_list<const Tensor*>{&out});
-  run(o, inputs, output, x0_output ? &*x0_output : nullptr);
+  run(o, inputs, output, x0_output ? &*x0_output : nullptr, draw);
 }
+
+void ddpm_step_out(const DdpmStepOperands& o, const OptionalTensor& x0, const Tensor& out) {
+  run_to(o, Inputs(o), x0, out, [](Noise&) {});
+}
+
+#ifndef FG_DEVICE_KERNELS
+void ddpm_step_torch(const Tensor& states, int64_t noise_dtype, bool fused, const DdpmStepOperands& o, const OptionalTensor& x0,
+                     const Tensor& out) {
+  const Inputs inputs(o);
+  std::optional<TorchNoise> torch;
+  run_to(o, inputs, x0, out,
+         [&](Noise& noise) { torch.emplace(states, noise_dtype, fused, inputs.batch, arithmetic_of(inputs.dtype), noise); });
+  torch->finish();
+}
+
+std::tuple<Tensor, Tensor> ddpm_step_torch_plain(const Tensor& states, int64_t noise_dtype, bool fused, const Tensor& x_t,
+                                                 const Tensor& model_output, const Tensor& rows, int64_t index,
+                                                 std::optional<double> clip) {
+  const OptionalTensor none;
+  const DdpmStepOperands o = {x_t, model_output, rows, none, index, none, none, std::nullopt, clip, none, false, none, 1.0};
+  const Inputs inputs(o);
+  const Output out(inputs.batch, inputs.dtype), x0(inputs.batch, inputs.dtype);
+  std::optional<TorchNoise> torch;
+  run(o, inputs, out, &x0,
+      [&](Noise& noise) { torch.emplace(states, noise_dtype, fused, inputs.batch, arithmetic_of(inputs.dtype), noise); });
+  torch->finish();
+  return {out.target, x0.target};
+}
+#endif
 
 }  // namespace
 }  // namespace fastgen

@@ -6,4 +6,10 @@ namespace fastgen {
 
 using RandnArguments = Elementwise;
 
+// States of torch's generator that go on by `words` words.
+struct TorchSkipArguments {
+  TorchState* states;
+  int64_t words;
+};
+
 }  // namespace fastgen

@@ -26,4 +26,14 @@ template <class R> struct Randn {
 
 FG_CPU_KERNEL(randn, RandnArguments) { run_elementwise<Randn>(arguments, begin, end); }
 
+FG_CPU_KERNEL(torch_skip, TorchSkipArguments) {
+  for (int64_t i = begin; i < end; ++i) {
+    const TorchState before = arguments.states[i];
+    TorchWords words;
+    words.load_state(before);
+    words.skip(arguments.words);
+    words.store_state(before, arguments.states[i]);
+  }
+}
+
 }  // namespace fastgen

@@ -4,6 +4,9 @@
 
 namespace fastgen {
 FG_KERNELS(randn, RandnArguments)
+#ifndef FG_DEVICE_KERNELS
+FG_CPU_KERNELS(torch_skip, TorchSkipArguments)
+#endif
 namespace {
 
 void randn(const Tensor& out, const RandnOperands& o) {
@@ -19,6 +22,31 @@ void randn(const Tensor& out, const RandnOperands& o) {
   FG_RUN(randn, a, batch.like, kSeededGrain);
   output.finish();
 }
+
+#ifndef FG_DEVICE_KERNELS
+// What torch.randn(out.shape, generator=...) would have been.
+void torch_randn(const Tensor& out, const Tensor& states, bool fused) {
+  const Batch batch(out);
+  RandnArguments a;
+  a.geometry = batch.geometry;
+  const DType dtype = batch.like.dtype("out");
+  const Output output(batch, dtype, out, {});
+  a.out[0] = output.operand;
+  const TorchNoise torch(states, dtype, fused, batch, arithmetic_of(dtype), a.noise);
+  flatten(a, false);
+  FG_RUN(randn, a, batch.like, kSeededGrain);
+  torch.finish();
+}
+
+// Puts the states forward by as many words of 32 bits each.
+void torch_skip(const Tensor& states, int64_t words) {
+  STD_TORCH_CHECK(words >= 0, "words: expected a number >= 0, got ", words);
+  if (words == 0) return;
+  std::vector<TorchState> all = TorchNoise::read(states);
+  run_blocks(torch_skip_cpu(isa()), {all.data(), words}, static_cast<int64_t>(all.size()));
+  TorchNoise::write(states, all);
+}
+#endif
 
 }  // namespace
 }  // namespace fastgen

@@ -287,8 +287,15 @@ def backend_info() -> str:
         lines.append(f"{device}: backend {_AUTOMATIC[device]!r} by default; compiled kernels: {reason or _LOADED[device]}")
     for device in ("cuda", "xpu", "cpu"):
         lines.append(f"triton on {device}: {_why_not('triton', device) or 'available'}")
+    lines.append(f"torch's noise on the CPU: {_torch_noise()}")
     lines.append(f"torch.compile: {_compiler_problem('CXX', 'g++') or 'available'}")
     return "\n".join(lines)
+
+
+def _torch_noise():
+    from . import torch_noise  # which imports this module
+
+    return torch_noise.describe()
 
 
 def _from_environment():

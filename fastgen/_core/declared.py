@@ -112,6 +112,11 @@ def _op(stem: str, schema: str, operands: str, function: str | None = None, cuda
 
 _WITH_LOG_PROB = "..., Tensor? noise, Tensor? seeds, SymInt? seed, Tensor? unconditional, float guidance"
 
+# Of the ops that make torch's own noise, on the CPU: the states of its generators, which they put forward; the dtype of the noise
+# that torch would have drawn, a `DType` of csrc/common/elementwise.h; whether its arithmetic fuses multiplications and additions.
+_TORCH = "Tensor(s!) states, int noise_dtype, bool fused"
+_CPU_ONLY = {"cuda": False, "triton": False}
+
 # stem: (the operands, the ops). An op is a schema; or a schema and what there is to say about it.
 _DECLARED: dict[str, tuple[str, tuple]] = {
     "q_sample": (
@@ -123,6 +128,8 @@ _DECLARED: dict[str, tuple[str, tuple]] = {
             ("q_step(...) -> Tensor", {"function": "q_sample"}),
             "q_sample_out(..., *, Tensor(a!) out) -> ()",
             ("q_step_out(..., *, Tensor(a!) out) -> ()", {"function": "q_sample_out"}),
+            (f"q_sample_torch({_TORCH}, ..., *, Tensor(a!) out) -> ()", _CPU_ONLY),
+            (f"q_step_torch({_TORCH}, ..., *, Tensor(a!) out) -> ()", {"function": "q_sample_torch", **_CPU_ONLY}),
         ),
     ),
     "q_posterior": (
@@ -146,13 +153,30 @@ _DECLARED: dict[str, tuple[str, tuple]] = {
                 " -> (Tensor, Tensor)",
                 {"triton": False},
             ),
+            (f"ddpm_step_torch({_TORCH}, ..., Tensor(b!)? x0=None, *, Tensor(a!) out) -> ()", _CPU_ONLY),
+            (
+                f"ddim_step_torch({_TORCH}, ..., Tensor(b!)? x0=None, *, Tensor(a!) out) -> ()",
+                {"function": "ddpm_step_torch", **_CPU_ONLY},
+            ),
+            (
+                f"ddpm_step_torch_plain({_TORCH}, Tensor x_t, Tensor model_output, Tensor rows, int index, float? clip)"
+                " -> (Tensor, Tensor)",
+                _CPU_ONLY,
+            ),
         ),
     ),
     "to_uint8": (
         "Tensor x",
         ("to_uint8(..., bool channels_last) -> Tensor", "to_uint8_out(..., *, Tensor(a!) out) -> ()"),
     ),
-    "randn": ("Tensor? seeds, SymInt? seed, SymInt offset", ("randn(Tensor(a!) out, ...) -> ()",)),
+    "randn": (
+        "Tensor? seeds, SymInt? seed, SymInt offset",
+        (
+            "randn(Tensor(a!) out, ...) -> ()",
+            ("torch_randn(Tensor(a!) out, Tensor(s!) states, bool fused) -> ()", _CPU_ONLY),
+            ("torch_skip(Tensor(s!) states, int words) -> ()", _CPU_ONLY),
+        ),
+    ),
     "bce_with_logits": (
         "Tensor input, Tensor target, Tensor? weight, Tensor? pos_weight, int reduction",
         (
@@ -170,7 +194,7 @@ _DECLARED: dict[str, tuple[str, tuple]] = {
         "SymInt offset, Tensor? weights, int prediction, int loss, float delta, int reduction",
         (
             "diffusion_loss(...) -> Tensor",
-            ("diffusion_loss_and_gradient(...) -> (Tensor, Tensor)", {"cuda": False, "triton": False}),
+            ("diffusion_loss_and_gradient(...) -> (Tensor, Tensor)", _CPU_ONLY),
             "diffusion_loss_backward(Tensor gradient, ...) -> Tensor",
             "diffusion_loss_backward_x0(Tensor gradient, ...) -> (Tensor, Tensor)",
         ),
@@ -183,9 +207,9 @@ _DECLARED: dict[str, tuple[str, tuple]] = {
             "vlb_terms(...) -> Tensor",
             (
                 "vlb_terms_and_gradient(..., bool detach_mean, bool apart) -> (Tensor, Tensor, Tensor)",
-                {"cuda": False, "triton": False},
+                _CPU_ONLY,
             ),
-            ("vlb_terms_and_error(...) -> (Tensor, Tensor)", {"cuda": False, "triton": False}),
+            ("vlb_terms_and_error(...) -> (Tensor, Tensor)", _CPU_ONLY),
             "vlb_terms_backward(Tensor gradient, ..., bool detach_mean) -> Tensor",
         ),
     ),
@@ -194,7 +218,7 @@ _DECLARED: dict[str, tuple[str, tuple]] = {
         (
             "step_log_prob(Tensor x_prev, ...) -> Tensor",
             "step_log_weight(Tensor x_prev, ...) -> Tensor",  # with a table of its own
-            ("step_log_prob_and_gradient(Tensor x_prev, ...) -> (Tensor, Tensor)", {"cuda": False, "triton": False}),
+            ("step_log_prob_and_gradient(Tensor x_prev, ...) -> (Tensor, Tensor)", _CPU_ONLY),
             "step_log_prob_backward(Tensor gradient, Tensor x_prev, ...) -> Tensor",
             "step_log_prob_backward_x(Tensor gradient, Tensor x_prev, ...) -> (Tensor, Tensor)",
             f"ddpm_step_log_prob({_WITH_LOG_PROB}) -> (Tensor, Tensor)",

@@ -250,14 +250,15 @@ def has(op):
 
 
 def register_fake(*names):
-    """Decorates the fake of the ops of these names: of their arguments, it takes the operands as one. <name>_out gets a fake too,
-    where it is declared: its argument `out` is its result, or the first of its two."""
+    """Decorates the fake of the ops of these names: of their arguments, it takes the operands as one. <name>_out and <name>_torch
+    get a fake too, where they are declared: their argument `out` is the result, or the first of two."""
 
     def register(fake):
         for name in names:
             _register(name, _ungrouped(fake, declared.OPS[name]))
-            if name + "_out" in declared.OPS:
-                _register(name + "_out", _out_fake(fake, declared.OPS[name + "_out"]))
+            for into in (name + "_out", name + "_torch"):
+                if into in declared.OPS:
+                    _register(into, _out_fake(fake, declared.OPS[into]))
         return fake
 
     return register

@@ -21,7 +21,7 @@ from typing import overload
 
 import torch
 
-from . import checks
+from . import checks, torch_noise
 from .dispatch import dispatch_modes, functorch_is_active
 from .tables import plain_tensors
 
@@ -227,7 +227,7 @@ def noise_source(x_name, x, dtype, noise, seed, generator):
         return None, seeds, seed
     if generator is not None:
         check_generator(generator, x.device)
-        z = torch.randn(x.shape, generator=generator, dtype=dtype, device=generator.device)
+        z = torch_noise.randn(x.shape, generator, dtype, generator.device)
         return z.to(x.device), None, None
     seeds, seed = draw_seed(x.device)
     return None, seeds, seed

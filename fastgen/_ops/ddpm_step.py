@@ -7,7 +7,7 @@ from typing import Any, Literal, get_args, overload
 
 import torch
 
-from .._core import checks, declared, dispatch, rng
+from .._core import checks, declared, dispatch, rng, torch_noise
 from .._core.tables import DDPM_STEP_COLUMNS
 from ..schedule import LEARNED_VARIANCES, PREDICTIONS, VARIANCES, Prediction, Schedule, Variance
 from .q_sample import scaled
@@ -142,8 +142,8 @@ def ddpm_step(
         noise: z itself, the shape of x_t, any of the four dtypes.
         seed: int or int64 tensor of 1 or B elements; z is then `fastgen.randn(x_t.shape, seed=seed, offset=t)`, made in
             registers and never stored.
-        generator: a `torch.Generator`; z is then `torch.randn(x_t.shape, generator=generator)` in the result's dtype, drawn
-            at t = 0 too.
+        generator: a `torch.Generator`; z is then `torch.randn(x_t.shape, generator=generator)` in the result's dtype, bit for
+            bit, drawn at t = 0 too; on the CPU mostly made in registers (see `torch_randn`).
         unconditional_output, guidance_scale: classifier-free guidance, both or neither. m is then u + g·(m − u), u being what the
             network returned without the condition, of the shape and dtype of model_output, and g a number, a constant where the
             call is compiled; a learned variance stays that of model_output. No tensor is made, nor launch, but where gradients
@@ -410,6 +410,10 @@ def _reverse_step(plan, x_t, model_output, t, clip, threshold, noise, seed, gene
         checks.ungraded_output(out, x_t, model_output, noise, *guidance[:1])
     seeds = None
     if noise is not None or generator is not None or type(seed) is not int or not 0 <= seed < 2**63:
+        if type(generator) is torch.Generator and noise is None and seed is None and plan.noisy:
+            result = _with_torch_noise(plan, x_t, model_output, t, index, generator, clip, threshold, guidance, return_x0, out)
+            if result is not None:
+                return result
         noise, seeds, seed = _noise_source(plan, x_t, noise, seed, generator)
     elif not plan.noisy:
         seed = None
@@ -429,6 +433,21 @@ def _reverse_step(plan, x_t, model_output, t, clip, threshold, noise, seed, gene
     except (RuntimeError, TypeError):
         _check_tensors(x_t, model_output, given_t, noise, plan, threshold, guidance, out)
         raise
+
+
+def _with_torch_noise(plan, x_t, model_output, t, index, generator, clip, threshold, guidance, return_x0, out):
+    """With the noise of `generator` made in the kernel, of arguments that have been checked; None where that cannot be."""
+    recorded = x_t.requires_grad or model_output.requires_grad or (guidance and guidance[0].requires_grad)
+    source = torch_noise.source(generator, x_t, plan.dtype, plan.backend)
+    if source is None or (recorded and torch.is_grad_enabled()):
+        return None
+    y = dispatch.empty_like(x_t, plan.dtype) if out is None else out
+    x0 = dispatch.empty_like(x_t, plan.dtype) if return_x0 else None
+    operands = x_t, model_output, plan.rows, t, index, None, None, None, clip, threshold, plan.learned, *(guidance or (None, 1.0))
+    source.run(dispatch.DIRECT[plan.op + "_torch"], *operands, x0, out=y)
+    if out is not None:
+        dispatch.written(out)
+    return (y, x0) if return_x0 else y
 
 
 def _checked_over(return_log_prob, over):
@@ -673,6 +692,11 @@ def _fake_plain(x_t, model_output, rows, index, noise, seed, clip):
     return _fake_x0(Operands(x_t, model_output, rows, None, index, noise))
 
 
+@dispatch.register_fake("ddpm_step_torch_plain")
+def _fake_torch_plain(states, noise_dtype, fused, x_t, model_output, rows, index, clip):
+    return _fake_x0(Operands(x_t, model_output, rows, None, index))
+
+
 # ---- autograd -------------------------------------------------------------------------------------------------------------
 
 
@@ -761,3 +785,4 @@ def _general_backward(ctx, o, y_gradient, x0_gradient, needed):
 
 
 plain_step: Any = dispatch.DIRECT.get("ddpm_step_plain")  # (x_t, model_output, rows, t, noise, seed, clip) → (x_{t−1}, x0)
+torch_plain_step: Any = dispatch.DIRECT.get("ddpm_step_torch_plain")  # the same with torch's noise, of a `torch_noise.Source`

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from .._core import checks, declared, dispatch, rng
+from .._core import checks, declared, dispatch, rng, torch_noise
 from .._core.tables import Q_SAMPLE_COLUMNS, Coefficients, plain_tensors
 from ..schedule import Schedule
 
@@ -35,7 +35,8 @@ def q_sample(
         noise: ε itself, the shape of x0, any of the four floating dtypes.
         seed: int or int64 tensor of 1 or B elements; ε is then `fastgen.randn(x0.shape, seed=seed, offset=offset)`, made in
             registers and never stored.
-        generator: a `torch.Generator`; ε is then `torch.randn(x0.shape, generator=generator, dtype=dtype)` in the result's dtype.
+        generator: a `torch.Generator`; ε is then `torch.randn(x0.shape, generator=generator, dtype=dtype)` in the result's dtype,
+            bit for bit, on the CPU mostly made in registers (see `torch_randn`).
         offset: int within 0 … 2⁶³−1; with `seed` only.
         out: where to write; may be x0 itself.
 
@@ -108,6 +109,10 @@ def _noised(op, table, x_name, x, t, schedule, noise, seed, generator, offset, o
     seeds = None
     if type(seed) is not int or not 0 <= seed < 2**63 or noise is not None or generator is not None:
         _check_data(x_name, x)
+        if type(generator) is torch.Generator and noise is None and seed is None:
+            y = _with_torch_noise(plan, x, t, index, generator, out)
+            if y is not None:
+                return y
         noise, seeds, seed = rng.noise_source(x_name, x, plan.dtype, noise, seed, generator)
     try:
         return _run(plan, x, t, index, noise, seeds, seed, offset, out)
@@ -160,6 +165,16 @@ def _run(plan, x, t, index, noise, seeds, seed, offset, out=None):
         dispatch.op(plan.op + "_out", plan.backend)(*operands, out=out)
         return dispatch.written(out)
     return _QSample.apply(plan, *operands)
+
+
+def _with_torch_noise(plan, x, t, index, generator, out):
+    """With the noise of `generator` made in the kernel, of arguments that have been checked; None where that cannot be."""
+    source = torch_noise.source(generator, x, plan.dtype, plan.backend)
+    if source is None or (x.requires_grad and torch.is_grad_enabled()):
+        return None
+    y = dispatch.empty_like(x, plan.dtype) if out is None else out
+    source.run(dispatch.DIRECT[plan.op + "_torch"], x, plan.rows, t, index, out=y)
+    return y if out is None else dispatch.written(y)
 
 
 def scaled(rows, column, x, t, index, backend):

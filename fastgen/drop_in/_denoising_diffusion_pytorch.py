@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from .._core import rng as _rng
+from .._core import torch_noise
 from .._core.tables import step_columns
 from .._ops.ddpm_step import step_with
 from .._ops.diffusion_loss import loss_with
@@ -139,7 +140,7 @@ def _q_sample(original, rng, known):
         elif rng == "fused" and not immiscible:
             return noised_with(noising, widened(x_start, dtype), t)
         else:
-            noise = torch.randn_like(x_start)
+            noise = torch_noise.randn_like(x_start)
         if immiscible:
             noise = noise[self.noise_assignment(x_start, noise)]
         return noised_with(noising, widened(x_start, dtype, noise.dtype), t, noise=noise)
@@ -205,7 +206,7 @@ def _p_sample(original, rng, known):
         if t == 0:
             noise = {"seed": 0}  # which nobody reads
         else:
-            noise = {} if rng == "fused" else {"noise": torch.randn_like(x)}
+            noise = {} if rng == "fused" else torch_noise.like(x, m.dtype, self.betas.dtype)
         return _stepped(self, step, x, m, t, clip_denoised, **noise)
 
     return p_sample
@@ -223,7 +224,7 @@ def _ddim_sample(original, rng, known):
         # from T−1 down to −1, which is x0 itself
         times = tuple(reversed(torch.linspace(-1, self.num_timesteps - 1, steps=self.sampling_timesteps + 1).int().tolist()))
         steps = _ddim(self, times, rederived)
-        img, x_start = torch.randn(shape, device=self.betas.device), None
+        img, x_start = torch_noise.randn(shape, None, torch.get_default_dtype(), self.betas.device), None
         yield img
         for k in progress(range(len(times) - 1), desc="sampling loop time step"):
             time = torch.full((shape[0],), times[k], device=img.device, dtype=torch.long)
@@ -231,9 +232,10 @@ def _ddim_sample(original, rng, known):
             last, noise = times[k + 1] < 0, {}
             if last:
                 noise = {"seed": 0}  # which nobody reads
+            elif rng != "fused" and self.ddim_sampling_eta:
+                noise = torch_noise.like(img, m.dtype, self.betas.dtype)
             elif rng != "fused":
-                drawn = torch.randn_like(img)  # with eta = 0 too, where it serves the generator's state alone
-                noise = {"noise": drawn} if self.ddim_sampling_eta else {}
+                torch_noise.randn_like(img)  # which serves the generator's state alone
             img, x_start = _stepped(self, steps, img, m, k, clip, **noise)
             if last:
                 img = x_start  # equal, but for the dtype of a network that predicts it
@@ -293,7 +295,7 @@ def _p_losses(original, rng, known):
             x = noised_with(noising_of(self), widened(x_start, self.sqrt_alphas_cumprod.dtype), t, **source)
         else:
             if noise is None:
-                noise = torch.randn_like(x_start)
+                noise = torch_noise.randn_like(x_start)
             if strength > 0.0:
                 noise += strength * torch.randn(x_start.shape[:2], device=self.device)[:, :, None, None]  # the caller's, as there
             source = {"noise": noise}

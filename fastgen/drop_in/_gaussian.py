@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from .._core import checks
+from .._core import checks, torch_noise
 from .._core import rng as _rng
 from .._core.tables import Coefficients, plain_tensors, step_columns
 from .._ops.randn import randn
@@ -290,7 +290,7 @@ def noise_of_loss(x0, noise, rng):
             raise NotCovered("noise has another dtype than x_start")
         return {"noise": noise}
     if rng != "fused":
-        return {"noise": torch.randn_like(x0)}
+        return {"noise": torch_noise.randn_like(x0)}
     seed = _rng.drawn_seed(x0.device)
     return {"noise": randn(x0.shape, seed=seed, dtype=x0.dtype)} if x0.is_cpu else {"seed": seed}
 

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from .._core import torch_noise
 from .._core.tables import DDPM_STEP_COLUMNS, step_columns
 from .._ops.ddpm_step import step_with
 from .._ops.diffusion_loss import loss_with
@@ -186,7 +187,7 @@ def _q_sample(original, rng, _):
         elif rng == "fused":
             return noised_with(noising, widened(x_start, torch.float32), t)
         else:
-            noise = torch.randn_like(x_start)
+            noise = torch_noise.randn_like(x_start)
         return noised_with(noising, widened(x_start, torch.float32, noise.dtype), t, noise=noise)
 
     return q_sample
@@ -284,7 +285,7 @@ def _p_sample(original, rng, _):
         if denoised_fn is not None:
             denoised, _ = _denoised(self, kinds, x, m, t, denoised_fn)
             m, kinds = torch.cat((denoised, m[:, x.shape[1] :]), dim=1) if learned else denoised, ("START_X", kinds[1])
-        noise = {} if rng == "fused" else {"noise": torch.randn_like(x)}
+        noise = {} if rng == "fused" else torch_noise.like(x, m.dtype, torch.float32)
         sample, x0 = _stepped(_step(self, kinds, noisy=True), kinds, x, m, t, clip_denoised, **noise)
         if cond_fn is not None:
             gradient = _gradient(self, condition, cond_fn, x, t, model_kwargs).float()
@@ -308,9 +309,10 @@ def _ddim_sample(original, rng, _):
         if cond_fn is not None:
             gradient = _gradient(self, condition, cond_fn, x, t, model_kwargs)
         noise = {}
-        if rng != "fused":
-            drawn = torch.randn_like(x)  # with eta = 0 too, where it serves the generator's state alone
-            noise = {"noise": drawn} if eta else {}
+        if rng != "fused" and eta:
+            noise = torch_noise.like(x, m.dtype, torch.float32)
+        elif rng != "fused":
+            torch_noise.randn_like(x)  # which serves the generator's state alone
         sample, x0 = _stepped(_ddim(self, kinds[0], eta), kinds, x, m, t, clip_denoised, **noise)
         if cond_fn is not None:
             x0 = x0.to(sample.dtype)
@@ -419,7 +421,7 @@ def _calc_bpd_loop(original, rng, _):
         with torch.no_grad():
             for t in reversed(range(self.num_timesteps)):
                 times = torch.full(x_start.shape[:1], t, device=x_start.device)
-                noise: dict[str, Any] = {} if rng == "fused" else {"noise": torch.randn_like(x_start)}
+                noise: dict[str, Any] = {} if rng == "fused" else torch_noise.like(x_start)
                 x_t = noised_with(noising_of(self), x_start, times, **noise)
                 m, _ = _output(self, known, model, x_t, times, model_kwargs)
                 vb, error = _terms_of_bound(self, kinds, m, x_start, t, clip_denoised, x_t=x_t, what=WITH_ERROR)

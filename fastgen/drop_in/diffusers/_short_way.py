@@ -14,7 +14,8 @@ from torch.autograd import forward_ad
 from ..._core.backends import _choice
 from ..._core.dispatch import dispatch_modes, functorch_is_active
 from ..._core.rng import scratch
-from ..._ops.ddpm_step import plain_rows, plain_step
+from ..._core.torch_noise import source
+from ..._ops.ddpm_step import plain_rows, plain_step, torch_plain_step
 from ._coefficients import DDPM
 from ._noise import noise_source
 from ._remembered import INTEGERS, Remembered
@@ -71,7 +72,7 @@ def short_step(scheduler, options, key, model_output, timestep, sample, generato
         if draws is None:
             return None
         if draws:
-            if not (x.dim() and x.layout is m.layout is torch.strided and m.is_cpu and m.shape == x.shape and _on_cpu(generator)):
+            if not (x.dim() and x.layout is m.layout is torch.strided and m.is_cpu and m.shape == x.shape):
                 return None
             rng = (options or attributes["_fastgen_options"]).rng
             if generator is None and rng == "fused":
@@ -79,8 +80,14 @@ def short_step(scheduler, options, key, model_output, timestep, sample, generato
                 draw()
                 seed = drawn()
             else:
-                source = noise_source(rng, generator, None, m)
-                noise, seed = source.get("noise"), source.get("seed")
+                torch_noise = None if rng == "fused" else source(generator, x, m.dtype)
+                if torch_noise is not None:
+                    y, x0 = torch_noise.run(torch_plain_step, x, m, rows, t, clip)
+                    return fast_output(output_class, y, x0) if return_dict else (y, x0)
+                if not _on_cpu(generator):
+                    return None
+                given = noise_source(rng, generator, None, m)
+                noise, seed = given.get("noise"), given.get("seed")
         y, x0 = plain_step(x, m, rows, t, noise, seed, clip)
     except RuntimeError:  # of shapes, layouts or devices that do not go together: the long way finds words, or diffusers a result
         return None
