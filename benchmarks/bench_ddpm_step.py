@@ -1,4 +1,4 @@
-"""The reverse step: DDPM's, with the noise given and from a seed, and DDIM's, without noise; and their backward."""
+"""The reverse step: DDPM's, with the noise given, from a seed and torch's own, and DDIM's, without noise; and their backward."""
 
 from dataclasses import replace
 
@@ -15,6 +15,7 @@ def cases(grid):
         )
     ]
     forward += grid.over(grid.contiguous, peers.ddim_step, "out") + grid.over(grid.channels_last, peers.ddim_step, "fresh")
+    forward += grid.over(grid.backward, peers.ddpm_step, "generator", "out")
     forward += [replace(case, detail="points") for case in grid.over(grid.points, peers.ddpm_step, "seed", "out")]
     ddpm = grid.over(grid.backward, peers.ddpm_step, "seed", "fresh")
     ddim = grid.over(grid.backward, peers.ddim_step, "fresh")

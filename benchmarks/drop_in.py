@@ -52,8 +52,8 @@ def schedulers(name, rng):
 
 
 def step(name, mode, shape, dtype=torch.float32, **options):
-    """`scheduler.step(m, t, x)`, t as iterating over `scheduler.timesteps` gives it: x_t and m are read, x_{t−1} and x0 written,
-    and in mode "exact" noise is written and read; mode "" is without noise."""
+    """`scheduler.step(m, t, x)`, t as iterating over `scheduler.timesteps` gives it: x_t and m are read, x_{t−1} and x0 written.
+    In mode "exact" the kernel makes torch's noise; mode "" is without noise."""
     ours, theirs = schedulers(name, mode or "exact")
 
     def inputs():
@@ -64,7 +64,7 @@ def step(name, mode, shape, dtype=torch.float32, **options):
         return lambda m, t, x: scheduler.step(m, t, x, **options)
 
     return DropIn(
-        *(f"diffusers {name}.step", mode, "fresh", shape, dtype, 6 if mode == "exact" else 4),
+        *(f"diffusers {name}.step", mode, "fresh", shape, dtype, 4),
         *(inputs, partial(partial, call(ours)), call(theirs)),
         overhead=shape[0] == 1,
         network=network,
@@ -152,7 +152,7 @@ def bound(mode, shape):
 
     return DropIn(
         *(f"guided-diffusion calc_bpd_loop, {TERMS} terms", mode, "fresh", shape, torch.float32),
-        *(TERMS * (6 if mode == "exact" else 4), partial(_images, shape, TERMS)),
+        *(TERMS * 4, partial(_images, shape, TERMS)),
         *(partial(partial, partial(call, ours)), partial(call, theirs)),
         library="guided-diffusion",
     )

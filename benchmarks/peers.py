@@ -33,7 +33,7 @@ class Case:
     """What all peers of a group compute, from the same buffers."""
 
     op: str
-    mode: str  # where the noise comes from: "seed", "noise" (given); "" where there is none
+    mode: str  # where the noise comes from: "seed", "noise" (given), "generator" (torch's); "" where there is none
     output: str  # "out" (written where told), "fresh" (a new tensor) or "scalar"
     shape: tuple[int, ...]
     dtype: torch.dtype
@@ -438,7 +438,8 @@ def gradients(function, inputs, gradient=None):
 
 
 def q_sample(shape, dtype, mode, output, t=None):
-    """mode: "noise" or "seed"; t: an int or a tensor, all timesteps in turn where it is None."""
+    """mode: "noise", "seed" or "generator", which is torch's default one; t: an int or a tensor, all timesteps in turn where it is
+    None."""
 
     def inputs():
         (x0,) = _normal(1, shape, dtype)
@@ -474,7 +475,8 @@ def to_uint8(shape, dtype):
 
 
 def ddpm_step(shape, dtype, mode, output, t=None):
-    """mode: "noise" or "seed"; t: an int or a tensor, all timesteps in turn where it is None."""
+    """mode: "noise", "seed" or "generator", which is torch's default one; t: an int or a tensor, all timesteps in turn where it is
+    None."""
 
     def inputs():
         x_t, m = _normal(2, shape, dtype)
@@ -482,9 +484,8 @@ def ddpm_step(shape, dtype, mode, output, t=None):
         return x_t, m, _timesteps(shape, t), _noise(mode, shape, dtype), _output(output, shape, dtype), tables
 
     def ours(x_t, m, t, noise, out, tables):
-        if noise is None:
-            return partial(fastgen.ddpm_step, x_t, m, t, SCHEDULE, seed=SEED, out=out)
-        return partial(fastgen.ddpm_step, x_t, m, t, SCHEDULE, noise=noise, out=out)
+        source = {"noise": noise, "seed": SEED, "generator": torch.default_generator}[mode]
+        return partial(fastgen.ddpm_step, x_t, m, t, SCHEDULE, **{mode: source}, out=out)
 
     tensors = 4 if mode == "noise" else 3
     return Case("ddpm_step", mode, output, shape, dtype, tensors, inputs, ours, eager_ddpm_step)
@@ -523,6 +524,21 @@ def randn(shape, dtype):
         return torch.randn(shape, dtype=dtype, device=device)
 
     return Case("randn", "seed", "fresh", shape, dtype, 1, inputs, ours, eager)
+
+
+def torch_randn(shape, dtype):
+    """torch's own noise, of its default generator."""
+
+    def inputs():
+        return (torch.get_default_device(),)
+
+    def ours(device):
+        return partial(fastgen.torch_randn, shape, dtype=dtype, device=device)
+
+    def eager(device):
+        return torch.randn(shape, dtype=dtype, device=device)
+
+    return Case("torch_randn", "generator", "fresh", shape, dtype, 1, inputs, ours, eager)
 
 
 def diffusion_loss(shape, dtype):

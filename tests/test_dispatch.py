@@ -238,7 +238,7 @@ def test_environment_in_another_process():
 
 T2 = torch.tensor([3, 0])
 SEEDS = torch.tensor([1, -2])
-STATES = torch.Generator().manual_seed(3).get_state().unsqueeze(0)  # of torch's generator
+STATES = torch.Generator().manual_seed(3).get_state()  # of torch's generator
 
 
 def op_samples():

@@ -1115,16 +1115,18 @@ def test_ddim_is_nearer_to_float64_than_the_library(eta):
     2e-5 here, nearer in two of six; with η = 1 2e-6 to 1e-5 there, 9e-7 to 2e-6 here, nearer in all."""
     cosine = np.cos((np.arange(0, 1001, 20) / 1000 + 0.008) / 1.008 * np.pi / 2) ** 2
     d = Guided(np.minimum(1 - cosine[1:] / cosine[:-1], 0.999))
-    x, m, noise = (images(1, 3, 64, 64, seed=seed) for seed in (1, 2, 3))
+    x, m = (images(1, 3, 64, 64, seed=seed) for seed in (1, 2))
     theirs, ours = [], []
     for i in range(50):
         t, a, previous = torch.tensor([i]), d.alphas_cumprod[i], d.alphas_cumprod_prev[i]
         sigma = eta * np.sqrt((1 - previous) / (1 - a) * (1 - a / previous))
         x0 = ((x.double() - np.sqrt(1 - a) * m.double()) / np.sqrt(a)).clamp(-1, 1)
+        torch.manual_seed(i)
+        noise = torch.randn_like(x)
         exact = np.sqrt(previous) * x0 + np.sqrt(1 - previous - sigma**2) * (x - np.sqrt(a) * x0) / np.sqrt(1 - a) + sigma * noise
         for errors, made in ((theirs, contextlib.nullcontext), (ours, lambda: patch(d))):
-            with made(), pytest.MonkeyPatch.context() as patched:
-                patched.setattr(torch, "randn_like", lambda x: noise)
+            with made():
+                torch.manual_seed(i)
                 y = d.ddim_sample(lambda x, t: m, x, t, eta=eta)["sample"]
             errors.append((y - exact).abs().max().item())
     assert max(ours) < max(theirs) / 3 and np.median(ours) < np.median(theirs)

@@ -337,7 +337,7 @@ def test_another_arithmetic_is_noticed(monkeypatch):
 
 def test_without_fused_multiplications():
     """What another build of torch would give: near, and not the same."""
-    state = torch.Generator().manual_seed(3).get_state().unsqueeze(0)
+    state = torch.Generator().manual_seed(3).get_state()
     out, other, states = torch.empty(1, 5000), torch.empty(1, 5000), state.clone()
     dispatch.DIRECT["torch_randn"](out, state, True)
     dispatch.DIRECT["torch_randn"](other, states, False)
@@ -431,7 +431,9 @@ def states(count=1):
 
 
 BAD_STATES = {
-    "one dimension": lambda: states()[0],
+    "three dimensions": lambda: states().unsqueeze(0),
+    "none": lambda: states()[:0],
+    "not aligned": lambda: torch.zeros(torch_noise.STATE_BYTES + 1, dtype=torch.uint8)[1:],
     "another length": lambda: states()[:, :-8].contiguous(),
     "another dtype": lambda: states().int(),
     "not contiguous": lambda: states(2).T.contiguous().T,

@@ -2,7 +2,7 @@
 // shared.
 #pragma once
 #include <cstring>
-#include <vector>
+#include <memory>
 
 #include "common/op_layout.h"
 
@@ -55,46 +55,51 @@ inline Noise noise_of(const OptionalTensor& seeds, const std::optional<int64_t>&
 }
 
 #ifndef FG_DEVICE_KERNELS
-// Torch's own noise (cpu_torch_noise.h), from the states of its CPU generators, one for the batch or one for each sample: bytes, of
-// shape (1 or B, 5056), which `finish` puts forward to where torch.randn would have left the generators. `dtype` is that of the
-// noise which torch would have drawn, `fused` whether its arithmetic fuses multiplications and additions.
+// Torch's own noise (cpu_torch_noise.h), from the states of its CPU generators: bytes, of shape (5056,) for one generator or (B,
+// 5056) for one of each sample, which `finish` puts forward to where torch.randn would have left the generators. `dtype` is that of
+// the noise which torch would have drawn, `fused` whether its arithmetic fuses multiplications and additions.
 class TorchNoise {
  public:
-  TorchNoise(const Tensor& states, int64_t dtype, bool fused, const Batch& batch, DType arithmetic, Noise& noise)
-      : states_(states), given_(read(states)), final_(given_) {
-    const int64_t count = static_cast<int64_t>(given_.size()), event = batch.geometry.event;
-    STD_TORCH_CHECK(count == 1 || count == batch.geometry.batch, "states: expected 1 or ", batch.geometry.batch, ", got ", count);
+  TorchNoise(const Tensor& tensor, int64_t dtype, bool fused, const Batch& batch, DType arithmetic, Noise& noise)
+      : states_(tensor), after_(new TorchState[static_cast<size_t>(states_.count)]) {
+    const int64_t event = batch.geometry.event;
+    STD_TORCH_CHECK(states_.count == 1 || states_.count == batch.geometry.batch, "states: expected 1 or ", batch.geometry.batch,
+                    ", got ", states_.count);
     STD_TORCH_CHECK(arithmetic == kFloat32 && (dtype == kFloat32 || dtype == kFloat16 || dtype == kBFloat16),
                     "noise_dtype: expected float32, float16 or bfloat16, and a result that is computed in float32");
-    STD_TORCH_CHECK(!batch.channels_last && (count == 1 ? batch.geometry.batch * event : event) >= 16,
+    STD_TORCH_CHECK(!batch.channels_last && (states_.count == 1 ? batch.geometry.batch * event : event) >= 16,
                     "expected contiguous data, of 16 elements or more for each generator");
     noise.kind = kTorchNoise;
-    noise.per_sample = count > 1;
-    noise.states = given_.data();
-    noise.final_states = final_.data();
+    noise.per_sample = states_.count > 1;
+    noise.states = states_.data;
+    noise.final_states = after_.get();
     noise.dtype = static_cast<DType>(dtype);
     noise.fused = fused;
   }
-  void finish() const { write(states_, final_); }
+  // Only now, since each thread of the kernel begins with the states before.
+  void finish() const { std::memcpy(states_.data, after_.get(), static_cast<size_t>(states_.count * kTorchStateBytes)); }
 
-  static std::vector<TorchState> read(const Tensor& states) {
-    const View view(states);
-    STD_TORCH_CHECK(view.torch_dtype == torch_dtype(kUInt8) && view.on_cpu() && view.contiguous && view.dim == 2 &&
-                        view.sizes[1] == kTorchStateBytes,
-                    "states: expected contiguous bytes on the CPU, of shape (1 or B, ", kTorchStateBytes, ")");
-    std::vector<TorchState> read(static_cast<size_t>(view.sizes[0]));
-    if (view.numel) std::memcpy(read.data(), view.data, static_cast<size_t>(view.numel));
-    for (const TorchState& state : read)
-      STD_TORCH_CHECK(state.left >= 1 && state.left <= kTwisted, "states: expected the state of a generator, got other bytes");
-    return read;
-  }
-  static void write(const Tensor& states, const std::vector<TorchState>& to) {
-    std::memcpy(View(states).data, to.data(), to.size() * sizeof(TorchState));
-  }
+  struct States {
+    TorchState* data;
+    int64_t count;
+    explicit States(const Tensor& tensor) {
+      const View view(tensor);
+      STD_TORCH_CHECK(view.torch_dtype == torch_dtype(kUInt8) && view.on_cpu() && view.contiguous &&
+                          (view.dim == 1 || view.dim == 2) && view.sizes[view.dim - 1] == kTorchStateBytes && view.numel > 0,
+                      "states: expected contiguous bytes on the CPU, of shape (", kTorchStateBytes, ",) or (B, ", kTorchStateBytes,
+                      ")");
+      STD_TORCH_CHECK(reinterpret_cast<uintptr_t>(view.data) % alignof(TorchState) == 0, "states: expected aligned memory");
+      data = static_cast<TorchState*>(view.data);
+      count = view.numel / kTorchStateBytes;
+      for (int64_t i = 0; i < count; ++i)
+        STD_TORCH_CHECK(data[i].left >= 1 && data[i].left <= kTwisted,
+                        "states: expected the state of a generator, got other bytes");
+    }
+  };
 
  private:
-  const Tensor& states_;
-  std::vector<TorchState> given_, final_;
+  States states_;
+  std::unique_ptr<TorchState[]> after_;
 };
 #endif
 

@@ -41,10 +41,8 @@ void torch_randn(const Tensor& out, const Tensor& states, bool fused) {
 // Puts the states forward by as many words of 32 bits each.
 void torch_skip(const Tensor& states, int64_t words) {
   STD_TORCH_CHECK(words >= 0, "words: expected a number >= 0, got ", words);
-  if (words == 0) return;
-  std::vector<TorchState> all = TorchNoise::read(states);
-  run_blocks(torch_skip_cpu(isa()), {all.data(), words}, static_cast<int64_t>(all.size()));
-  TorchNoise::write(states, all);
+  const TorchNoise::States all(states);
+  if (words > 0) run_blocks(torch_skip_cpu(isa()), {all.data, words}, all.count);
 }
 #endif
 

@@ -2,7 +2,7 @@
 in which it leaves the generator.
 
 torch.randn took half of a step with torch's numbers, or more. The kernels of csrc/common/cpu_torch_noise.h make these numbers of
-the generator's state where they are needed, in less than half of its time on one thread and with torch's threads sharing the work;
+the generator's state where they are needed, in half of its time on one thread and with torch's threads sharing the work;
 the noise is never stored. That holds for 16 contiguous elements or more of float32, float16 or bfloat16; shorter noise, that of
 float64, and that in another order of memory torch makes by other rules, and here too.
 
@@ -31,107 +31,115 @@ LEAST_TO_FILL = 512
 NOISE_DTYPES = {torch.float32: 0, torch.float16: 2, torch.bfloat16: 3}  # `DType` of csrc/common/elementwise.h
 
 _default = torch.default_generator
-_is_compiling = torch.compiler.is_compiling
+_is_dynamo_compiling = torch.compiler.is_dynamo_compiling
 
 
 class Source(NamedTuple):
-    """Generators, one for all samples or one for each, and what is drawn from each of them."""
+    """A generator, or a tuple of one for each sample, and what is drawn from each of them."""
 
-    generators: tuple[torch.Generator, ...]
+    generators: torch.Generator | tuple[torch.Generator, ...]
     words: int
     dtype: int
     fused: bool
 
-    def run(self, op, *operands, **outputs) -> Any:
-        """Calls the op, one whose first arguments are `states, noise_dtype, fused`, and puts the generators forward."""
-        return self._drawn(lambda states: op(states, self.dtype, self.fused, *operands, **outputs))
-
-    def fill(self, out) -> None:
-        self._drawn(lambda states: dispatch.DIRECT["torch_randn"](out, states, self.fused))
-
-    def _drawn(self, call) -> Any:
-        """call(states), which writes the states after the draw in their place.
-
-        torch draws with the generator's mutex locked, which cannot be had from outside. So where there are other threads, the
-        states after the draw are made first, and given to the generators at once, under a lock of this module's own: draws of
-        fastgen never take the same words. A torch.randn of another thread from the same generator is noticed, and the draw starts
-        from the state that it left, unless it falls into the microsecond between the last look and the new state: then both have
-        the same words. Without other threads the kernel makes the states after the draw as well, in one pass.
-        """
+    def run(self, op, *operands, check=None, **outputs) -> Any:
+        """Calls the op, one whose first arguments are `states, noise_dtype, fused`, and puts the generators forward. Where they go
+        forward before the op has looked at its operands, check() is called first, to raise what is wrong with them."""
+        # torch draws with the generator's mutex locked, which cannot be had from outside. Without other threads none is needed: the
+        # kernel makes the states after the draw in the same pass.
         if threading.active_count() == 1:
             states = self._states()
-            result = call(states)
+            result = op(states, self.dtype, self.fused, *operands, **outputs)
             self._set(states)
             return result
+        if check is not None:
+            check()
+        return op(self._reserved(), self.dtype, self.fused, *operands, **outputs)
+
+    def fill(self, out) -> None:
+        self.run(lambda states, dtype, fused: dispatch.DIRECT["torch_randn"](out, states, fused))
+
+    def _reserved(self) -> torch.Tensor:
+        """The states, whose generators have gone forward already, so that no other draw of fastgen takes the same words. A
+        torch.randn of another thread from the same generator is noticed, and the draw starts where it ended, unless it falls into
+        the microsecond between the last look and the new state: then both have the same words."""
         with _reserving:
             while True:
                 states = self._states()
                 after = states.clone()
                 dispatch.DIRECT["torch_skip"](after, self.words)
                 if torch.equal(self._states(), states):
-                    break
-            self._set(after)
-        return call(states)
+                    self._set(after)
+                    return states
 
     def _states(self) -> torch.Tensor:
-        if len(self.generators) == 1:
-            return self.generators[0].get_state().unsqueeze(0)
-        return torch.stack([generator.get_state() for generator in self.generators])
+        if type(self.generators) is tuple:
+            return torch.stack([generator.get_state() for generator in self.generators])
+        return self.generators.get_state()
 
     def _set(self, states) -> None:
-        if len(self.generators) == 1:
-            self.generators[0].set_state(states[0])
-            return
-        for generator, state in zip(self.generators, states.unbind(), strict=True):
-            generator.set_state(state.clone())  # torch reads it from the beginning of its storage
+        if type(self.generators) is tuple:
+            for generator, state in zip(self.generators, states.unbind(), strict=True):
+                generator.set_state(state.clone())  # torch reads it from the beginning of its storage
+        else:
+            self.generators.set_state(states)
 
 
 _reserving = threading.Lock()
 
 
-def source(generator, x, dtype, backend="cpp") -> Source | None:
-    """Where a kernel makes what `torch.randn(x.shape, generator=generator, dtype=dtype)` would be, or for a list of generators that
-    of x[i:i+1] for each sample. None where it cannot: torch.randn is to be called then.
+def source(generator, x, dtype) -> Source | None:
+    """Where a compiled kernel makes what `torch.randn(x.shape, generator=generator, dtype=dtype)` would be, or for a list of
+    generators that of x[i:i+1] for each sample. None where it cannot: torch.randn is to be called then. The caller knows that
+    nothing is traced or transformed.
 
     generator: a `torch.Generator`, None for torch's default one of the CPU, or a list of generators.
     """
-    if _is_compiling() or dtype not in NOISE_DTYPES or backend != "cpp":
-        return None
-    if type(x) is not torch.Tensor or not x.is_cpu or x.dtype is torch.float64 or not x.is_contiguous():
-        return None
-    if dispatch.dispatch_modes() or dispatch.transformed():
+    code = NOISE_DTYPES.get(dtype)
+    if code is None or type(x) is not torch.Tensor or not x.is_cpu or x.dtype is torch.float64 or not x.is_contiguous():
         return None
     length = x.numel()
-    if isinstance(generator, (list, tuple)):
-        generators = tuple(generator)
-        if len(generators) > 1:
-            if len(generators) != len(x) or len({id(one) for one in generators}) != len(x):
-                return None
-            length //= len(x)
-    else:
-        generators = (_default if generator is None else generator,)
-    if length < LEAST or not generators or not all(_of_the_cpu(one) for one in generators):
+    if generator is None:
+        generator = _default
+    elif type(generator) is not torch.Generator:
+        if not isinstance(generator, (list, tuple)) or not all(type(one) is torch.Generator for one in generator):
+            return None
+        if len(generator) == 1:
+            (generator,) = generator
+        elif len(generator) != len(x) or len({id(one) for one in generator}) != len(x):
+            return None
+        else:
+            generator, length = tuple(generator), length // len(x)
+    if length < LEAST:
         return None
-    fused = arithmetic(dtype)
+    if generator is not _default and not all(one.device.type == "cpu" for one in _each(generator)):
+        return None
+    fused = _arithmetic[dtype] if dtype in _arithmetic else arithmetic(dtype)
     if fused is None:
         return None
     rest = length % BLOCK
-    words = length - (0 if dtype is torch.float32 else rest) + (BLOCK if rest else 0)
-    return Source(generators, words, NOISE_DTYPES[dtype], fused)
+    if rest:
+        length += BLOCK if dtype is torch.float32 else BLOCK - rest
+    return Source(generator, length, code, fused)
 
 
-def _of_the_cpu(generator):
-    return type(generator) is torch.Generator and generator.device.type == "cpu"
+def _each(generators):
+    return generators if type(generators) is tuple else (generators,)
+
+
+def untouched() -> bool:
+    """Whether nothing is traced or transformed, so that a kernel may be called without torch's knowing."""
+    return not (_is_dynamo_compiling() or dispatch.dispatch_modes() or dispatch.transformed())
 
 
 def randn(shape, generator, dtype, device) -> torch.Tensor:
     """torch.randn(shape, generator=generator, dtype=dtype, device=device); `device` is a torch.device."""
-    if device.type == "cpu" and not _is_compiling() and not dispatch.dispatch_modes() and not dispatch.transformed():
+    if device.type == "cpu" and untouched() and dispatch.backend_for(device) == "cpp":
         out = torch.empty(shape, dtype=dtype, device=device)
-        if out.dim() and out.numel() >= LEAST_TO_FILL and dispatch.backend_for(device) == "cpp":
-            found = source(generator, out.reshape(1, -1), dtype)
+        if out.numel() >= LEAST_TO_FILL:
+            found = source(generator, out, dtype)
             if found is not None:
-                found.fill(out.view(1, -1))
+                found.fill(out)
                 return out
     return torch.randn(shape, generator=generator, dtype=dtype, device=device)
 
@@ -147,7 +155,7 @@ def like(x, *dtypes) -> dict[str, Any]:
     """What stands for `noise=torch.randn_like(x)` among the arguments of an op whose result has the dtype to which that of x and
     `dtypes` are promoted: torch's default generator where the op's kernel makes the noise, else the noise."""
     result = functools.reduce(torch.promote_types, dtypes, x.dtype)
-    if result is x.dtype and source(None, x, result) is not None:
+    if result is x.dtype and untouched() and source(None, x, result) is not None:
         return {"generator": _default}
     return {"noise": randn_like(x)}
 
@@ -179,7 +187,7 @@ def _agrees(dtype, fused):
         generator = torch.Generator("cpu").manual_seed(seed)
         if skipped:
             torch.empty(skipped, dtype=torch.int32, device="cpu").random_(generator=generator)
-        states = generator.get_state().unsqueeze(0)
+        states = generator.get_state()
         expected = torch.randn(count, generator=generator, dtype=dtype, device="cpu")
         out = torch.empty(1, count, dtype=dtype, device="cpu")
         try:
@@ -187,7 +195,7 @@ def _agrees(dtype, fused):
         except RuntimeError:  # a state of another layout
             return False
         bits = torch.int32 if dtype.itemsize == 4 else torch.int16
-        if not torch.equal(out[0].view(bits), expected.view(bits)) or not torch.equal(states[0], generator.get_state()):
+        if not torch.equal(out[0].view(bits), expected.view(bits)) or not torch.equal(states, generator.get_state()):
             return False
     return True
 

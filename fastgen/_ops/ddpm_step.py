@@ -403,6 +403,11 @@ def _reverse_step(plan, x_t, model_output, t, clip, threshold, noise, seed, gene
         clip, threshold = _checked_bounds(plan, x_t, clip, threshold)
     if return_x0 is not False and return_x0 is not True:
         raise TypeError(f"return_x0: expected a bool, got {type(return_x0).__name__}")
+    if type(generator) is torch.Generator and noise is None and seed is None and plan.noisy and not plan.careful:
+        given = x_t, model_output, given_t, None, plan, threshold, guidance, out
+        result = _with_torch_noise(given, t, index, generator, clip, return_x0)
+        if result is not None:
+            return result
     # before a seed is drawn or noise is dropped; of what else is wrong a compiled op complains before it writes
     if plan.careful or (noise is None and seed is None) or (noise is not None and not plan.noisy):
         _check_tensors(x_t, model_output, given_t, noise, plan, threshold, guidance, out)
@@ -410,10 +415,6 @@ def _reverse_step(plan, x_t, model_output, t, clip, threshold, noise, seed, gene
         checks.ungraded_output(out, x_t, model_output, noise, *guidance[:1])
     seeds = None
     if noise is not None or generator is not None or type(seed) is not int or not 0 <= seed < 2**63:
-        if type(generator) is torch.Generator and noise is None and seed is None and plan.noisy:
-            result = _with_torch_noise(plan, x_t, model_output, t, index, generator, clip, threshold, guidance, return_x0, out)
-            if result is not None:
-                return result
         noise, seeds, seed = _noise_source(plan, x_t, noise, seed, generator)
     elif not plan.noisy:
         seed = None
@@ -435,16 +436,26 @@ def _reverse_step(plan, x_t, model_output, t, clip, threshold, noise, seed, gene
         raise
 
 
-def _with_torch_noise(plan, x_t, model_output, t, index, generator, clip, threshold, guidance, return_x0, out):
-    """With the noise of `generator` made in the kernel, of arguments that have been checked; None where that cannot be."""
-    recorded = x_t.requires_grad or model_output.requires_grad or (guidance and guidance[0].requires_grad)
-    source = torch_noise.source(generator, x_t, plan.dtype, plan.backend)
-    if source is None or (recorded and torch.is_grad_enabled()):
+def _with_torch_noise(given, t, index, generator, clip, return_x0):
+    """With the noise of `generator` made in the compiled kernel; None where that cannot be. given: what `_check_tensors` takes."""
+    x_t, model_output, _, _, plan, threshold, guidance, out = given
+    source = torch_noise.source(generator, x_t, plan.dtype)
+    if source is None:
         return None
-    y = dispatch.empty_like(x_t, plan.dtype) if out is None else out
-    x0 = dispatch.empty_like(x_t, plan.dtype) if return_x0 else None
+    if torch.is_grad_enabled():
+        if x_t.requires_grad or model_output.requires_grad or (guidance and guidance[0].requires_grad):
+            return None
+        if out is not None:
+            checks.ungraded_output(out, x_t, model_output, *guidance[:1])
+    y = torch.empty_like(x_t, dtype=plan.dtype) if out is None else out
+    x0 = torch.empty_like(x_t, dtype=plan.dtype) if return_x0 else None
     operands = x_t, model_output, plan.rows, t, index, None, None, None, clip, threshold, plan.learned, *(guidance or (None, 1.0))
-    source.run(dispatch.DIRECT[plan.op + "_torch"], *operands, x0, out=y)
+    op = dispatch.DIRECT[plan.op + "_torch"]
+    try:
+        source.run(op, *operands, x0, check=lambda: _check_tensors(*given), out=y)
+    except (RuntimeError, TypeError):
+        _check_tensors(*given)
+        raise
     if out is not None:
         dispatch.written(out)
     return (y, x0) if return_x0 else y

@@ -101,6 +101,10 @@ def _noised(op, table, x_name, x, t, schedule, noise, seed, generator, offset, o
         t, index = checks.timestep(t, x, end, note)
     if offset != 0 or type(offset) is not int:
         offset = rng.check_offset(offset)
+    if type(generator) is torch.Generator and noise is None and seed is None and not careful:
+        y = _with_torch_noise(plan, x_name, x, given_t, t, index, generator, out)
+        if y is not None:
+            return y
     # before a seed is drawn; of what else is wrong a compiled op complains before it writes
     if careful or (noise is None and seed is None):
         _check_tensors(x_name, x, given_t, noise, plan, out)
@@ -109,10 +113,6 @@ def _noised(op, table, x_name, x, t, schedule, noise, seed, generator, offset, o
     seeds = None
     if type(seed) is not int or not 0 <= seed < 2**63 or noise is not None or generator is not None:
         _check_data(x_name, x)
-        if type(generator) is torch.Generator and noise is None and seed is None:
-            y = _with_torch_noise(plan, x, t, index, generator, out)
-            if y is not None:
-                return y
         noise, seeds, seed = rng.noise_source(x_name, x, plan.dtype, noise, seed, generator)
     try:
         return _run(plan, x, t, index, noise, seeds, seed, offset, out)
@@ -167,13 +167,23 @@ def _run(plan, x, t, index, noise, seeds, seed, offset, out=None):
     return _QSample.apply(plan, *operands)
 
 
-def _with_torch_noise(plan, x, t, index, generator, out):
-    """With the noise of `generator` made in the kernel, of arguments that have been checked; None where that cannot be."""
-    source = torch_noise.source(generator, x, plan.dtype, plan.backend)
-    if source is None or (x.requires_grad and torch.is_grad_enabled()):
+def _with_torch_noise(plan, x_name, x, given_t, t, index, generator, out):
+    """With the noise of `generator` made in the compiled kernel; None where that cannot be."""
+    source = torch_noise.source(generator, x, plan.dtype)
+    if source is None or (torch.is_grad_enabled() and x.requires_grad):
         return None
-    y = dispatch.empty_like(x, plan.dtype) if out is None else out
-    source.run(dispatch.DIRECT[plan.op + "_torch"], x, plan.rows, t, index, out=y)
+    if out is not None and torch.is_grad_enabled():
+        checks.ungraded_output(out, x)
+
+    def check():
+        _check_tensors(x_name, x, given_t, None, plan, out)
+
+    y = torch.empty_like(x, dtype=plan.dtype) if out is None else out
+    try:
+        source.run(dispatch.DIRECT[plan.op + "_torch"], x, plan.rows, t, index, check=check, out=y)
+    except (RuntimeError, TypeError):
+        check()
+        raise
     return y if out is None else dispatch.written(y)
 
 

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from diffusers.utils.torch_utils import randn_tensor
 
-from ..._core.dispatch import functorch_is_active
+from ..._core.dispatch import backend_for, functorch_is_active
 from ..._core.rng import random_seed
-from ..._core.torch_noise import randn, source
+from ..._core.torch_noise import randn, source, untouched
 
 # Of a step whose coefficient of the noise is 0: neither noise nor a seed is drawn.
 NO_NOISE: dict[str, Any] = {"seed": 0}
@@ -32,7 +32,7 @@ def _drawn_noise(generator, m):
         return torch.randn(m.shape, device=m.device, dtype=m.dtype) if _compiling() else randn(m.shape, None, m.dtype, m.device)
     if type(generator) is torch.Generator and generator.device == m.device:
         return randn(m.shape, generator, m.dtype, m.device)
-    if isinstance(generator, list) and len(generator) > 1:
+    if isinstance(generator, list) and len(generator) > 1 and untouched() and backend_for(m.device) == "cpp":
         noise = torch.empty(m.shape, dtype=m.dtype, device=m.device)
         found = source(generator, noise, m.dtype)
         if found is not None:
