@@ -24,6 +24,7 @@ IN_ORDER = (
     "ddim_step",
     "q_posterior",
     "randn",
+    "randn_torch_cuda",
     "to_uint8",
     "q_sample_bytes",
     "diffusion_loss",

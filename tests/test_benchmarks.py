@@ -51,6 +51,7 @@ def all_cases(peers, dtype):
     yield at(peers.q_posterior)
     yield peers.backward(at(peers.q_posterior), 2, 3)
     yield at(peers.randn)
+    yield at(peers.randn_torch_cuda)
     yield at(peers.diffusion_loss)
     yield at(peers.vlb_terms)
     yield at(peers.step_log_prob)
@@ -143,7 +144,7 @@ def test_grid(peers):
     }
     assert {case.op for case in cases if case.passes == peers.BACKWARD} == ops
     compiled = {(case.op, case.mode, case.passes) for case in cases if "torch.compile" in case.peers}
-    forward = {"randn", "to_uint8", "q_sample_bytes", "ddpm_step_log_prob", "step_log_weight"}
+    forward = {"randn", "randn_torch_cuda", "to_uint8", "q_sample_bytes", "ddpm_step_log_prob", "step_log_weight"}
     assert {op for op, _, _ in compiled} == ops | forward
     assert all(case.peers[:2] == ("limit", "fastgen") for case in cases)
 
@@ -165,7 +166,7 @@ def test_breadth_first(peers, real):
     series = {}
     for case in cases:
         series.setdefault((case.op, case.mode), []).append(case)
-    assert len(series) == 22
+    assert len(series) == 23
     for several in series.values():
         assert sorted(ranks[case] for case in several) == list(range(len(several)))
         several.sort(key=ranks.get)
@@ -296,7 +297,7 @@ def test_time_runs_out_in_the_finest_detail(tmp_path, monkeypatch, peers, real):
     ranks = {str(case): rank for case, rank in pace.ranks(cases).items()}
     order = [ranks.get(name, 0) for name in reached]
     works = importlib.import_module("benchmarks.end_to_end").works()
-    assert order == sorted(order) and reached[22:26] == [work.what for work in works]
+    assert order == sorted(order) and reached[23:27] == [work.what for work in works]
     left_out = [case for case in cases if str(case) not in reached]
     assert found["left_out"].keys() == set(map(str, left_out)) and 10 < len(left_out) < len(cases) / 2
     assert all(ranks[str(case)] >= order[-1] for case in left_out)  # the finest detail

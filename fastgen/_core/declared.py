@@ -152,7 +152,10 @@ _DECLARED: dict[str, tuple[str, tuple]] = {
         "Tensor x",
         ("to_uint8(..., bool channels_last) -> Tensor", "to_uint8_out(..., *, Tensor(a!) out) -> ()"),
     ),
-    "randn": ("Tensor? seeds, SymInt? seed, SymInt offset", ("randn(Tensor(a!) out, ...) -> ()",)),
+    "randn": (
+        "Tensor? seeds, SymInt? seed, SymInt offset",
+        ("randn(Tensor(a!) out, ...) -> ()", "randn_torch_cuda(Tensor(a!) out, ..., SymInt threads) -> ()"),
+    ),
     "bce_with_logits": (
         "Tensor input, Tensor target, Tensor? weight, Tensor? pos_weight, int reduction",
         (
