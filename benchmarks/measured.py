@@ -25,6 +25,7 @@ IN_ORDER = (
     "q_posterior",
     "randn",
     "torch_randn",
+    "randn_torch_cuda",
     "to_uint8",
     "q_sample_bytes",
     "diffusion_loss",

@@ -216,7 +216,7 @@ def graph_of(case) -> tuple:
     """What cases with the same compiled program have in common: all but the batch. But randn's shape is nowhere else to be read,
     and a GPU gets a program of its own for each large shape, which is the best that torch.compile has to offer. On the CPU a batch
     that is known gains nothing (q_sample(noise=) at 10⁶: 419 µs, any batch 380; bce_with_logits 1225 and 1076)."""
-    whole = case.op == "randn" or (case.device != "cpu" and case.elements > 500_000)
+    whole = case.op in ("randn", "randn_torch_cuda") or (case.device != "cpu" and case.elements > 500_000)
     shape = case.shape if whole else case.shape[1:]
     return case.op, case.mode, case.passes, case.output, case.dtype, case.channels_last, case.device, shape
 
@@ -524,6 +524,21 @@ def randn(shape, dtype):
         return torch.randn(shape, dtype=dtype, device=device)
 
     return Case("randn", "seed", "fresh", shape, dtype, 1, inputs, ours, eager)
+
+
+def randn_torch_cuda(shape, dtype):
+    """The numbers of an H100. eager draws others, the CPU's own: on a GPU the same ones, if that is an H100."""
+
+    def inputs():
+        return (torch.get_default_device(),)
+
+    def ours(device):
+        return partial(fastgen.randn, shape, seed=SEED, dtype=dtype, device=device, stream="torch-cuda", device_like="H100")
+
+    def eager(device):
+        return torch.randn(shape, dtype=dtype, device=device)
+
+    return Case("randn_torch_cuda", "seed", "fresh", shape, dtype, 1, inputs, ours, eager)
 
 
 def torch_randn(shape, dtype):

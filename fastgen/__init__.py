@@ -1,14 +1,15 @@
 """fastgen: the parts of a diffusion or GAN step that are not the network, each one fused kernel.
 
 Forward noising `q_sample`, `q_step`, `q_posterior`; reverse steps `ddpm_step`, `ddim_step`, and the whole chain of them `sample`
-(for several chains, `Sampler`); reproducible noise `randn`, and torch's own in less time `torch_randn`; the training losses
-`diffusion_loss`, `discriminator_loss`, `generator_loss` and `bce_with_logits` (as a module, `BCEWithLogitsLoss`); the variational
-bound of the likelihood `variational_bound`, and its parts `vlb_terms` and `prior_kl`; an estimate of the likelihood itself
-`log_likelihood`; the log-probability of a reverse step `step_log_prob`; images as bytes `to_uint8`; noise schedules `Schedule`.
-`backend`, `use_backend` and `backend_info` say and choose what runs.
+(for several chains, `Sampler`); reproducible noise `randn`, torch's own in less time `torch_randn`, and that of a CUDA GPU anywhere
+`TorchCudaGenerator`; the training losses `diffusion_loss`, `discriminator_loss`, `generator_loss` and `bce_with_logits` (as a
+module, `BCEWithLogitsLoss`); the variational bound of the likelihood `variational_bound`, and its parts `vlb_terms` and `prior_kl`;
+an estimate of the likelihood itself `log_likelihood`; the log-probability of a reverse step `step_log_prob`; images as bytes
+`to_uint8`; noise schedules `Schedule`. `backend`, `use_backend` and `backend_info` say and choose what runs.
 """
 
 from ._core.backends import available_backends, backend, backend_info, use_backend
+from ._core.torch_cuda import TorchCudaGenerator
 from ._likelihood.log_likelihood import LogLikelihood, log_likelihood
 from ._likelihood.variational_bound import VariationalBound, variational_bound
 from ._ops.bce_with_logits import BCEWithLogitsLoss, bce_with_logits
@@ -32,6 +33,7 @@ __all__ = [
     "LogLikelihood",
     "Sampler",
     "Schedule",
+    "TorchCudaGenerator",
     "VariationalBound",
     "available_backends",
     "backend",

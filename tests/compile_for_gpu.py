@@ -214,6 +214,9 @@ def every_op():
         "ddpm_step to out": lambda x, m, t, s: fastgen.ddpm_step(x, m, t, SCHEDULE, seed=s, out=torch.empty_like(x)),
         "ddim_step": lambda x, m, t, s: fastgen.ddim_step(x, m, 7, SCHEDULE),
         "randn": lambda x, m, t, s: fastgen.randn((5, 7), seed=s, device=x.device),
+        "randn_torch_cuda": lambda x, m, t, s: fastgen.randn(
+            (5, 7), seed=s, device=x.device, stream="torch-cuda", device_like="A100"
+        ),
         "diffusion_loss": lambda x, m, t, s: loss(m, x, t, seed=s, prediction="v_prediction", weighting="min_snr"),
         "diffusion_loss of each sample": lambda x, m, t, s: loss(m, x, t, seed=s, loss="huber", weighting=each, reduction="none"),
         "diffusion_loss_backward": lambda x, m, t, s: ops.diffusion_loss_backward(one, m, x, *back),

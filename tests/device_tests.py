@@ -16,7 +16,8 @@ DECLARATIONS = runpy.run_path(str(CSRC / "declarations.py"))
 STEMS = DECLARATIONS["DECLARED"]["STEMS"]
 SMALLER = 1024  # times: the tensors in which a thread takes several vectors; see kManyItems in csrc/common/index.h
 MANY_ITEMS = f"-DFG_MANY_ITEMS={256 * 1024 // SMALLER}"
-TESTS = [*(f"tests/test_{op}.py" for op in STEMS), "tests/test_half_precision.py", "tests/test_device_code.py"]
+TESTS = [*(f"tests/test_{op}.py" for op in STEMS), "tests/test_randn_torch_cuda.py"]
+TESTS += ["tests/test_half_precision.py", "tests/test_device_code.py"]
 TORCH = Path(torch.__file__).parent
 LIBRARIES = f"-L{TORCH}/lib -ltorch_cpu"
 

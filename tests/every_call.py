@@ -139,6 +139,17 @@ def _randn(seed, offset=3):
     return call
 
 
+def _torch_cuda(seed):
+    """T is 256, so that a thread has several turns where there are more than 1024 elements."""
+
+    def call(i):
+        seeds = {"int": -9, "one": i.seed, "each": i.seeds}[seed]
+        card = {"stream": "torch-cuda", "multiprocessors": 1, "threads_per_multiprocessor": 256}
+        return fastgen.randn(i.x.shape, seed=seeds, offset=8, dtype=i.x.dtype, device=i.x.device, **card)
+
+    return call
+
+
 def _loss(reduction="mean", weight=None, pos_weight=None):
     def call(i):
         given = {"full": i.weight, "scalar": i.scalar, None: None}
@@ -291,6 +302,9 @@ CALLS = INTO | {
     "randn int": _randn("int"),
     "randn one seed": _randn("one"),
     "randn seeds": _randn("each"),
+    "randn torch-cuda": _torch_cuda("int"),
+    "randn torch-cuda one seed": _torch_cuda("one"),
+    "randn torch-cuda seeds": _torch_cuda("each"),
     "loss mean": _diffusion_loss(seed="seed"),
     "loss int": _diffusion_loss(t=7, seed=5, reduction="sum"),
     "loss noise": _diffusion_loss(noise="noise", loss="l1"),

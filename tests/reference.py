@@ -58,6 +58,48 @@ def normals_between(begin, end, seed, offset=0, sample=0):
     return z[begin % 4 :][: end - begin]
 
 
+def torch_cuda_normals(count, seed, offset, multiprocessors, threads_per_multiprocessor, dtype="float32", elements=None):
+    """The numbers that torch.randn(count) draws on a CUDA GPU whose generator has this seed and offset, or those of the given
+    elements of them; and the offset after them. Of ATen/native/cuda/DistributionTemplates.h, calc_execution_policy and
+    distribution_elementwise_grid_stride_kernel, and cuRAND's curand_uniform.h, curand_normal.h and curand_philox4x32_x.h.
+
+    The uniform numbers are rounded to float32 as cuRAND rounds them; what is made of them is in float64."""
+    numbers = 2 if dtype == "float64" else 4  # by one call of curand_normal4 or curand_normal2_double
+    blocks = min(-(-count // 256), multiprocessors * (threads_per_multiprocessor // 256))
+    i = np.arange(count, dtype=np.uint64) if elements is None else np.asarray(elements, np.uint64)
+    stride, numbers_of = np.uint64(256 * blocks), np.uint64(numbers)
+    thread, number, turn = i % stride, i // stride % numbers_of, i // (stride * numbers_of)
+    counter, key = turn + np.uint64(offset // 4), np.uint64(seed % 2**64)
+    words = philox4x32((counter & MASK, counter >> SHIFT, thread & MASK, thread >> SHIFT), (key & MASK, key >> SHIFT))
+    after = offset + 4 * ((count - 1) // (256 * blocks * numbers) + 1) if count else offset
+    if dtype == "float64":
+        w0, w1, w2, w3 = (word.astype(np.uint64) for word in words)
+        u = (w0 ^ w1 << np.uint64(21)).astype(np.float64) * 2.0**-53 + 2.0**-54
+        angle = ((w2 ^ w3 << np.uint64(21)).astype(np.float64) * 2.0**-52 + 2.0**-53) * np.pi
+    else:
+        second, f = number >= 2, np.float32
+        a, b = (np.where(second, words[2 + k], words[k]).astype(f).astype(np.float64) for k in range(2))
+        two_pi = np.float64(f(6.2831855))
+        u = (a * 2.0**-32 + 2.0**-33).astype(f).astype(np.float64)
+        angle = (b * (two_pi * 2.0**-32) + two_pi * 2.0**-33).astype(f).astype(np.float64)
+    return np.where(number % 2 == 0, np.sin(angle), np.cos(angle)) * np.sqrt(-2.0 * np.log(u)), after
+
+
+def torch_key_normals(count, seed, offset, dtype="float32"):
+    """What torch.func._random.normal gives for a key (seed, offset): `box_muller_float` and `box_muller_double` of torch 2.14's
+    ATen/native/PhiloxStatelessRNG.cpp."""
+    numbers = 2 if dtype == "float64" else 4
+    blocks = np.arange(-(-count // numbers), dtype=np.uint64) + np.uint64(offset)
+    key, zero = np.uint64(seed % 2**64), np.uint64(0)
+    r = [word.astype(np.float64) for word in philox4x32((blocks & MASK, blocks >> SHIFT, zero, zero), (key & MASK, key >> SHIFT))]
+    if dtype == "float64":
+        pairs = [((r[0] + (r[1] + 0.5) * 2.0**-32) * 2.0**-32, (r[2] + (r[3] + 0.5) * 2.0**-32) * 2.0**-32)]
+    else:
+        pairs = [((r[k] + 0.5) * 2.0**-32, (r[k + 1] + 0.5) * 2.0**-32) for k in (0, 2)]
+    z = [np.sqrt(-2.0 * np.log(u)) * turned(2 * np.pi * v) for u, v in pairs for turned in (np.cos, np.sin)]
+    return np.stack(z, axis=-1).reshape(-1)[:count]
+
+
 # ---- diffusion ------------------------------------------------------------------------------------------------------
 
 

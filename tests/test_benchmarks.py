@@ -53,6 +53,7 @@ def all_cases(peers, dtype):
     yield at(peers.randn)
     yield at(peers.torch_randn)
     yield at(peers.ddpm_step, "generator", "out")
+    yield at(peers.randn_torch_cuda)
     yield at(peers.diffusion_loss)
     yield at(peers.vlb_terms)
     yield at(peers.step_log_prob)
@@ -146,7 +147,7 @@ def test_grid(peers):
     }
     assert {case.op for case in cases if case.passes == peers.BACKWARD} == ops
     compiled = {(case.op, case.mode, case.passes) for case in cases if "torch.compile" in case.peers}
-    forward = {"randn", "torch_randn", "to_uint8", "q_sample_bytes", "ddpm_step_log_prob", "step_log_weight"}
+    forward = {"randn", "torch_randn", "randn_torch_cuda", "to_uint8", "q_sample_bytes", "ddpm_step_log_prob", "step_log_weight"}
     assert {op for op, _, _ in compiled} == ops | forward
     assert all(case.peers[:2] == ("limit", "fastgen") for case in cases)
 
@@ -168,7 +169,7 @@ def test_breadth_first(peers, real):
     series = {}
     for case in cases:
         series.setdefault((case.op, case.mode), []).append(case)
-    assert len(series) == 24
+    assert len(series) == 25
     for several in series.values():
         assert sorted(ranks[case] for case in several) == list(range(len(several)))
         several.sort(key=ranks.get)
@@ -299,7 +300,7 @@ def test_time_runs_out_in_the_finest_detail(tmp_path, monkeypatch, peers, real):
     ranks = {str(case): rank for case, rank in pace.ranks(cases).items()}
     order = [ranks.get(name, 0) for name in reached]
     works = importlib.import_module("benchmarks.end_to_end").works()
-    assert order == sorted(order) and reached[24:28] == [work.what for work in works]
+    assert order == sorted(order) and reached[25:29] == [work.what for work in works]
     left_out = [case for case in cases if str(case) not in reached]
     assert found["left_out"].keys() == set(map(str, left_out)) and 10 < len(left_out) < len(cases) / 2
     assert all(ranks[str(case)] >= order[-1] for case in left_out)  # the finest detail

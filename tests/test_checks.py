@@ -183,6 +183,12 @@ CASES = [
     (("torch_randn",), {"generator": torch.Generator(), "device": "meta"}, ValueError, "generator"),
     (("randn",), {"device": "nowhere"}, ValueError, "device"),
     (("randn",), {"device": 1.5}, TypeError, "device"),
+    (("randn",), {"stream": "torch"}, ValueError, "stream"),
+    (("randn",), {"device_like": "A100"}, ValueError, "device_like"),
+    (("randn",), {"stream": "torch-cuda", "device_like": "H1000"}, ValueError, "device_like"),
+    (("randn",), {"stream": "torch-cuda", "device_like": "A100", "offset": 2}, ValueError, "offset"),
+    (("randn",), {"stream": "torch-cuda", "multiprocessors": 2}, ValueError, "threads_per_multiprocessor"),
+    (("randn",), {"seed": None, "generator": 3}, TypeError, "generator"),
     # the losses
     (VLB, {"seed": None}, ValueError, "x_t, noise, seed"),
     (VLB, {"x_t": torch.zeros(SHAPE)}, ValueError, "x_t, noise, seed"),

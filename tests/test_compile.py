@@ -49,6 +49,9 @@ FORWARD = {
     "ddim_step": lambda s, x, m, t, seed: fastgen.ddim_step(x, m, t, s, eta=0.5, prediction="v_prediction", seed=seed),
     "ddim_step_out": lambda s, x, m, t, seed: fastgen.ddim_step(x, m, t, s, out=torch.empty_like(x)),
     "randn": lambda s, x, m, t, seed: fastgen.randn((3, 7), seed=seed, offset=2, device=x.device) + x[0, 0, 0],
+    "randn_torch_cuda": lambda s, x, m, t, seed: (
+        fastgen.randn((3, 7), seed=seed, offset=4, device=x.device, stream="torch-cuda", device_like="A100") + x[0, 0, 0]
+    ),
     "diffusion_loss": lambda s, x, m, t, seed: fastgen.diffusion_loss(m, x, t, s, seed=seed, weighting="min_snr"),
     "diffusion_loss_v": lambda s, x, m, t, seed: fastgen.diffusion_loss(
         m.bfloat16(), x, t, s, seed=seed, prediction="v_prediction", loss="huber", weighting=x[:, 0, 0].abs(), reduction="none"

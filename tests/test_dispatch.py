@@ -307,6 +307,7 @@ def op_samples():
         yield "q_posterior", (*arguments[:2], posterior, *arguments[2:]), {}
     for arguments in [(torch.empty(2, 5), None, 7, 0), (torch.empty(2, 3, 4).half(), SEEDS, None, 3)]:
         yield "randn", arguments, {}
+        yield "randn_torch_cuda", (*arguments[:-1], 8, 512), {}
     yield "torch_randn", (torch.empty(2, 50).half(), STATES.clone(), True), {}
     yield "torch_randn", (torch.empty(2, 50), STATES.repeat(2, 1), False), {}
     yield "torch_skip", (STATES.clone(), 700), {}
@@ -501,6 +502,9 @@ calls = {
     "x0": lambda: ops.ddpm_step_out(x, x, step, None, 1, None, None, 1, None, None, False, x0=x[:2].clone(), out=x.clone()),
     "x_t": lambda: ops.q_posterior(x, x[:2], posterior, None, 1),
     "no seed": lambda: ops.randn(x, None, None, 0),
+    "no seed of torch's": lambda: ops.randn_torch_cuda(x, None, None, 0, 256),
+    "offset between": lambda: ops.randn_torch_cuda(x, None, 1, 2, 256),
+    "half a block of threads": lambda: ops.randn_torch_cuda(x, None, 1, 0, 128),
     "target": lambda: ops.bce_with_logits(x, x[:2], None, None, 1),
     "weight": lambda: ops.bce_with_logits(x, x, x[:2], None, 1),
     "reduction": lambda: ops.bce_with_logits(x, x, None, None, 3),

@@ -28,8 +28,10 @@ def results():
         t, s = torch.tensor([0, 17, 39]), torch.tensor([0.5, 1.0, 1.5])
         leaf = (4 * z).requires_grad_()
         fastgen.bce_with_logits(leaf, m.abs(), pos_weight=torch.tensor(2.0)).backward()
+        card = {"multiprocessors": 1, "threads_per_multiprocessor": 512}
         for name, y in {
             "randn": fastgen.randn((3, 217), seed=-5, offset=2**32, dtype=dtype),
+            "torch_cuda": fastgen.randn((3, 2170), seed=-5, offset=8, dtype=dtype, stream="torch-cuda", **card),
             "tiny": fastgen.randn((217, 3), seed=torch.arange(217), dtype=dtype),
             "q_sample": fastgen.q_sample(x, t, schedule, seed=3),
             "channels_last": fastgen.q_sample(last, 17, schedule, seed=3),
@@ -63,7 +65,7 @@ def test_instruction_sets_agree(capability, tmp_path):
         exec(RESULTS, namespace)
         with fastgen.use_backend("cpp"):
             here = namespace["results"]()
-        assert len(here) == 44
+        assert len(here) == 48
         for name, values in here.items():
             # the same formulas and polynomials, but for fused multiply-adds: at most one rounding of the dtype apart
             eps = torch.finfo(getattr(torch, name.rsplit("_", 1)[1])).eps

@@ -18,6 +18,9 @@ T = [3, 0, 39]
 def randn(schedule, x, t):
     yield fastgen.randn(x.shape, seed=5, dtype=x.dtype, device=x.device)
     yield fastgen.randn((20_001, 3), seed=5, dtype=x.dtype, device=x.device)
+    card = {"stream": "torch-cuda", "multiprocessors": 7, "threads_per_multiprocessor": 1024}
+    yield fastgen.randn(x.shape, seed=5, dtype=x.dtype, device=x.device, **card)
+    yield fastgen.randn((2_001, 3), seed=torch.arange(2_001, device=x.device), dtype=x.dtype, device=x.device, **card)
 
 
 def q_sample(schedule, x, t):

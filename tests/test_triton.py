@@ -67,6 +67,9 @@ def test_tiles_of_channels_last_cover_everything(shape):
 
 CALLS = {
     "randn": lambda s, x, t: fastgen.randn(x.shape, seed=t + 5, device=x.device),
+    "randn_torch_cuda": lambda s, x, t: fastgen.randn(
+        x.shape, seed=t + 5, device=x.device, stream="torch-cuda", multiprocessors=1, threads_per_multiprocessor=256
+    ),
     "q_sample": lambda s, x, t: fastgen.q_sample(x, t, s, seed=2**40),
     "q_posterior": lambda s, x, t: torch.cat([y.flatten() for y in fastgen.q_posterior(x, x.sin(), t, s)]),
     "ddpm_step": lambda s, x, t: fastgen.ddpm_step(x, torch.cat([x, x.sin()], 1), t, s, variance="learned", clip=1.0, seed=t),
@@ -145,6 +148,8 @@ def test_ops_refuse_what_would_touch_other_memory(device, schedule):
         "target too small": lambda: OPS.bce_with_logits(x, x[:1], None, None, 1),
         "weight too small": lambda: OPS.bce_with_logits(x, x, x[:1], None, 1),
         "no seed": lambda: OPS.randn(x, None, None, 0),
+        "no seed of torch's": lambda: OPS.randn_torch_cuda(x, None, None, 0, 256),
+        "offset between": lambda: OPS.randn_torch_cuda(x, None, 1, 2, 256),
     }
     for what, call in bad.items():
         with pytest.raises(RuntimeError):

@@ -68,6 +68,10 @@ def noised_bytes(dtype, **more):
     return noised(x(dtype), **more) | {"x": x(torch.uint8)}
 
 
+def drawn_as_cuda(out, **more):
+    return {"out": out, "seeds": None, "seed": None, "offset": 0, "threads": 132 * 2048, **more}
+
+
 def stepped(x, m=None, **more):
     return {"x_t": x, "model_output": x if m is None else m, **at(x, 10), **more}
 
@@ -168,6 +172,9 @@ CALLS = (
     Call("to_uint8", "to channels-last", lambda d: {"x": x(d), "channels_last": True}, "", False, ALL),
     Call("randn", "seed", lambda d: {"out": x(d), "seeds": None, "seed": 5, "offset": 0}, "Vectors<Randn<{three}>, seed>"),
     Call("randn", "seeds", lambda d: {"out": x(d), "seeds": SEEDS, "seed": None, "offset": 0}, "", False, COLD),
+    Call("randn_torch_cuda", "seed", lambda d: drawn_as_cuda(x(d), seed=5), "", True, HOT[:1]),
+    Call("randn_torch_cuda", "seed", lambda d: drawn_as_cuda(x(d), seed=5), "", False, HOT[1:] + COLD),
+    Call("randn_torch_cuda", "seeds", lambda d: drawn_as_cuda(x(d), seeds=SEEDS), "", False, HOT[:1]),
     Call("q_posterior", "means", lambda d: {"x0": x(d), "x_t": x(d), **at(x(d), 4)}, "Vectors<QPosterior<{three}>, no noise>"),
     Call("q_posterior", "means", lambda d: {"x0": x(d), "x_t": x(HOT[0]), **at(x(d), 4)}, "", False, COLD),
     Call("ddpm_step", "no noise", lambda d: stepped(x(d)), "Vectors<DdpmStepPlain<{three}>, no noise>"),

@@ -5,6 +5,34 @@
 
 namespace fastgen {
 
+// sin and cos of an angle within ±π/4.
+template <class V> FG_HD void sincos_within_eighth(V a, V& sine, V& cosine) {
+  const V a2 = a * a;
+  if constexpr (kIsDouble<V>) {
+    sine = fma(a * a2,
+               polynomial(a2, splat<V>(1.0 / 355687428096000.0), -1.0 / 1307674368000.0, 1.0 / 6227020800.0, -1.0 / 39916800,
+                          1.0 / 362880, -1.0 / 5040, 1.0 / 120, -1.0 / 6),
+               a);
+    cosine = polynomial(a2, splat<V>(-1.0 / 6402373705728000.0), 1.0 / 20922789888000.0, -1.0 / 87178291200.0, 1.0 / 479001600,
+                        -1.0 / 3628800, 1.0 / 40320, -1.0 / 720, 1.0 / 24, -0.5, 1.0);
+  } else {
+    sine = fma(a * a2, polynomial(a2, splat<V>(-0.0001951528392964974), 0.00833216030150652, -0.16666655242443085), a);
+    cosine = polynomial(a2, splat<V>(2.44331567955669e-05), -0.0013887316454201937, 0.04166664555668831, -0.5, 1.0);
+  }
+}
+
+// Turns an angle with the sine s and the cosine c by as many quarters as bits 31 and 30 say: odd ones swap the two, the sine is
+// negative after 2 and 3, the cosine after 1 and 2.
+template <class V> FG_HD void turn_by_quarters(typename Lanes<V>::Bits quarters, V s, V c, V& sine, V& cosine) {
+  using L = Lanes<V>;
+  using Int = typename L::Int;
+  const auto odd = (quarters & L::splat_bits(0x40000000)) != L::splat_bits(0);
+  constexpr int to_sign = kIsDouble<V> ? 32 : 0;
+  const auto sign = L::splat_bits(0x80000000u);
+  sine = from_bits(bits(select(odd, c, s)) ^ (Int)((quarters & sign) << to_sign));
+  cosine = from_bits(bits(select(odd, s, c)) ^ (Int)(((quarters + L::splat_bits(0x40000000)) & sign) << to_sign));
+}
+
 // sin and cos of 2π·b·2⁻³². The quarter turn nearest to b is taken off in integers, exactly; what is left is within ±π/4.
 // `turn` holds b in its low 32 bits.
 template <class V> FG_HD void sincos_turn(typename Lanes<V>::Bits turn, V& sine, V& cosine) {
@@ -12,26 +40,9 @@ template <class V> FG_HD void sincos_turn(typename Lanes<V>::Bits turn, V& sine,
   using Int = typename L::Int;
   const auto shifted = turn + L::splat_bits(0x20000000);
   const Int rest = (Int)(shifted & L::splat_bits(0x3FFFFFFF)) - L::splat_int(0x20000000);
-  const V a = to_real(rest) * splat<V>(1.4629180792671596e-09);  // 2π·2⁻³²
-  const V a2 = a * a;
   V s, c;
-  if constexpr (kIsDouble<V>) {
-    s = fma(a * a2,
-            polynomial(a2, splat<V>(1.0 / 355687428096000.0), -1.0 / 1307674368000.0, 1.0 / 6227020800.0, -1.0 / 39916800,
-                       1.0 / 362880, -1.0 / 5040, 1.0 / 120, -1.0 / 6),
-            a);
-    c = polynomial(a2, splat<V>(-1.0 / 6402373705728000.0), 1.0 / 20922789888000.0, -1.0 / 87178291200.0, 1.0 / 479001600,
-                   -1.0 / 3628800, 1.0 / 40320, -1.0 / 720, 1.0 / 24, -0.5, 1.0);
-  } else {
-    s = fma(a * a2, polynomial(a2, splat<V>(-0.0001951528392964974), 0.00833216030150652, -0.16666655242443085), a);
-    c = polynomial(a2, splat<V>(2.44331567955669e-05), -0.0013887316454201937, 0.04166664555668831, -0.5, 1.0);
-  }
-  // quadrant = bits 31 and 30: odd ones swap the two, the sine is negative in 2 and 3, the cosine in 1 and 2
-  const auto odd = (shifted & L::splat_bits(0x40000000)) != L::splat_bits(0);
-  constexpr int to_sign = kIsDouble<V> ? 32 : 0;
-  const auto sign = L::splat_bits(0x80000000u);
-  sine = from_bits(bits(select(odd, c, s)) ^ (Int)((shifted & sign) << to_sign));
-  cosine = from_bits(bits(select(odd, s, c)) ^ (Int)(((shifted + L::splat_bits(0x40000000)) & sign) << to_sign));
+  sincos_within_eighth(to_real(rest) * splat<V>(1.4629180792671596e-09), s, c);  // 2π·2⁻³²
+  turn_by_quarters(shifted, s, c, sine, cosine);
 }
 
 #ifdef __CUDA_ARCH__

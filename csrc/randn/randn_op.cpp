@@ -7,6 +7,7 @@ FG_KERNELS(randn, RandnArguments)
 #ifndef FG_DEVICE_KERNELS
 FG_CPU_KERNELS(torch_skip, TorchSkipArguments)
 #endif
+FG_KERNELS(randn_torch_cuda, TorchCudaArguments)
 namespace {
 
 void randn(const Tensor& out, const RandnOperands& o) {
@@ -45,6 +46,37 @@ void torch_skip(const Tensor& states, int64_t words) {
   if (words > 0) run_blocks(torch_skip_cpu(isa()), {all.data, words}, all.count);
 }
 #endif
+// `threads`: how many the GPU whose numbers these are runs at a time.
+void randn_torch_cuda(const Tensor& out, const RandnOperands& o, int64_t threads) {
+  const Batch batch(out);
+  STD_TORCH_CHECK(threads >= kTorchCudaBlock && threads % kTorchCudaBlock == 0, "threads: expected a multiple of ", kTorchCudaBlock,
+                  ", got ", threads);
+  STD_TORCH_CHECK(o.offset >= 0 && o.offset % 4 == 0, "offset: expected a multiple of 4, got ", o.offset);
+  const Noise noise = noise_of(o.seeds, o.seed, 0, false, batch);
+  STD_TORCH_CHECK(noise.kind == kSeededNoise, "seed: expected one, got none");
+  TorchCudaArguments a;
+  a.seeds = noise.seeds;
+  a.per_sample = noise.per_sample;
+  a.seed = noise.seed;
+  a.first = o.offset / 4;
+  a.samples = a.per_sample ? batch.geometry.batch : 1;
+  a.event = a.per_sample ? batch.geometry.event : batch.like.numel;
+  const DType dtype = batch.like.dtype("out");
+  check_out(batch.like, dtype, batch.like, {});
+  std::optional<Tensor> own;  // the numbers follow the logical order
+  if (!batch.like.contiguous) own = empty(batch.like.sizes, batch.like.dim, false, dtype, batch.like);
+  a.out = {own ? own->mutable_data_ptr() : batch.like.data, dtype, 0, 0};
+  a.plan(threads);
+  if (batch.like.numel > 0) {
+#ifdef FG_DEVICE_KERNELS
+    run_cuda(fastgen_randn_torch_cuda_cuda, a, batch.like);
+#else
+    constexpr int64_t cost = kSeededGrain / (2 * kTorchCudaBlock);  // where n is below T, a piece is a quarter of what it might be
+    run_blocks(randn_torch_cuda_cpu(isa()), a, a.samples * a.turns * (a.threads / kTorchCudaBlock), cost);
+#endif
+  }
+  if (own) torch::stable::copy_(const_cast<Tensor&>(out), *own);
+}
 
 }  // namespace
 }  // namespace fastgen

@@ -173,6 +173,7 @@ _DECLARED: dict[str, tuple[str, tuple]] = {
         "Tensor? seeds, SymInt? seed, SymInt offset",
         (
             "randn(Tensor(a!) out, ...) -> ()",
+            "randn_torch_cuda(Tensor(a!) out, ..., SymInt threads) -> ()",
             ("torch_randn(Tensor(a!) out, Tensor(s!) states, bool fused) -> ()", _CPU_ONLY),
             ("torch_skip(Tensor(s!) states, int words) -> ()", _CPU_ONLY),
         ),

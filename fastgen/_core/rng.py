@@ -21,7 +21,7 @@ from typing import overload
 
 import torch
 
-from . import checks, torch_noise
+from . import checks, torch_cuda, torch_noise
 from .dispatch import dispatch_modes, functorch_is_active
 from .tables import plain_tensors
 
@@ -203,8 +203,10 @@ def check_offset(offset) -> int:
 
 
 def check_generator(generator, device) -> None:
+    if isinstance(generator, torch_cuda.TorchCudaGenerator):
+        return
     if not isinstance(generator, torch.Generator):
-        raise TypeError(f"generator: expected a torch.Generator, got {type(generator).__name__}")
+        raise TypeError(f"generator: expected a torch.Generator or fastgen.TorchCudaGenerator, got {type(generator).__name__}")
     if generator.device.type not in (device.type, "cpu"):
         raise ValueError(f"generator: expected one on {device} or on the CPU, got one on {generator.device}")
 
@@ -227,6 +229,8 @@ def noise_source(x_name, x, dtype, noise, seed, generator):
         return None, seeds, seed
     if generator is not None:
         check_generator(generator, x.device)
+        if isinstance(generator, torch_cuda.TorchCudaGenerator):
+            return generator.randn(x.shape, dtype=dtype, device=x.device), None, None
         z = torch_noise.randn(x.shape, generator, dtype, generator.device)
         return z.to(x.device), None, None
     seeds, seed = draw_seed(x.device)

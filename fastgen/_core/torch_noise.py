@@ -73,12 +73,12 @@ class Source(NamedTuple):
                     return states
 
     def _states(self) -> torch.Tensor:
-        if type(self.generators) is tuple:
+        if isinstance(self.generators, tuple):
             return torch.stack([generator.get_state() for generator in self.generators])
         return self.generators.get_state()
 
     def _set(self, states) -> None:
-        if type(self.generators) is tuple:
+        if isinstance(self.generators, tuple):
             for generator, state in zip(self.generators, states.unbind(), strict=True):
                 generator.set_state(state.clone())  # torch reads it from the beginning of its storage
         else:
@@ -124,7 +124,7 @@ def source(generator, x, dtype) -> Source | None:
 
 
 def _each(generators):
-    return generators if type(generators) is tuple else (generators,)
+    return generators if isinstance(generators, tuple) else (generators,)
 
 
 def untouched() -> bool:

@@ -90,9 +90,9 @@ class NotCovered(Exception):
     """Why the original has to run. Raised before the network is called and before anything is drawn."""
 
 
-def check_rng(rng) -> None:
-    """The noise of the library itself, the same numbers in the same order; or noise made in the kernels."""
-    checks.option("rng", rng, ("exact", "fused"))
+def check_rng(rng, *others: str) -> None:
+    """The noise of the library itself, the same numbers in the same order; or noise made in the kernels; or what else there is."""
+    checks.option("rng", rng, ("exact", "fused", *others))
 
 
 def fall_through(what: str, why: str | NotCovered) -> None:

@@ -13,6 +13,12 @@ Beyond diffusers:
 
 - `rng="fused"`, a keyword of the classes and of `patch`: noise is made in the kernel, from a seed that is drawn from `generator`
   (one for each sample from a list of them), so no noise tensor exists. Other numbers than diffusers', of the same distribution.
+- `rng="torch-cuda"`: the noise is, on any device, what diffusers would draw on a CUDA GPU. It comes from a
+  `fastgen.TorchCudaGenerator`, or a list of them, as `generator`, which knows the seed, the GPU and how far the stream has come.
+  One that is seeded like a `torch.Generator("cuda")` there gives the noise of the same steps in the same order, to some 1e-6.
+  No other generator is taken but torch's own on a CUDA GPU, nor None, so that no other noise is drawn in silence. The sample
+  that a chain begins with comes from it too: `latents=generator.randn(shape)`. With another `rng` such a generator is taken as
+  well, and decides.
 - `step(..., seed=)`: an int, or int64 tensor of 1 or B elements, one seed per sample. The noise is then
   `fastgen.randn(sample.shape, seed=seed, offset=timestep)`, whatever `rng` is.
 - `step` takes a tensor of B timesteps, one per sample, and samples of any shape (B, ...).
@@ -27,8 +33,8 @@ Beyond diffusers:
 
 What is not covered (variance type "learned", where the network's output is the variance itself and the kernel takes its logarithm;
 an infinite coefficient, a subclass with another variance, other shapes, gradients through dynamic thresholding) runs diffusers' own
-code and says so at level DEBUG of the logger "fastgen.drop_in". In those cases `seed=` raises ValueError. `add_noise` and
-`get_velocity` are covered where only the reverse step is not.
+code and says so at level DEBUG of the logger "fastgen.drop_in". In those cases `seed=` and a `fastgen.TorchCudaGenerator` raise
+ValueError. `add_noise` and `get_velocity` are covered where only the reverse step is not.
 
 Nor is a method covered whose code, or that of the methods which it calls, the tests have not run: another release of diffusers may
 compute something else. `_known_code.py` names the releases that they have run, and what each method's code was. Anything else
@@ -47,7 +53,7 @@ NaN, infinite and clipped, since diffusers' formulas read and cancel other terms
 """
 
 # Read in this order, each of which imports only from those before it: _known_code, _covered, _coefficients, _settings, _remembered,
-# _noise, _arguments, _short_way, _step, _methods, _classes.
+# _torch_cuda, _noise, _arguments, _short_way, _step, _methods, _classes.
 from ._classes import DDIMScheduler, DDPMParallelScheduler, DDPMScheduler, patch
 
 __all__ = ["DDIMScheduler", "DDPMParallelScheduler", "DDPMScheduler", "patch"]

@@ -19,7 +19,7 @@ Scheduler = TypeVar("Scheduler", bound=SchedulerMixin)
 
 
 def _checked_options(rng, float32_coefficients):
-    check_rng(rng)
+    check_rng(rng, "torch-cuda")
     if not isinstance(float32_coefficients, bool):
         raise TypeError(f"float32_coefficients: expected a bool, got {type(float32_coefficients).__name__}")
     return Options(rng, float32_coefficients)
@@ -32,7 +32,8 @@ def subclass_of(base: type[Scheduler]) -> type[Scheduler]:
     methods |= {name: diffusers_own(why, getattr(base, name)) for name, why in untested.items()}
     doc = f"""diffusers' {base.__name__}, its `step`, `add_noise` and `get_velocity` on fastgen. See the module for what differs.
 
-    rng: "exact", the noise that diffusers would draw, or "fused", noise made in the kernel.
+    rng: "exact", the noise that diffusers would draw, "fused", noise made in the kernel, or "torch-cuda", the noise that diffusers
+        would draw on a CUDA GPU, of a `fastgen.TorchCudaGenerator`.
     float32_coefficients: of `add_noise` and `get_velocity` for half-precision samples.
 
     Neither is part of the configuration. The other arguments are those of diffusers:
@@ -74,7 +75,7 @@ def patch(*, rng: str = "exact", float32_coefficients: bool = False) -> Patch:
     """Puts diffusers' own DDPMScheduler, DDPMParallelScheduler and DDIMScheduler on fastgen, existing instances included, until
     `unpatch()` of what is returned, or the end of a `with` block over it.
 
-    rng: "exact" or "fused"; float32_coefficients: see the module. Raises ValueError and TypeError for others.
+    rng: "exact", "fused" or "torch-cuda"; float32_coefficients: see the module. Raises ValueError and TypeError for others.
 
     A method whose code the tests have not run keeps it: see the module, and `Patch.skipped`. The code is looked at once, by this
     call: a function that a method calls, and that is replaced while the patch is in force, is noticed by the next `patch` only.

@@ -22,6 +22,7 @@ from ._noise import NO_NOISE, check_one_source, noise_source
 from ._remembered import remembered
 from ._short_way import fast_output, short_step
 from ._step import noised, reverse_step
+from ._torch_cuda import check_before_diffusers_own
 
 _compiling = torch.compiler.is_compiling
 _is_dynamo_compiling = torch.compiler.is_dynamo_compiling
@@ -80,6 +81,7 @@ def _ddpm_step(output_class, original, options):
             check_one_source(generator, seed)
             previous, x0 = reverse_step(self, DDPM, model_output, timestep, sample, draw)
         except NotCovered as why:
+            check_before_diffusers_own((options or self._fastgen_options).rng, generator, why)
             _before_diffusers_own(f"{type(self).__name__}.step", why, seed)
             return original(self, model_output, timestep, sample, generator=generator, return_dict=return_dict)
         return _output(output_class, previous, x0) if return_dict else (previous, x0)
@@ -126,6 +128,8 @@ def _ddim_step(original, options):
             key = "ddim", float(eta), bool(use_clipped_model_output)
             previous, x0 = reverse_step(self, key, model_output, timestep, sample, draw)
         except NotCovered as why:
+            if eta != 0 and variance_noise is None:
+                check_before_diffusers_own((options or self._fastgen_options).rng, generator, why)
             _before_diffusers_own("DDIMScheduler.step", why, seed)
             return original(
                 *(self, model_output, timestep, sample, eta, use_clipped_model_output, generator, variance_noise, return_dict)
@@ -165,6 +169,10 @@ def diffusers_own(why, original):
 
     @functools.wraps(original)
     def method(self, *arguments, seed=None, **keywords):
+        if original.__name__ == "step":
+            call = inspect.signature(original).bind(self, *arguments, **keywords).arguments
+            if call.get("eta", 0.0 if "eta" in inspect.signature(original).parameters else 1.0) != 0:
+                check_before_diffusers_own(self._fastgen_options.rng, call.get("generator"), why)
         _before_diffusers_own(full_name(type(self), original.__name__), why, seed)
         return original(self, *arguments, **keywords)
 

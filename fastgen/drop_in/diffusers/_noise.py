@@ -10,6 +10,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from ..._core.dispatch import backend_for, functorch_is_active
 from ..._core.rng import random_seed
 from ..._core.torch_noise import randn, source, untouched
+from ._torch_cuda import draws_as_cuda, noise_as_cuda
 
 # Of a step whose coefficient of the noise is 0: neither noise nor a seed is drawn.
 NO_NOISE: dict[str, Any] = {"seed": 0}
@@ -18,9 +19,12 @@ _compiling = torch.compiler.is_compiling
 
 
 def noise_source(rng, generator, seed, model_output) -> dict[str, Any]:
-    """Of noise of the shape of `model_output`, which is drawn or gets its seed here. rng: "exact" or "fused"."""
+    """Of noise of the shape of `model_output`, which is drawn or gets its seed here. rng: "exact", "fused" or
+    "torch-cuda"."""
     if seed is not None:
         return {"seed": seed}
+    if draws_as_cuda(rng, generator):
+        return noise_as_cuda(generator, model_output)
     if rng == "fused":
         return {"seed": _drawn_seed(generator, model_output.shape[0])}
     return {"noise": _drawn_noise(generator, model_output)}

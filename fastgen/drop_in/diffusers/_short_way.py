@@ -80,7 +80,7 @@ def short_step(scheduler, options, key, model_output, timestep, sample, generato
                 draw()
                 seed = drawn()
             else:
-                torch_noise = None if rng == "fused" else source(generator, x, m.dtype)
+                torch_noise = source(generator, x, m.dtype) if rng == "exact" else None
                 if torch_noise is not None:
                     y, x0 = torch_noise.run(torch_plain_step, x, m, rows, t, clip)
                     return fast_output(output_class, y, x0) if return_dict else (y, x0)

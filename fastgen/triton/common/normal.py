@@ -42,11 +42,8 @@ def with_sign(a, sign):
 
 
 @triton.jit
-def sincos_turn(turn, R: tl.constexpr):
-    """sin and cos of 2π·turn·2⁻³². The nearest quarter turn is taken off in integers, exactly; what is left is within ±π/4."""
-    shifted = turn + word(0x20000000)
-    rest = (shifted & word(0x3FFFFFFF)).to(tl.int32) - 0x20000000
-    a = rest.to(R) * tl.full((), 1.4629180792671596e-09, R)  # 2π·2⁻³²
+def sincos_within_eighth(a):
+    """sin and cos of an angle within ±π/4."""
     a2 = a * a
     if a.dtype == tl.float64:
         s = tl.fma(a * a2, polynomial(a2, SINE_DOUBLE, 8), a)
@@ -54,11 +51,26 @@ def sincos_turn(turn, R: tl.constexpr):
     else:
         s = tl.fma(a * a2, polynomial(a2, SINE, 3), a)
         c = polynomial(a2, COSINE, 5)
-    # quadrant = bits 31 and 30: odd ones swap the two, the sine is negative in 2 and 3, the cosine in 1 and 2
-    odd = (shifted & word(0x40000000)) != word(0)
-    sine = with_sign(tl.where(odd, c, s), shifted & word(0x80000000))
-    cosine = with_sign(tl.where(odd, s, c), (shifted + word(0x40000000)) & word(0x80000000))
+    return s, c
+
+
+@triton.jit
+def turn_by_quarters(quarters, s, c):
+    """sin and cos of an angle whose own are s and c, after as many quarter turns as bits 31 and 30 say: odd ones swap the two, the
+    sine is negative after 2 and 3, the cosine after 1 and 2."""
+    odd = (quarters & word(0x40000000)) != word(0)
+    sine = with_sign(tl.where(odd, c, s), quarters & word(0x80000000))
+    cosine = with_sign(tl.where(odd, s, c), (quarters + word(0x40000000)) & word(0x80000000))
     return sine, cosine
+
+
+@triton.jit
+def sincos_turn(turn, R: tl.constexpr):
+    """sin and cos of 2π·turn·2⁻³². The nearest quarter turn is taken off in integers, exactly; what is left is within ±π/4."""
+    shifted = turn + word(0x20000000)
+    rest = (shifted & word(0x3FFFFFFF)).to(tl.int32) - 0x20000000
+    s, c = sincos_within_eighth(rest.to(R) * tl.full((), 1.4629180792671596e-09, R))  # 2π·2⁻³²
+    return turn_by_quarters(shifted, s, c)
 
 
 @triton.jit
