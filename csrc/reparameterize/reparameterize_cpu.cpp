@@ -1,4 +1,5 @@
 #include "common/cpu_sums.h"  // before the formulas, which find the vector operations by their names
+#include "common/cpu_twos.h"
 #include "common/isa.h"
 
 #include "reparameterize/reparameterize.h"
@@ -16,18 +17,24 @@ template <class R> struct ReparameterizeOp : Summed<R, ReparameterizeArguments> 
   static bool noiseless(const R*) { return false; }
 };
 
+// The loops are not inline: the driver calls each in four places for two kinds of rows, and compiling those took four times as
+// long.
 template <class R> struct Samples : ReparameterizeOp<R> {
   static constexpr int kOutputs = 1;
   static constexpr int kSums = 0;
   using ReparameterizeOp<R>::ReparameterizeOp;
 
   template <bool kNoise, class Row> FG_HD void apply(const Row&, const Tile<R>& t, int64_t) const {
-    if constexpr (kNoise) {
-      for (int64_t i = 0; i < t.n; i += kLanes<R>) {
-        const Vec<R> sigma = sigma_of(this->a.bounds, load(t.in[0] + i));
-        store(t.out[0] + i, reparameterize(sigma, load(t.in[1] + i), load(t.z + i)));
-      }
-    }
+    if (kNoise) loop(this->a.bounds, t);
+  }
+
+ private:
+  static FG_NOINLINE void loop(const LogVarianceBounds& bounds, const Tile<R>& t) {
+    by_twos<R>(t.n, [&](const auto& v, int64_t i) FG_INLINE {
+      using V = std::decay_t<decltype(v)>;
+      const V sigma = sigma_of(bounds, load_as<V>(t.in[0] + i));
+      store(t.out[0] + i, reparameterize(sigma, load_as<V>(t.in[1] + i), load_as<V>(t.z + i)));
+    });
   }
 };
 
@@ -38,14 +45,18 @@ template <class R> struct SamplesAndKl : ReparameterizeOp<R> {
   using ReparameterizeOp<R>::ReparameterizeOp;
 
   template <bool kNoise, class Row> FG_HD void apply(const Row&, const Tile<R>& t, int64_t) const {
-    if constexpr (kNoise) {
-      for (int64_t i = 0; i < t.n; i += kLanes<R>) {
-        const auto sigma = deviation_ratio(half_log_variance(this->a.bounds, load(t.in[0] + i)));
-        const Vec<R> mean = load(t.in[1] + i);
-        store(t.out[0] + i, reparameterize(sigma.value, mean, load(t.z + i)));
-        store(t.out[1] + i, kl_of(sigma, mean));
-      }
-    }
+    if (kNoise) loop(this->a.bounds, t);
+  }
+
+ private:
+  static FG_NOINLINE void loop(const LogVarianceBounds& bounds, const Tile<R>& t) {
+    by_twos<R>(t.n, [&](const auto& v, int64_t i) FG_INLINE {
+      using V = std::decay_t<decltype(v)>;
+      const auto sigma = deviation_ratio(half_log_variance(bounds, load_as<V>(t.in[0] + i)));
+      const V mean = load_as<V>(t.in[1] + i);
+      store(t.out[0] + i, reparameterize(sigma.value, mean, load_as<V>(t.z + i)));
+      store(t.out[1] + i, kl_of(sigma, mean));
+    });
   }
 };
 
@@ -55,25 +66,30 @@ template <class R> struct Derivatives : ReparameterizeOp<R> {
   using ReparameterizeOp<R>::ReparameterizeOp;
 
   template <bool kNoise, class Row> FG_HD void apply(const Row& row, const Tile<R>& t, int64_t first) const {
-    if constexpr (kNoise) {
-      const auto& bounds = this->a.bounds;
-      if (!t.in[1]) {
-        for (int64_t i = 0; i < t.n; i += kLanes<R>) {
-          const Vec<R> log_variance = load(t.in[0] + i), sigma = sigma_of(bounds, log_variance);
-          const Vec<R> of_z = z_by_log_variance(load(t.in[2] + i), sigma, load(t.z + i));
-          store(t.out[0] + i, where_inside(bounds, log_variance, of_z));
-        }
-        return;
-      }
-      for (int64_t i = 0; i < t.n; i += kLanes<R>) {
-        const Vec<R> log_variance = load(t.in[0] + i), gradient = load(t.in[2] + i);
-        const Vec<R> upstream = row.get(ReparameterizeColumns::kUpstream, first + i);
-        const auto sigma = deviation_ratio(half_log_variance(bounds, log_variance));
-        const Vec<R> of_z = z_by_log_variance(gradient, sigma.value, load(t.z + i));
-        store(t.out[0] + i, where_inside(bounds, log_variance, fma(upstream, kl_by_log_variance(sigma), of_z)));
-        store(t.out[1] + i, fma(upstream, load(t.in[1] + i), gradient));
-      }
-    }
+    if (!kNoise) return;
+    t.in[1] ? of_both(this->a.bounds, row, t, first) : of_sample(this->a.bounds, t);
+  }
+
+ private:
+  static FG_NOINLINE void of_sample(const LogVarianceBounds& bounds, const Tile<R>& t) {
+    by_twos<R>(t.n, [&](const auto& v, int64_t i) FG_INLINE {
+      using V = std::decay_t<decltype(v)>;
+      const V log_variance = load_as<V>(t.in[0] + i), sigma = sigma_of(bounds, log_variance);
+      const V of_z = z_by_log_variance(load_as<V>(t.in[2] + i), sigma, load_as<V>(t.z + i));
+      store(t.out[0] + i, where_inside(bounds, log_variance, of_z));
+    });
+  }
+  template <class Row>
+  static FG_NOINLINE void of_both(const LogVarianceBounds& bounds, const Row& row, const Tile<R>& t, int64_t first) {
+    by_twos<R>(t.n, [&](const auto& v, int64_t i) FG_INLINE {
+      using V = std::decay_t<decltype(v)>;
+      const V log_variance = load_as<V>(t.in[0] + i), gradient = load_as<V>(t.in[2] + i);
+      const V upstream = column_of(row, ReparameterizeColumns::kUpstream, v, first + i);
+      const auto sigma = deviation_ratio(half_log_variance(bounds, log_variance));
+      const V of_z = z_by_log_variance(gradient, sigma.value, load_as<V>(t.z + i));
+      store(t.out[0] + i, where_inside(bounds, log_variance, fma(upstream, kl_by_log_variance(sigma), of_z)));
+      store(t.out[1] + i, fma(upstream, load_as<V>(t.in[1] + i), gradient));
+    });
   }
 };
 
