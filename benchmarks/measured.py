@@ -31,6 +31,8 @@ IN_ORDER = (
     "diffusion_loss",
     "vlb_terms",
     "step_log_prob",
+    "reparameterize",
+    "gaussian_kl",
     "bce_with_logits",
     "gan_loss",
 )

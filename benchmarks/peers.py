@@ -411,6 +411,28 @@ def eager_step_log_weight(x_prev, x_t, m, t, tables):
     return (reverse - forward).flatten(1).mean(), m
 
 
+def eager_reparameterize(mean, log_variance, noise):
+    return mean + torch.exp(0.5 * log_variance) * (torch.randn_like(mean) if noise is None else noise)
+
+
+def eager_posterior(mean, log_variance):
+    """A sample and its divergence, as training code of variational autoencoders has it."""
+    kl = 0.5 * (mean.square() + log_variance.exp() - 1.0 - log_variance).flatten(1).sum(1)
+    return eager_reparameterize(mean, log_variance, None), kl
+
+
+def eager_gaussian_kl(mean, log_variance, other_mean, other_log_variance):
+    distance = (mean - other_mean).square() * torch.exp(-other_log_variance)
+    ratio = log_variance - other_log_variance
+    return 0.5 * (torch.exp(ratio) - 1.0 - ratio + distance).flatten(1).sum(1).mean()
+
+
+def posterior_gradients(step, mean, log_variance, gradient):
+    """The sample, its divergence, and the gradients to the parameters of one to the sample and of 1 to each divergence."""
+    z, kl = step(mean, log_variance)
+    return z, kl, *torch.autograd.grad((z, kl), (mean, log_variance), (gradient, torch.ones_like(kl)))
+
+
 def training_gradient(step, m, *arguments):
     """The loss, its gradient and x_t."""
     loss, x_t = step(m, *arguments)
@@ -637,6 +659,50 @@ def step_log_weight(shape, dtype):
 
     tensors = 3 if dtype == torch.float32 else 5  # of the network's output's type
     return Case("step_log_weight", "", "scalar", shape, dtype, tensors, inputs, ours, eager_step_log_weight)
+
+
+def reparameterize(shape, dtype, mode):
+    """mode: "noise" or "seed"."""
+
+    def inputs():
+        return *_normal(2, shape, dtype), _noise(mode, shape, dtype)
+
+    def ours(mean, log_variance, noise):
+        source = {"seed": SEED} if noise is None else {"noise": noise}
+        return partial(fastgen.reparameterize, mean, log_variance, **source)
+
+    tensors = 4 if mode == "noise" else 3
+    return Case("reparameterize", mode, "fresh", shape, dtype, tensors, inputs, ours, eager_reparameterize)
+
+
+def posterior(shape, dtype):
+    """What a variational autoencoder has between its two networks: the sample and its divergence, and from their gradients that to
+    the parameters. Those and the sample's gradient are read, and as much is written."""
+
+    def inputs():
+        mean, log_variance, gradient = _normal(3, shape, dtype)
+        return mean.requires_grad_(), log_variance.requires_grad_(), gradient
+
+    bind = partial(partial, posterior_gradients)
+    ours = partial(bind, partial(fastgen.reparameterize, seed=SEED, return_kl=True))
+    case = Case("reparameterize", "seed", "fresh", shape, dtype, 6, inputs, ours, eager_posterior, bind, passes=BACKWARD)
+    return replace(case, detail="return_kl=True")
+
+
+def gaussian_kl(shape, dtype):
+    """Of two, and its gradient to all four parameters: as many tensors are read as written."""
+
+    def inputs():
+        return tuple(x.requires_grad_() for x in _normal(4, shape, dtype))
+
+    def step(*parameters):
+        return fastgen.gaussian_kl(*parameters, reduction="mean")
+
+    def bind(function, *parameters):
+        return partial(gradients, partial(function, *parameters), parameters)
+
+    ours = partial(bind, step)
+    return Case("gaussian_kl", "", "scalar", shape, dtype, 8, inputs, ours, eager_gaussian_kl, bind, passes=BACKWARD)
 
 
 def bce_with_logits(shape, dtype, passes=FORWARD):

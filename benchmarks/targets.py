@@ -39,7 +39,10 @@ def targets(case) -> dict[str, float]:
         return {"eager": 3.0}
     elif case.op == "gan_loss":
         return {"eager": 4.0} if backward else {}
-    return {"eager": 10.0} if case.op == "vlb_terms" else {"eager": 5.0} if case.op in ("diffusion_loss", "step_log_prob") else {}
+    elif case.op == "reparameterize":
+        return {"eager": 5.0 if backward else 8.0} if case.mode == "seed" else {}
+    five = ("diffusion_loss", "step_log_prob", "gaussian_kl")
+    return {"eager": 10.0} if case.op == "vlb_terms" else {"eager": 5.0} if case.op in five else {}
 
 
 def noisy(times: dict) -> bool:

@@ -4,8 +4,9 @@ Forward noising `q_sample`, `q_step`, `q_posterior`; reverse steps `ddpm_step`, 
 (for several chains, `Sampler`); reproducible noise `randn`, torch's own in less time `torch_randn`, and that of a CUDA GPU anywhere
 `TorchCudaGenerator`; the training losses `diffusion_loss`, `discriminator_loss`, `generator_loss` and `bce_with_logits` (as a
 module, `BCEWithLogitsLoss`); the variational bound of the likelihood `variational_bound`, and its parts `vlb_terms` and `prior_kl`;
-an estimate of the likelihood itself `log_likelihood`; the log-probability of a reverse step `step_log_prob`; images as bytes
-`to_uint8`; noise schedules `Schedule`. `backend`, `use_backend` and `backend_info` say and choose what runs.
+an estimate of the likelihood itself `log_likelihood`; the log-probability of a reverse step `step_log_prob`; a variational
+autoencoder's sample `reparameterize` and the divergence of two Gaussians `gaussian_kl`; images as bytes `to_uint8`; noise schedules
+`Schedule`. `backend`, `use_backend` and `backend_info` say and choose what runs.
 """
 
 from ._core.backends import available_backends, backend, backend_info, use_backend
@@ -16,10 +17,12 @@ from ._ops.bce_with_logits import BCEWithLogitsLoss, bce_with_logits
 from ._ops.ddpm_step import ddim_step, ddpm_step
 from ._ops.diffusion_loss import diffusion_loss
 from ._ops.gan_loss import discriminator_loss, generator_loss
+from ._ops.gaussian_kl import gaussian_kl
 from ._ops.prior_kl import prior_kl
 from ._ops.q_posterior import q_posterior
 from ._ops.q_sample import q_sample, q_step
 from ._ops.randn import randn, torch_randn
+from ._ops.reparameterize import reparameterize
 from ._ops.step_log_prob import step_log_prob
 from ._ops.to_uint8 import to_uint8
 from ._ops.vlb_terms import vlb_terms
@@ -43,6 +46,7 @@ __all__ = [
     "ddpm_step",
     "diffusion_loss",
     "discriminator_loss",
+    "gaussian_kl",
     "generator_loss",
     "log_likelihood",
     "prior_kl",
@@ -50,6 +54,7 @@ __all__ = [
     "q_sample",
     "q_step",
     "randn",
+    "reparameterize",
     "sample",
     "step_log_prob",
     "to_uint8",

@@ -37,6 +37,8 @@ WORDS = {  # by which the tests outside an op's own file name it
     "vlb_terms": ("vlb",),
     "step_log_prob": ("log_prob", "log_weight"),
     "to_uint8": ("uint8", "bytes"),
+    "reparameterize": ("reparameterize",),
+    "gaussian_kl": ("gaussian_kl",),
 }
 TIMESTEPS = {"first": 0, "middle": 17, "last": 39, "mixed": [39, 0, 17]}  # of `schedule`
 

@@ -241,6 +241,40 @@ def _log_weight(learned=False):
     return call
 
 
+def _halves(i):
+    """The parameters of a Gaussian as an encoder returns them."""
+    return i.wide.chunk(2, 1)
+
+
+def _reparameterize(**options):
+    return lambda i: fastgen.reparameterize(
+        i.m, i.x, **{k: getattr(i, v, v) if isinstance(v, str) else v for k, v in options.items()}
+    )
+
+
+def _gaussian_gradient(source, of_kl=False, halves=False):
+    """The kernel of the way back alone."""
+
+    def call(i):
+        mean, log_variance = _halves(i) if halves else (i.m, i.x)
+        noise, seeds = (i.noise, None) if source == "noise" else (None, i.seeds)
+        operands = log_variance, noise, seeds, None, 3, -30.0, 20.0
+        if of_kl:
+            return torch.ops.fastgen.reparameterize_kl_backward(i.u, i.threshold, mean, *operands)
+        return torch.ops.fastgen.reparameterize_backward(i.u, *operands)
+
+    return call
+
+
+def _kl_gradient(others):
+    def call(i):
+        given = (i.noise, i.u) if others else (None, None)
+        made = torch.ops.fastgen.gaussian_kl_backward(i.threshold, i.m, i.x, *given, -1.5, math.inf)
+        return made if others else made[:2]
+
+    return call
+
+
 def _gan(smoothing=0.0, monitors=False):
     """The loss and the monitors as the op returns them, which are views elsewhere."""
     return lambda i: torch.ops.fastgen.gan_loss([i.x, i.target, i.m], 2, 0, smoothing, 1, monitors, False)
@@ -353,6 +387,22 @@ CALLS = INTO | {
     "log_prob back learned": _log_prob_gradient(False, learned=True),
     "log_prob back x": _log_prob_gradient(True),
     "log_prob back x learned": _log_prob_gradient(True, learned=True),
+    "reparameterize": _reparameterize(seed="seeds"),
+    "reparameterize int": _reparameterize(seed=5, clamp=(-30.0, 20.0)),
+    "reparameterize noise": _reparameterize(noise="noise"),
+    "reparameterize halves": lambda i: fastgen.reparameterize(*_halves(i), seed=i.seed),
+    "reparameterize kl": _reparameterize(seed="seeds", return_kl=True),
+    "reparameterize kl noise": _reparameterize(noise="noise", return_kl=True, clamp=(-1.0, 1.0)),
+    "reparameterize kl halves": lambda i: fastgen.reparameterize(*_halves(i), seed=i.seed, return_kl=True),
+    "reparameterize back": _gaussian_gradient("seeds"),
+    "reparameterize back noise": _gaussian_gradient("noise"),
+    "reparameterize kl back": _gaussian_gradient("seeds", of_kl=True),
+    "reparameterize kl back noise halves": _gaussian_gradient("noise", of_kl=True, halves=True),
+    "gaussian_kl": lambda i: fastgen.gaussian_kl(i.m, i.x),
+    "gaussian_kl halves": lambda i: fastgen.gaussian_kl(*_halves(i), clamp=(-30.0, 20.0)),
+    "gaussian_kl others": lambda i: fastgen.gaussian_kl(i.m, i.x, i.noise, i.u),
+    "gaussian_kl back": _kl_gradient(False),
+    "gaussian_kl back others": _kl_gradient(True),
     "bce mean": _loss(),
     "bce sum": _loss("sum"),
     "bce each": _loss("none"),

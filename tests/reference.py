@@ -290,6 +290,11 @@ def gaussian_kl(mean, log_variance, other_mean, other_log_variance):
     return 0.5 * (difference - 1.0 + np.exp(-difference) + (mean - other_mean) ** 2 * np.exp(-other_log_variance))
 
 
+def reparameterize(mean, log_variance, noise):
+    """Kingma & Welling 2014, section 2.4."""
+    return mean + np.exp(0.5 * log_variance) * noise
+
+
 def log_bin(x0, mean, sigma):
     """The discretised decoder of Ho et al. 2020, equation (13), for numbers: as a difference of tails, each with 80 digits."""
     with mpmath.workdps(80):

@@ -59,6 +59,10 @@ def all_cases(peers, dtype):
     yield at(peers.step_log_prob)
     yield at(peers.ddpm_step_log_prob)
     yield at(peers.step_log_weight)
+    for mode in ("noise", "seed"):
+        yield at(peers.reparameterize, mode)
+    yield at(peers.posterior)
+    yield at(peers.gaussian_kl)
     yield at(peers.to_uint8)
     yield at(peers.q_sample_bytes)
     for passes in (peers.FORWARD, peers.BACKWARD):
@@ -142,6 +146,8 @@ def test_grid(peers):
         "diffusion_loss",
         "vlb_terms",
         "step_log_prob",
+        "reparameterize",
+        "gaussian_kl",
         "bce_with_logits",
         "gan_loss",
     }

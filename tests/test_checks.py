@@ -28,6 +28,8 @@ def arguments(op, device):
         "diffusion_loss": {"x0": x, "model_output": y, "t": 5, "schedule": schedule, "seed": 1},
         "vlb_terms": {"x0": x, "model_output": y, "t": 5, "schedule": schedule, "seed": 1},
         "step_log_prob": {"x_prev": y, "x_t": x, "model_output": y, "t": 5, "schedule": schedule},
+        "reparameterize": {"mean": x, "log_variance": y},
+        "gaussian_kl": {"mean": x, "log_variance": y},
         "bce_with_logits": {"input": x, "target": y},
         "discriminator_loss": {"real_logits": x, "fake_logits": y},
         "generator_loss": {"fake_logits": y},
@@ -43,6 +45,9 @@ TIMED = (*NOISY, "q_posterior", "diffusion_loss", "vlb_terms", "step_log_prob")
 LOSS = ("diffusion_loss",)
 VLB = ("vlb_terms",)
 LOG_PROB = ("step_log_prob",)
+SAMPLE = ("reparameterize",)
+GAUSSIAN = ("reparameterize", "gaussian_kl")
+DRAWN = (*NOISY, *SAMPLE)  # all that take noise=, seed= or generator=
 GAN = ("discriminator_loss", "generator_loss")
 DATA = {
     "q_sample": "x0",
@@ -53,10 +58,12 @@ DATA = {
     "diffusion_loss": "x0",
     "vlb_terms": "x0",
     "step_log_prob": "x_t",
+    **dict.fromkeys(GAUSSIAN, "mean"),
 }
 SECOND = {
     "q_posterior": "x_t",
     **dict.fromkeys(("ddpm_step", "ddim_step", "diffusion_loss", "vlb_terms", "step_log_prob"), "model_output"),
+    **dict.fromkeys(GAUSSIAN, "log_variance"),
 }
 
 
@@ -87,35 +94,35 @@ CASES = [
     (TIMED, {"t": torch.tensor([[1], [2], [3]])}, ValueError, "t"),
     (TIMED, {"t": torch.empty(3, dtype=torch.int64, device="meta")}, ValueError, "t"),
     # where noise comes from
-    (NOISY, {"noise": torch.zeros(SHAPE), "seed": 1}, ValueError, "noise, seed, generator"),
-    (NOISY, {"noise": torch.zeros(SHAPE), "generator": torch.Generator()}, ValueError, "noise, seed, generator"),
-    (NOISY, {"seed": 1, "generator": torch.Generator()}, ValueError, "noise, seed, generator"),
-    (NOISY, {"seed": torch.tensor([1]), "generator": torch.Generator()}, ValueError, "noise, seed, generator"),
-    (NOISY, {"noise": 0.0}, TypeError, "noise"),
-    (NOISY, {"noise": torch.zeros(SHAPE, dtype=torch.int64)}, TypeError, "noise"),
-    (NOISY, {"noise": torch.zeros(SHAPE, dtype=torch.complex64)}, TypeError, "noise"),
-    (NOISY, {"noise": torch.zeros(3, 4, 1)}, ValueError, "noise"),
-    (NOISY, {"noise": torch.zeros(3, 5, 4)}, ValueError, "noise"),
-    (NOISY, {"noise": torch.zeros(3, 20)}, ValueError, "noise"),
-    (NOISY, {"noise": torch.zeros(1, 3, 4, 5)}, ValueError, "noise"),
-    (NOISY, {"noise": torch.zeros(SHAPE, device="meta")}, ValueError, "noise"),
-    (NOISY, {"generator": 1}, TypeError, "generator"),
-    ((*NOISY, "randn"), {"seed": 1.0}, TypeError, "seed"),
-    ((*NOISY, "randn"), {"seed": True}, TypeError, "seed"),
-    ((*NOISY, "randn"), {"seed": "1"}, TypeError, "seed"),
-    ((*NOISY, "randn"), {"seed": [1, 2, 3]}, TypeError, "seed"),
-    ((*NOISY, "randn"), {"seed": 2**64}, ValueError, "seed"),
-    ((*NOISY, "randn"), {"seed": -(2**63) - 1}, ValueError, "seed"),
-    ((*NOISY, "randn"), {"seed": torch.tensor([1, 2, 3], dtype=torch.int32)}, TypeError, "seed"),
-    ((*NOISY, "randn"), {"seed": torch.tensor([1.0])}, TypeError, "seed"),
-    ((*NOISY, "randn"), {"seed": torch.tensor([1, 2])}, ValueError, "seed"),
-    ((*NOISY, "randn"), {"seed": torch.tensor([[1, 2, 3]])}, ValueError, "seed"),
-    ((*NOISY, "randn"), {"seed": torch.tensor([], dtype=torch.int64)}, ValueError, "seed"),
-    ((*NOISY, "randn"), {"seed": torch.empty(3, dtype=torch.int64, device="meta")}, ValueError, "seed"),
-    (("q_sample", "q_step", "randn"), {"offset": -1, "seed": 1}, ValueError, "offset"),
-    (("q_sample", "q_step", "randn"), {"offset": 2**63, "seed": 1}, ValueError, "offset"),
-    (("q_sample", "q_step", "randn"), {"offset": 0.0, "seed": 1}, TypeError, "offset"),
-    (("q_sample", "q_step", "randn"), {"offset": True, "seed": 1}, TypeError, "offset"),
+    (DRAWN, {"noise": torch.zeros(SHAPE), "seed": 1}, ValueError, "noise, seed, generator"),
+    (DRAWN, {"noise": torch.zeros(SHAPE), "generator": torch.Generator()}, ValueError, "noise, seed, generator"),
+    (DRAWN, {"seed": 1, "generator": torch.Generator()}, ValueError, "noise, seed, generator"),
+    (DRAWN, {"seed": torch.tensor([1]), "generator": torch.Generator()}, ValueError, "noise, seed, generator"),
+    (DRAWN, {"noise": 0.0}, TypeError, "noise"),
+    (DRAWN, {"noise": torch.zeros(SHAPE, dtype=torch.int64)}, TypeError, "noise"),
+    (DRAWN, {"noise": torch.zeros(SHAPE, dtype=torch.complex64)}, TypeError, "noise"),
+    (DRAWN, {"noise": torch.zeros(3, 4, 1)}, ValueError, "noise"),
+    (DRAWN, {"noise": torch.zeros(3, 5, 4)}, ValueError, "noise"),
+    (DRAWN, {"noise": torch.zeros(3, 20)}, ValueError, "noise"),
+    (DRAWN, {"noise": torch.zeros(1, 3, 4, 5)}, ValueError, "noise"),
+    (DRAWN, {"noise": torch.zeros(SHAPE, device="meta")}, ValueError, "noise"),
+    (DRAWN, {"generator": 1}, TypeError, "generator"),
+    ((*DRAWN, "randn"), {"seed": 1.0}, TypeError, "seed"),
+    ((*DRAWN, "randn"), {"seed": True}, TypeError, "seed"),
+    ((*DRAWN, "randn"), {"seed": "1"}, TypeError, "seed"),
+    ((*DRAWN, "randn"), {"seed": [1, 2, 3]}, TypeError, "seed"),
+    ((*DRAWN, "randn"), {"seed": 2**64}, ValueError, "seed"),
+    ((*DRAWN, "randn"), {"seed": -(2**63) - 1}, ValueError, "seed"),
+    ((*DRAWN, "randn"), {"seed": torch.tensor([1, 2, 3], dtype=torch.int32)}, TypeError, "seed"),
+    ((*DRAWN, "randn"), {"seed": torch.tensor([1.0])}, TypeError, "seed"),
+    ((*DRAWN, "randn"), {"seed": torch.tensor([1, 2])}, ValueError, "seed"),
+    ((*DRAWN, "randn"), {"seed": torch.tensor([[1, 2, 3]])}, ValueError, "seed"),
+    ((*DRAWN, "randn"), {"seed": torch.tensor([], dtype=torch.int64)}, ValueError, "seed"),
+    ((*DRAWN, "randn"), {"seed": torch.empty(3, dtype=torch.int64, device="meta")}, ValueError, "seed"),
+    (("q_sample", "q_step", "randn", *SAMPLE), {"offset": -1, "seed": 1}, ValueError, "offset"),
+    (("q_sample", "q_step", "randn", *SAMPLE), {"offset": 2**63, "seed": 1}, ValueError, "offset"),
+    (("q_sample", "q_step", "randn", *SAMPLE), {"offset": 0.0, "seed": 1}, TypeError, "offset"),
+    (("q_sample", "q_step", "randn", *SAMPLE), {"offset": True, "seed": 1}, TypeError, "offset"),
     (("randn",), {"seed": None}, TypeError, "seed"),
     # options
     (STEPS, {"prediction": "noise"}, ValueError, "prediction"),
@@ -284,6 +291,37 @@ CASES = [
     (("bce_with_logits",), {"reduction": None}, ValueError, "reduction"),
 ]
 CASES += [
+    (GAUSSIAN, {"clamp": bad}, error, "clamp")
+    for bad, error in [
+        (1.0, TypeError),
+        ("ab", TypeError),
+        ((-30.0,), TypeError),
+        ((-30.0, 0.0, 20.0), TypeError),
+        ((-30.0, None), TypeError),
+        ((True, 20.0), TypeError),
+        ((20.0, -30.0), ValueError),
+        ((float("nan"), 20.0), ValueError),
+        (np.array([-30.0, 20.0]), TypeError),
+    ]
+]
+CASES += [
+    (("gaussian_kl",), {name: bad}, error, name)
+    for name in ("other_mean", "other_log_variance")
+    for bad, error in [
+        (0.0, TypeError),
+        (torch.zeros(SHAPE, dtype=torch.int64), TypeError),
+        (torch.zeros(3, 5, 4), ValueError),
+        (torch.zeros(1, 4, 5), ValueError),
+        (torch.zeros(SHAPE, device="meta"), ValueError),
+    ]
+]
+CASES += [
+    (("gaussian_kl",), {"reduction": "batchmean"}, ValueError, "reduction"),
+    (("gaussian_kl",), {"reduction": None}, ValueError, "reduction"),
+    (SAMPLE, {"return_kl": 1}, TypeError, "return_kl"),
+    (SAMPLE, {"return_kl": None}, TypeError, "return_kl"),
+]
+CASES += [
     (("bce_with_logits",), {name: bad}, error, name)
     for name in ("weight", "pos_weight")
     for bad, error in [
@@ -354,7 +392,9 @@ CASES += [
     (("q_posterior", *STEPS, "vlb_terms", "step_log_prob"), {"x_t": BYTES}, TypeError, "x_t"),
     ((*STEPS, "diffusion_loss", "vlb_terms", "step_log_prob"), {"model_output": BYTES}, TypeError, "model_output"),
     (("step_log_prob",), {"x_prev": BYTES}, TypeError, "x_prev"),
-    (NOISY, {"noise": BYTES}, TypeError, "noise"),
+    (DRAWN, {"noise": BYTES}, TypeError, "noise"),
+    (GAUSSIAN, {"mean": BYTES}, TypeError, "mean"),
+    (GAUSSIAN, {"log_variance": BYTES}, TypeError, "log_variance"),
     (("diffusion_loss", "vlb_terms"), {"seed": None, "noise": BYTES}, TypeError, "noise"),
     (("q_sample",), {"x0": BYTES, "noise": BYTES}, TypeError, "noise"),
     (("bce_with_logits",), {"input": BYTES}, TypeError, "input"),
@@ -614,10 +654,14 @@ def test_out_may_not_be_the_threshold(device, op):
     assert torch.all(threshold == 1)
 
 
-@pytest.mark.parametrize("op", NOISY)
+@pytest.mark.parametrize("op", DRAWN)
 def test_refusal_draws_no_random_number(device, op):
     state = torch.get_rng_state()
-    for change in ({"t": 10}, {"out": torch.zeros(2, device=device)}, {"noise": torch.zeros(2, device=device)}):
+    wrong = (
+        {"clamp": (1, 0)} if op in SAMPLE else {"t": 10},
+        {"log_variance" if op in SAMPLE else "out": torch.zeros(2, device=device)},
+    )
+    for change in (*wrong, {"noise": torch.zeros(2, device=device)}):
         with pytest.raises(ValueError):
             getattr(fastgen, op)(**{**arguments(op, device), **change})
     assert torch.equal(torch.get_rng_state(), state)

@@ -31,6 +31,10 @@ def later(t):
     return t.clamp(min=1) if isinstance(t, torch.Tensor) else max(t, 1)
 
 
+def _with_kl(z, kl):
+    return z + kl.reshape(-1, *[1] * (z.dim() - 1))
+
+
 FORWARD = {
     "q_sample": lambda s, x, m, t, seed: fastgen.q_sample(x, t, s, seed=seed, offset=3),
     "q_step": lambda s, x, m, t, seed: fastgen.q_step(x, t, s, noise=m),
@@ -75,6 +79,13 @@ FORWARD = {
     "step_with_log_prob_ddim": lambda s, x, m, t, seed: fastgen.ddim_step(
         *(x.bfloat16(), m.bfloat16(), later(t), s), seed=seed, eta=0.5, return_log_prob=True, log_prob_over="mean"
     ),
+    "reparameterize": lambda s, x, m, t, seed: fastgen.reparameterize(x, m, seed=seed, offset=2),
+    "reparameterize_kl": lambda s, x, m, t, seed: fastgen.reparameterize(
+        *torch.cat([x, m], 1).chunk(2, 1), seed=seed, clamp=(-30.0, 20.0), return_kl=True
+    ),
+    "reparameterize_noise": lambda s, x, m, t, seed: fastgen.reparameterize(x, m.bfloat16(), noise=m.cos(), return_kl=True),
+    "gaussian_kl": lambda s, x, m, t, seed: fastgen.gaussian_kl(x, m, m.sin(), x.cos(), clamp=(-30.0, 20.0), reduction="mean"),
+    "gaussian_kl_halves": lambda s, x, m, t, seed: fastgen.gaussian_kl(*torch.cat([x, m], 1).chunk(2, 1)),
     "to_uint8": lambda s, x, m, t, seed: fastgen.to_uint8(x.unsqueeze(-1), channels_last=True),
     "to_uint8_out": lambda s, x, m, t, seed: fastgen.to_uint8(x.bfloat16(), out=torch.empty(x.shape, dtype=torch.uint8)),
     "q_sample_bytes": lambda s, x, m, t, seed: fastgen.q_sample(fastgen.to_uint8(x), t, s, seed=seed),
@@ -119,6 +130,9 @@ BACKWARD = {
     "step_log_prob_m": lambda s, x, m, t: fastgen.step_log_prob(
         x.detach().sin(), x.detach(), torch.cat([m, x], 1), later(t), s, variance="learned", over="mean"
     ),
+    "reparameterize": lambda s, x, m, t: fastgen.reparameterize(x, m, seed=3, clamp=(-30.0, 20.0)),
+    "reparameterize_kl": lambda s, x, m, t: _with_kl(*fastgen.reparameterize(x, m, noise=x.detach().cos(), return_kl=True)),
+    "gaussian_kl": lambda s, x, m, t: fastgen.gaussian_kl(x, m, m.sin(), x.cos()),
     "losses_bytes": lambda s, x, m, t: (
         fastgen.diffusion_loss(m, fastgen.to_uint8(x), t, s, seed=3, prediction="v_prediction", reduction="none")
         + fastgen.vlb_terms(m, fastgen.to_uint8(x), t, s, seed=3)

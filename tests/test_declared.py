@@ -30,7 +30,16 @@ TRANSFORMED = {
     **dict.fromkeys(("q_sample", "q_posterior", "ddpm_step", "randn"), "test_transforms.py"),
     **{
         stem: f"test_{stem}.py"
-        for stem in ("bce_with_logits", "gan_loss", "diffusion_loss", "vlb_terms", "step_log_prob", "to_uint8")
+        for stem in (
+            "bce_with_logits",
+            "gan_loss",
+            "diffusion_loss",
+            "vlb_terms",
+            "step_log_prob",
+            "to_uint8",
+            "reparameterize",
+            "gaussian_kl",
+        )
     },
 }
 

@@ -1,6 +1,7 @@
 """Which backend runs, and the compiled ops under torch.ops.fastgen."""
 
 import contextvars
+import math
 import os
 import subprocess
 import sys
@@ -400,6 +401,30 @@ def op_samples():
                 yield op + "_out", (*arguments[1:], *source), {"out": torch.empty(data.shape, dtype=made_as)}
         yield "step_log_prob_backward", (torch.ones(len(data), dtype=dtype), *arguments), {}
         yield "step_log_prob_backward_x", (torch.ones(len(data), dtype=dtype), *arguments), {}
+    moments, nhwc_moments = torch.cat([image, image], 1), channels_last(torch.cat([image, image], 1))
+    gaussians = [
+        (x, m),
+        (x.bfloat16(), m),
+        (channels_last(image), image),
+        (x.half(), m.double()),
+        (x[:0], m[:0]),
+        moments.chunk(2, 1),
+        nhwc_moments.chunk(2, 1),
+    ]
+    for mean, log_variance in gaussians:
+        result = torch.promote_types(mean.dtype, log_variance.dtype)
+        computed = torch.float64 if result == torch.float64 else torch.float32
+        each = torch.ones(len(mean), dtype=computed)
+        sources = (mean.flip(1), None, None, 0), (None, SEEDS[: len(mean)], None, 2**33), (None, None, 5, 0)
+        for noise, bounds in zip(sources, ((-math.inf, math.inf), (-30.0, 20.0), (-math.inf, 0.5)), strict=True):
+            operands = log_variance, *noise, *bounds
+            yield "reparameterize", (mean, *operands), {}
+            yield "reparameterize_kl", (mean, *operands), {}
+            yield "reparameterize_backward", (mean.to(result), *operands), {}
+            yield "reparameterize_kl_backward", (mean.to(result), each, mean, *operands), {}
+        for others in ((None, None), (mean.flip(1), None), (None, log_variance.flip(1)), (mean.flip(1), log_variance)):
+            yield "gaussian_kl", (mean, log_variance, *others, -30.0, math.inf), {}
+            yield "gaussian_kl_backward", (each, mean, log_variance, *others, -30.0, math.inf), {}
     losses = [
         (x, m, None, 3, None, None, 5, 0, None, 0, 0, 1.0, 1),
         (x.bfloat16(), m, T2, 0, None, SEEDS, None, 2**33, torch.ones(2), 2, 2, 0.5, 2),
@@ -509,6 +534,21 @@ calls = {
     "weight": lambda: ops.bce_with_logits(x, x, x[:2], None, 1),
     "reduction": lambda: ops.bce_with_logits(x, x, None, None, 3),
     "gradient": lambda: ops.bce_with_logits_backward(x[:2], x, x, None, None, 0),
+    "no noise of a sample": lambda: ops.reparameterize(x, x, None, None, None, 0, -30.0, 20.0),
+    "mean": lambda: ops.reparameterize(x[:2], x, None, None, 1, 0, -30.0, 20.0),
+    "log_variance": lambda: ops.reparameterize_kl(x, x[:, :3], None, None, 1, 0, -30.0, 20.0),
+    "seeds of a sample": lambda: ops.reparameterize(x, x, None, t[:2], None, 0, -30.0, 20.0),
+    "noise of a sample": lambda: ops.reparameterize(x, x, x[:2], None, None, 0, -30.0, 20.0),
+    "a mean that is a number": lambda: ops.reparameterize(x[0, 0], x[0, 0], None, None, 1, 0, -30.0, 20.0),
+    "integers for a mean": lambda: ops.reparameterize(x.long(), x, None, None, 1, 0, -30.0, 20.0),
+    "gradient of a sample": lambda: ops.reparameterize_backward(x[:2], x, None, None, 1, 0, -30.0, 20.0),
+    "gradient of a divergence": lambda: ops.reparameterize_kl_backward(x, x[:2, 0], x, x, None, None, 1, 0, -30.0, 20.0),
+    "precision of that": lambda: ops.reparameterize_kl_backward(x, x[:, 0].double(), x, x, None, None, 1, 0, -30.0, 20.0),
+    "mean of that": lambda: ops.reparameterize_kl_backward(x, x[:, 0], x[:2], x, None, None, 1, 0, -30.0, 20.0),
+    "other_mean": lambda: ops.gaussian_kl(x, x, x[:2], None, -30.0, 20.0),
+    "other_log_variance": lambda: ops.gaussian_kl(x, x, None, x[:2], -30.0, 20.0),
+    "variances of another shape": lambda: ops.gaussian_kl(x, x[:, :3], None, None, -30.0, 20.0),
+    "gradient of two Gaussians": lambda: ops.gaussian_kl_backward(torch.ones(2), x, x, None, None, -30.0, 20.0),
     "no logits": lambda: ops.gan_loss([], 0, 0, 0.0, 1, False, False),
     "integer logits": lambda: ops.gan_loss([x, x.long()], 1, 0, 0.0, 1, False, False),
     "logits elsewhere": lambda: ops.gan_loss([x, x.to("meta")], 1, 0, 0.0, 1, False, True),

@@ -69,6 +69,17 @@ def step_log_prob(schedule, x, t):
     yield step_log_weight(x.flip(2), x, x.flip(0), t, schedule)
 
 
+def gaussians(schedule, x, t):
+    """The sample and the divergence of one, the divergence of two, and their gradients; of halves too."""
+    for arrange, how in ((torch.clone, {"seed": 5}), (channels_last, {"seed": t}), (torch.clone, {"noise": x.flip(2)})):
+        moments = arrange(torch.cat([x, x.flip(0)], 1)).requires_grad_()
+        mean, log_variance = moments.chunk(2, 1)
+        z, kl = fastgen.reparameterize(mean, log_variance, return_kl=True, **how)
+        of_two = fastgen.gaussian_kl(mean, log_variance, x, x.flip(2))
+        yield from (z.detach(), kl.detach(), of_two.detach(), fastgen.reparameterize(mean, log_variance, **how).detach())
+        yield torch.autograd.grad(z.sum() + kl.sum() + of_two.sum(), moments)[0]
+
+
 def to_uint8(schedule, x, t):
     for arrange in (torch.clone, channels_last, transposed):
         for layout in (False, True):
@@ -120,6 +131,7 @@ def with_threads():
 FUNCTIONS = [
     *(randn, q_sample, q_posterior, ddpm_step, learned_variance, bce_with_logits, diffusion_loss, gan_losses, vlb_terms),
     step_log_prob,
+    gaussians,
     to_uint8,
 ]
 
@@ -136,7 +148,7 @@ def test_number_of_threads_changes_no_bit(backend, device, schedule, with_thread
     # PyTorch's own exponentials round by where a thread's share begins, so eager owes no more than that here
     eager = backend == "eager" and function in (
         *(learned_variance, bce_with_logits, diffusion_loss, gan_losses, vlb_terms),
-        step_log_prob,
+        *(step_log_prob, gaussians),
     )
     for a, b in zip(two, one, strict=True):
         (assert_close if eager else assert_same)(a, b)

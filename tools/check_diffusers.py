@@ -39,10 +39,11 @@ def code():
     """The fingerprint of each method that the drop-in stands for."""
     table = table_of_known_code()
     table.KNOWN = Trusting()
-    import fastgen.drop_in.diffusers
+    import fastgen.drop_in.diffusers.vae
 
     assert Path(fastgen.__file__).is_relative_to(ROOT), f"{fastgen.__file__} is not of this tree"
     fastgen.drop_in.diffusers.patch().unpatch()
+    fastgen.drop_in.diffusers.vae.patch().unpatch()
     table.KNOWN = {name: (value,) for name, value in found.items()}
     return found
 

@@ -77,6 +77,9 @@ READINGS = (
     Reading(r"\bVlbTermsItems<", stored=(-1, -1)),  # by the output's halves
     Reading(r"\bAdded<.*\bStepLog(Prob|Weight)Items<", loaded=(0, 1, 1, 0)),  # x_t, the output's halves, x_{t−1}
     Reading(r"\bStepLogProbItems<", stored=(-1, -1, -1)),  # by the output's halves and by x_t
+    Reading(r"\bReparameterizeGradientDevice<", stored=(-1, -1)),  # by log σ² and by μ
+    Reading(r"\bAdded<.*\bGaussianKlItems<", loaded=(0, 0, 0, 0)),  # the parameters of both
+    Reading(r"\bGaussianKlItems<", stored=(0, 0, 0)),  # by log σ², μ and log σ'²
     Reading(r"\bGanVectorSums<", loaded=(0,)),
     Reading(r"\bToUint8Vectors<", loaded=(0,)),  # its stores are of as many bytes as four or eight elements have
     Reading(""),

@@ -125,6 +125,26 @@ def probable_step(x, m=None, **more):
     return {**given, "noise": None, "seeds": None, "seed": None, "unconditional": None, "guidance": 1.0, **more}
 
 
+def drawn(mean, log_variance=None, gradients=(), **more):
+    options = {"noise": None, "seeds": None, "seed": None, "offset": 0, "lowest": -30.0, "highest": 20.0}
+    own = {"log_variance": mean if log_variance is None else log_variance, **options, **more}
+    if not gradients:
+        return {"mean": mean, **own}
+    both = {"kl_gradient": gradients[1], "mean": mean} if len(gradients) > 1 else {}
+    return {"gradient": gradients[0], **both, **own}
+
+
+def halves(dtype):
+    """Of a tensor of twice the channels."""
+    return wide(dtype).chunk(2, 1)
+
+
+def diverging(mean, log_variance=None, others=(None, None), gradient=None, bounds=(-30.0, 20.0)):
+    first = {} if gradient is None else {"gradient": gradient}
+    names = "mean", "log_variance", "other_mean", "other_log_variance", "lowest", "highest"
+    return first | dict(zip(names, (mean, mean if log_variance is None else log_variance, *others, *bounds), strict=True))
+
+
 def crossed(x, weight=None, pos_weight=None, reduction=1, **more):
     return {"input": x, "target": x, "weight": weight, "pos_weight": pos_weight, "reduction": reduction, **more}
 
@@ -236,6 +256,25 @@ CALLS = (
     Call("step_log_prob_backward_x", "epsilon", lambda d: probable(x(d), None, number(d, SHAPE[0])), ""),
     Call("step_log_prob_backward_x", "learned, clip",
         lambda d: probable(x(d), wide(d), number(d, SHAPE[0]), learned=True, clip=1.0), "", False, ALL),
+    Call("reparameterize", "seed", lambda d: drawn(x(d), seed=5), "Vectors<Reparameterize<{three}>, seed>"),
+    Call("reparameterize", "seed, channels-last", lambda d: drawn(last(d), seed=5), "Tiles<Reparameterize<{three}>, seed>"),
+    Call("reparameterize", "noise", lambda d: drawn(x(d), noise=x(d)), "Vectors<Reparameterize<{three}>, noise>"),
+    Call("reparameterize", "seeds, halves", lambda d: drawn(*halves(d), seeds=SEEDS), "", False, ALL),
+    Call("reparameterize_kl", "seed", lambda d: drawn(x(d), seed=5),
+        "sum_kernel<Added<Vectors<ReparameterizeKl<{three}>, seed>>>"),
+    Call("reparameterize_kl", "noise, halves", lambda d: drawn(*halves(d), noise=x(d)), "", False, ALL),
+    Call("reparameterize_backward", "seed", lambda d: drawn(x(d), None, (x(d),), seed=5),
+        "Vectors<ReparameterizeGradient<{three}>, seed>"),
+    Call("reparameterize_kl_backward", "seed", lambda d: drawn(x(d), None, (x(d), number(d, SHAPE[0])), seed=5), ""),
+    Call("reparameterize_kl_backward", "noise, halves",
+        lambda d: drawn(*halves(d), (x(d), number(d, SHAPE[0])), noise=x(d)), "", False, ALL),
+    Call("gaussian_kl", "prior", lambda d: diverging(x(d)),
+        "sum_kernel<Added<Vectors<GaussianKlItems<float, {0}, false>, no noise>>>"),
+    Call("gaussian_kl", "halves", lambda d: diverging(*halves(d), bounds=(-float("inf"), float("inf"))), "", False, ALL),
+    Call("gaussian_kl", "two", lambda d: diverging(x(d), x(d), (x(d), x(d))), "", True, HOT),
+    Call("gaussian_kl_backward", "prior", lambda d: diverging(x(d), gradient=number(d, SHAPE[0])), ""),
+    Call("gaussian_kl_backward", "two", lambda d: diverging(x(d), x(d), (x(d), x(d)), number(d, SHAPE[0])),
+        "Vectors<GaussianKlItems<float, {0}, true>, no noise>", True, HOT),
     Call("bce_with_logits", "mean", lambda d: crossed(x(d)), "sum_kernel<BceVectorSum<BceTypes<{0}, {0}>>>"),
     Call("bce_with_logits", "mean, weights", lambda d: crossed(x(d), x(d), number(d)), "", False, ALL),
     Call("bce_with_logits", "none", lambda d: crossed(x(d), reduction=0), "BceVectors<BceTypes<{0}, {0}>, false>"),

@@ -67,7 +67,8 @@ struct Batch {
   bool channels_last;
   Geometry geometry;
 
-  explicit Batch(const Tensor& x) : tensor(x), like(x), channels_last(like.channels_last()) {
+  explicit Batch(const Tensor& x) : Batch(x, View(x)) {}
+  Batch(const Tensor& x, const View& view, bool channels_last_) : tensor(x), like(view), channels_last(channels_last_) {
     STD_TORCH_CHECK(like.dim > 0, "expected shape (B, ...), got a tensor without dimensions");
     geometry.batch = like.sizes[0];
     geometry.event = 1;
@@ -102,6 +103,64 @@ struct Batch {
   Operand second_half(Operand x) const {
     x.data = static_cast<char*>(x.data) + (channels_last ? geometry.channels : geometry.event) * size_of(x.dtype);
     return x;
+  }
+
+ private:
+  Batch(const Tensor& x, const View& view) : Batch(x, view, view.channels_last()) {}
+};
+
+// How the samples of a tensor lie in memory: each contiguous or channels-last, with gaps between the samples, and between the
+// positions of channels-last ones, perhaps. So do the halves of a tensor of twice the channels.
+struct SampleLayout {
+  bool contiguous, channels_last = false;
+  int64_t batch_stride, position_stride = 0;
+
+  explicit SampleLayout(const View& x) : contiguous(x.contiguous) {
+    const bool one_sample = x.sizes[0] == 1;
+    int64_t event = 1;
+    bool dense = true;
+    for (int64_t d = x.dim - 1; d >= 1; --d) {
+      dense = dense && (x.sizes[d] == 1 || x.strides[d] == event);
+      event *= x.sizes[d];
+    }
+    contiguous = contiguous || dense;
+    batch_stride = x.contiguous || one_sample ? event : x.strides[0];
+    if (contiguous || x.dim < 3 || (x.sizes[1] != 1 && x.strides[1] != 1)) return;
+    int64_t positions = 1;
+    bool even = true;
+    for (int64_t d = x.dim - 1; d >= 2; --d) {
+      if (x.sizes[d] == 1) continue;
+      if (positions == 1) position_stride = x.strides[d];
+      even = even && x.strides[d] == position_stride * positions;
+      positions *= x.sizes[d];
+    }
+    const int64_t span = position_stride * positions;
+    channels_last = even && position_stride >= x.sizes[1] && (one_sample || x.strides[0] == 0 || x.strides[0] >= span);
+    if (one_sample) batch_stride = span;  // not the event: who sees that takes the sample for one without gaps
+  }
+};
+
+// A batch in the layout of its first input's samples, which may lie apart.
+inline Batch apart_batch(const Tensor& x) {
+  const View view(x);
+  STD_TORCH_CHECK(view.dim > 0, "expected shape (B, ...), got a tensor without dimensions");
+  return Batch(x, view, SampleLayout(view).channels_last);
+}
+
+// An input whose samples may lie apart: where it is, or a copy in the batch's layout.
+struct ApartInput {
+  std::optional<Input> copy;
+  Operand operand;
+
+  ApartInput(const Tensor& x, const Batch& batch, const char* name) {
+    const View view(x);
+    check_fits(view, name, batch.like, 1);
+    const SampleLayout layout(view);
+    if (batch.channels_last ? layout.channels_last : layout.contiguous) {
+      operand = {view.data, view.dtype(name), layout.batch_stride, layout.position_stride};
+    } else {
+      operand = batch.operand(copy.emplace(x, view, batch.channels_last, name));
+    }
   }
 };
 

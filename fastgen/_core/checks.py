@@ -205,6 +205,18 @@ def number(name: str, value, *, low: float, strict: bool = False) -> float:
     return found
 
 
+def interval(name: str, value) -> tuple[float, float]:
+    """A pair of numbers, the lower one first, either of which may be infinite; both are where the value is None."""
+    if value is None:
+        return -math.inf, math.inf
+    if not isinstance(value, (tuple, list)) or len(value) != 2:
+        raise TypeError(f"{name}: expected a pair of numbers or None, got {value!r}")
+    low, high = _number(name, value[0]), _number(name, value[1])
+    if not low <= high:
+        raise ValueError(f"{name}: expected a pair of numbers, the lower one first, got {value!r}")
+    return low, high
+
+
 def boolean(name: str, value) -> bool:
     if value is not True and value is not False:
         raise TypeError(f"{name}: expected a bool, got {type(value).__name__}")

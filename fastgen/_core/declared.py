@@ -228,6 +228,19 @@ _DECLARED: dict[str, tuple[str, tuple]] = {
             (f"ddim_step_log_prob_out({_WITH_LOG_PROB}, *, Tensor(a!) out) -> Tensor", {"function": "ddpm_step_log_prob_out"}),
         ),
     ),
+    "reparameterize": (
+        "Tensor log_variance, Tensor? noise, Tensor? seeds, SymInt? seed, SymInt offset, float lowest, float highest",
+        (
+            "reparameterize(Tensor mean, ...) -> Tensor",
+            "reparameterize_kl(Tensor mean, ...) -> (Tensor, Tensor)",
+            "reparameterize_backward(Tensor gradient, ...) -> Tensor",
+            "reparameterize_kl_backward(Tensor gradient, Tensor kl_gradient, Tensor mean, ...) -> (Tensor, Tensor)",
+        ),
+    ),
+    "gaussian_kl": (
+        "Tensor mean, Tensor log_variance, Tensor? other_mean, Tensor? other_log_variance, float lowest, float highest",
+        ("gaussian_kl(...) -> Tensor", "gaussian_kl_backward(Tensor gradient, ...) -> (Tensor, Tensor, Tensor)"),
+    ),
 }
 
 STEMS = tuple(_DECLARED)

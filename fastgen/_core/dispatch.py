@@ -217,6 +217,23 @@ def is_channels_last(x):
     return x.dim() >= 3 and not x.is_contiguous() and x.permute(0, *range(2, x.dim()), 1).is_contiguous()
 
 
+def has_channels_last_samples(x):
+    """Whether the samples of `x` are channels-last, perhaps with gaps between them or between their positions, as in a half of the
+    channels; SampleLayout in C++."""
+    sizes, strides, step, positions = x.shape, x.stride(), 0, 1
+    if x.dim() < 3 or x[:1].is_contiguous() or not (sizes[1] == 1 or strides[1] == 1):
+        return False
+    for size, stride in zip(sizes[:1:-1], strides[:1:-1], strict=True):
+        if size == 1:
+            continue
+        if positions == 1:
+            step = stride
+        if stride != step * positions:
+            return False
+        positions *= size
+    return step >= sizes[1] and (sizes[0] == 1 or strides[0] == 0 or strides[0] >= step * positions)
+
+
 def empty_like(x, dtype=None, factor=1, samples=None, channels_last=None):
     """A tensor as a compiled op allocates it: channels-last where `x` is that and not contiguous too, else contiguous, unless it is
     said which; of `factor` times the channels, or of another number of samples."""

@@ -295,7 +295,7 @@ def reference(o, detach_mean=False):
     if v is None:
         kl = constant + 0.5 * precision * off * off
     else:
-        kl = 0.5 * (_excess(log_variance - log_posterior) + off * off * torch.exp(-log_variance))
+        kl = 0.5 * (excess(log_variance - log_posterior) + off * off * torch.exp(-log_variance))
     if o.t is None and o.index > 0:
         terms = kl
     else:
@@ -317,7 +317,7 @@ def _decoded(decoder, x0, off, log_variance):
     return -_log_approximate_bin(x0, off, torch.exp(-0.5 * log_variance), floor)
 
 
-def _excess(x):
+def excess(x):
     """x − 1 + e^{−x}, which is small where x is: x²/2 − x³/6 …"""
     near = x.abs() < 0.5
     small = torch.where(near, x, 0.0)

@@ -56,4 +56,7 @@ KNOWN = {
         "0c38bb2ab3f2765e",
     ),
     "DDIMScheduler._threshold_sample": ("b3b3440dad96f700",),
+    "DiagonalGaussianDistribution.__init__": ("79fea7833b60ada7",),
+    "DiagonalGaussianDistribution.sample": ("70e7f6b123640380",),
+    "DiagonalGaussianDistribution.kl": ("3ce3eee42029f353",),
 }

@@ -38,9 +38,9 @@ class Batch(NamedTuple):
     channels_last: bool
 
 
-def batch_of(x):
+def batch_of(x, channels_last=None):
     size, event = x.shape[0], math.prod(x.shape[1:])
-    channels_last = dispatch.is_channels_last(x)
+    channels_last = dispatch.is_channels_last(x) if channels_last is None else channels_last
     channels = x.shape[1] if channels_last else 1
     return Batch(size, event, channels, event // channels if channels_last else event, channels_last)
 
@@ -65,6 +65,21 @@ def same(x, like, channels_last, factor=1):
     shape = like.shape if factor == 1 else (like.shape[0], factor * like.shape[1], *like.shape[2:])
     torch._check(x.shape == shape, lambda: f"expected shape {tuple(shape)}, got {tuple(x.shape)}")
     return operand(x, like, channels_last)
+
+
+def apart(x, batch, like):
+    """`x`, of the shape of `like`, and how many times as far apart its samples lie as they are large, and so do the positions of
+    channels-last ones: 2 for a half of a tensor's channels, else 1, of a copy where need be."""
+    if x.shape == like.shape and x.device == like.device and not x.is_neg():
+        if batch.channels_last:
+            step = 2 * batch.channels
+            position = next((s for s, n in zip(x.stride()[:1:-1], x.shape[:1:-1], strict=True) if n != 1), 0)
+            half = position == step and dispatch.has_channels_last_samples(x)
+        else:
+            half = not x.is_contiguous() and x[:1].is_contiguous()
+        if half and (x.shape[0] == 1 or x.stride(0) == 2 * batch.event):
+            return x, 2
+    return same(x, like, batch.channels_last), 1
 
 
 def each_sample(name, x, like, dtype):

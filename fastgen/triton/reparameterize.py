@@ -1,0 +1,282 @@
+"""A sample of a diagonal Gaussian as a function of its parameters: the formulas of csrc/reparameterize/reparameterize.h, the
+kernels and the ops."""
+
+import torch
+import triton
+import triton.language as tl
+
+from .._core import checks, dispatch
+from .common import op
+from .common.driver import TILED, elements_of, part_of, place_of, tile_normals
+from .common.elementwise import GIVEN_NOISE, NO_NOISE, SEEDED_NOISE, wide
+from .common.host_device import product, splat, stored
+from .common.op import wrap_triton
+from .common.real_math import exp
+from .common.sum import few_of_rows, finish, sums_for
+from .gaussian_kl import (
+    bound,
+    clamped,
+    deviation_ratio,
+    half_factors,
+    kl_by_log_variance,
+    kl_of,
+    place_in,
+    store_sums,
+    where_inside,
+)
+
+
+@triton.jit
+def half_log_variance(log_variance, LOWEST: tl.constexpr, HIGHEST: tl.constexpr):
+    return product(splat(0.5, log_variance), clamped(log_variance, LOWEST, HIGHEST))
+
+
+@triton.jit
+def reparameterize_formula(sigma, mean, z):
+    return tl.fma(sigma, z, mean)
+
+
+@triton.jit
+def z_by_log_variance(gradient, sigma, z):
+    return splat(0.5, sigma) * gradient * (sigma * z)
+
+
+@triton.jit
+def noise_of_elements(noise, at, inside, r: tl.constexpr, z0, z1, z2, z3, R: tl.constexpr, NOISE: tl.constexpr):
+    if NOISE == GIVEN_NOISE:
+        return tl.load(noise + at, mask=inside, other=0.0).to(R)
+    else:
+        return part_of(r, z0, z1, z2, z3)
+
+
+@triton.jit(do_not_specialize=["seed", "offset", "batch"])
+def reparameterize_kernel(
+    out,
+    log_variance,
+    mean,
+    noise,
+    seeds,
+    seed: tl.int64,
+    offset: tl.int64,
+    batch,
+    event,
+    channels,
+    blocks,
+    LOWEST: tl.constexpr,
+    HIGHEST: tl.constexpr,
+    FACTORS: tl.constexpr,
+    R: tl.constexpr,
+    NOISE: tl.constexpr,
+    SEEDS: tl.constexpr,
+    S: tl.constexpr,
+    E: tl.constexpr,
+    V: tl.constexpr,
+    LAYOUT: tl.constexpr,
+    WIDE: tl.constexpr,
+):
+    block, b, live = place_of(tl.program_id(0), blocks, batch, S, LAYOUT, WIDE)
+    z0, z1, z2, z3 = None, None, None, None
+    if NOISE == SEEDED_NOISE:
+        z0, z1, z2, z3 = tile_normals(block, b, live, wide(offset), seeds, seed, event, channels, R, SEEDS, S, E, V, LAYOUT, WIDE)
+    for r in tl.static_range(4 if LAYOUT == TILED else 1):
+        _, inside = elements_of(block, r, event, channels, 1, S, E, LAYOUT, WIDE)
+        inside = inside & live
+        at = place_in(b, block, r, event, channels, 1, S, E, LAYOUT, WIDE)
+        at_log_variance = place_in(b, block, r, event, channels, 1 + FACTORS % 2, S, E, LAYOUT, WIDE)
+        at_mean = place_in(b, block, r, event, channels, 1 + FACTORS // 2, S, E, LAYOUT, WIDE)
+        own = tl.load(log_variance + at_log_variance, mask=inside, other=0.0).to(R)
+        own_mean = tl.load(mean + at_mean, mask=inside, other=0.0).to(R)
+        z = noise_of_elements(noise, at, inside, r, z0, z1, z2, z3, R, NOISE)
+        sigma = exp(half_log_variance(own, LOWEST, HIGHEST))
+        tl.store(out + at, stored(reparameterize_formula(sigma, own_mean, z), out), mask=inside)
+
+
+@triton.jit(do_not_specialize=["seed", "offset", "batch", "chunks"])
+def reparameterize_kl_kernel(
+    result,
+    out,
+    log_variance,
+    mean,
+    noise,
+    seeds,
+    seed: tl.int64,
+    offset: tl.int64,
+    batch,
+    event,
+    channels,
+    blocks,
+    chunks,
+    LOWEST: tl.constexpr,
+    HIGHEST: tl.constexpr,
+    FACTORS: tl.constexpr,
+    R: tl.constexpr,
+    NOISE: tl.constexpr,
+    SEEDS: tl.constexpr,
+    S: tl.constexpr,
+    E: tl.constexpr,
+    V: tl.constexpr,
+    LAYOUT: tl.constexpr,
+    WIDE: tl.constexpr,
+):
+    """result: a sum for each chunk of each sample's work."""
+    W: tl.constexpr = V if V <= E else E
+    tile = tl.program_id(0) // chunks
+    chunk = tl.program_id(0) - tile * chunks
+    sums = tl.zeros((S, E // W), tl.float64)
+    for k in range(tile * blocks + chunk, (tile + 1) * blocks, chunks):
+        block, b, live = place_of(k, blocks, batch, S, LAYOUT, WIDE)
+        z0, z1, z2, z3 = None, None, None, None
+        if NOISE == SEEDED_NOISE:
+            z0, z1, z2, z3 = tile_normals(
+                block, b, live, wide(offset), seeds, seed, event, channels, R, SEEDS, S, E, V, LAYOUT, WIDE
+            )
+        values = tl.zeros((S, E), R)
+        for r in tl.static_range(4 if LAYOUT == TILED else 1):
+            _, inside = elements_of(block, r, event, channels, 1, S, E, LAYOUT, WIDE)
+            inside = inside & live
+            at = place_in(b, block, r, event, channels, 1, S, E, LAYOUT, WIDE)
+            at_log_variance = place_in(b, block, r, event, channels, 1 + FACTORS % 2, S, E, LAYOUT, WIDE)
+            at_mean = place_in(b, block, r, event, channels, 1 + FACTORS // 2, S, E, LAYOUT, WIDE)
+            own = tl.load(log_variance + at_log_variance, mask=inside, other=0.0).to(R)
+            own_mean = tl.load(mean + at_mean, mask=inside, other=0.0).to(R)
+            z = noise_of_elements(noise, at, inside, r, z0, z1, z2, z3, R, NOISE)
+            sigma, excess, less_one = deviation_ratio(half_log_variance(own, LOWEST, HIGHEST))
+            tl.store(out + at, stored(reparameterize_formula(sigma, own_mean, z), out), mask=inside)
+            values += tl.where(inside, kl_of(excess, less_one, own_mean), 0.0)
+        sums += few_of_rows(values, W)
+    store_sums(result, sums, tile, chunk, chunks, batch, S, LAYOUT)
+
+
+@triton.jit(do_not_specialize=["seed", "offset", "batch"])
+def reparameterize_backward_kernel(
+    to_log_variance,
+    to_mean,
+    gradient,
+    kl_gradient,
+    log_variance,
+    mean,
+    noise,
+    seeds,
+    seed: tl.int64,
+    offset: tl.int64,
+    batch,
+    event,
+    channels,
+    blocks,
+    LOWEST: tl.constexpr,
+    HIGHEST: tl.constexpr,
+    KL: tl.constexpr,
+    FACTORS: tl.constexpr,
+    R: tl.constexpr,
+    NOISE: tl.constexpr,
+    SEEDS: tl.constexpr,
+    S: tl.constexpr,
+    E: tl.constexpr,
+    V: tl.constexpr,
+    LAYOUT: tl.constexpr,
+    WIDE: tl.constexpr,
+):
+    """KL: whether the divergence has a gradient, without which to_mean is not written nor mean read."""
+    block, b, live = place_of(tl.program_id(0), blocks, batch, S, LAYOUT, WIDE)
+    z0, z1, z2, z3 = None, None, None, None
+    if NOISE == SEEDED_NOISE:
+        z0, z1, z2, z3 = tile_normals(block, b, live, wide(offset), seeds, seed, event, channels, R, SEEDS, S, E, V, LAYOUT, WIDE)
+    if KL:
+        upstream = tl.load(kl_gradient + b, mask=live, other=0.0)
+    for r in tl.static_range(4 if LAYOUT == TILED else 1):
+        _, inside = elements_of(block, r, event, channels, 1, S, E, LAYOUT, WIDE)
+        inside = inside & live
+        at = place_in(b, block, r, event, channels, 1, S, E, LAYOUT, WIDE)
+        at_log_variance = place_in(b, block, r, event, channels, 1 + FACTORS % 2, S, E, LAYOUT, WIDE)
+        own = tl.load(log_variance + at_log_variance, mask=inside, other=0.0).to(R)
+        of_z = tl.load(gradient + at, mask=inside, other=0.0).to(R)
+        z = noise_of_elements(noise, at, inside, r, z0, z1, z2, z3, R, NOISE)
+        half = half_log_variance(own, LOWEST, HIGHEST)
+        if KL:
+            sigma, _, less_one = deviation_ratio(half)
+            at_mean = place_in(b, block, r, event, channels, 1 + FACTORS // 2, S, E, LAYOUT, WIDE)
+            own_mean = tl.load(mean + at_mean, mask=inside, other=0.0).to(R)
+            by_log_variance = tl.fma(upstream, kl_by_log_variance(less_one), z_by_log_variance(of_z, sigma, z))
+            tl.store(to_mean + at, stored(tl.fma(upstream, own_mean, of_z), to_mean), mask=inside)
+        else:
+            by_log_variance = z_by_log_variance(of_z, exp(half), z)
+        by_log_variance = where_inside(own, by_log_variance, LOWEST, HIGHEST)
+        tl.store(to_log_variance + at, stored(by_log_variance, to_log_variance), mask=inside)
+
+
+class _Call:
+    """What all make of their arguments, in the layout of `like`. The placeholders where a tensor is absent are never read."""
+
+    def __init__(self, like, o, mean, gradient, outputs):
+        batch = self.batch = op.batch_of(like, dispatch.has_channels_last_samples(like))
+        log_variance, own_factor = op.apart(o.log_variance, batch, like)
+        mean, mean_factor = (log_variance, 1) if mean is None else op.apart(mean, batch, like)
+        self.gradient = gradient if gradient is None else op.same(gradient, like, batch.channels_last)
+        tensors = [x for x in (log_variance, mean, self.gradient) if x is not None]
+        self.dtype = torch.float64 if any(x.dtype == torch.float64 for x in tensors) else torch.float32
+        z = op.noise_of(o.noise, o.seeds, o.seed, log_variance)
+        if z.kind == NO_NOISE.value:
+            raise RuntimeError("noise, seed: expected one of them")
+        noise = log_variance if o.noise is None else op.same(o.noise, like, batch.channels_last)
+        self.x, self.outputs = log_variance, [op.empty_like(like, dtype, channels_last=batch.channels_last) for dtype in outputs]
+        factors = half_factors(own_factor, mean_factor)
+        self.cut = op.tiling(batch, (*tensors, noise, *self.outputs), z.kind == SEEDED_NOISE.value, False, factors > 0)
+        self.pointers = (log_variance, mean, noise, z.seeds, z.seed, o.offset)
+        self.sizes = (self.cut.batch, self.cut.event, self.cut.channels, self.cut.blocks)
+        self.flags = {
+            "LOWEST": bound(o.lowest),
+            "HIGHEST": bound(o.highest),
+            "FACTORS": factors,
+            "R": tl.float64 if self.dtype == torch.float64 else tl.float32,
+            "NOISE": z.kind,
+            "SEEDS": z.seeds_kind,
+            **self.cut.parameters,
+        }
+
+
+def reparameterize(mean, o):
+    call = _Call(mean, o, mean, None, (checks.result_dtype(mean, o.log_variance),))
+    (out,), cut = call.outputs, call.cut
+    op.launch(wrap_triton(reparameterize_kernel), cut.tiles * cut.blocks, call.x, out, *call.pointers, *call.sizes, **call.flags)
+    return out
+
+
+def reparameterize_kl(mean, o):
+    call = _Call(mean, o, mean, None, (checks.result_dtype(mean, o.log_variance),))
+    (out,), cut = call.outputs, call.cut
+    result = op.empty(mean.shape[:1], call.dtype, mean.device)
+    sums = sums_for(result, cut.tiles, cut.blocks)
+    op.launch(
+        wrap_triton(reparameterize_kl_kernel),
+        *(sums.programs, call.x, sums.to, out, *call.pointers, *call.sizes, sums.chunks),
+        **call.flags,
+    )
+    if sums.to is not result:
+        finish(result, sums, 1)
+    return out, result
+
+
+def _backward(gradient, kl_gradient, mean, o):
+    dtypes = (o.log_variance.dtype,) if mean is None else (o.log_variance.dtype, mean.dtype)
+    call = _Call(o.log_variance, o, mean, gradient, dtypes)
+    cut, to_log_variance = call.cut, call.outputs[0]
+    if mean is not None:
+        kl_gradient = op.plain(kl_gradient).contiguous()
+        op.each_sample("kl_gradient", kl_gradient, o.log_variance, call.dtype)
+    op.launch(
+        wrap_triton(reparameterize_backward_kernel),
+        *(cut.tiles * cut.blocks, call.x, to_log_variance, call.outputs[-1], call.gradient),
+        *(call.gradient if mean is None else kl_gradient, *call.pointers, *call.sizes),
+        KL=mean is not None,
+        **call.flags,
+    )
+    return call.outputs
+
+
+def reparameterize_backward(gradient, o):
+    return _backward(gradient, None, None, o)[0]
+
+
+def reparameterize_kl_backward(gradient, kl_gradient, mean, o):
+    to_log_variance, to_mean = _backward(gradient, kl_gradient, mean, o)
+    return to_mean, to_log_variance
