@@ -795,7 +795,7 @@ def test_errors_are_those_of_diffusers(call):
 
 def test_options_are_checked():
     for make in (fast.patch, fast.DDPMScheduler):
-        with pytest.raises(ValueError, match="rng: expected one of 'exact', 'fused', got 'fast'"):
+        with pytest.raises(ValueError, match="rng: expected one of 'exact', 'fused', 'torch-cuda', got 'fast'"):
             make(rng="fast")
         with pytest.raises(TypeError, match="float32_coefficients: expected a bool, got int"):
             make(float32_coefficients=1)

@@ -119,6 +119,7 @@ def t_of(shape, per_sample):
     return torch.arange(shape[0]) % 40 if per_sample else 7
 
 
+@pytest.mark.pairs
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("per_sample", [False, True], ids=["one t", "t each"])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
@@ -159,6 +160,7 @@ OPTIONS = {
 }
 
 
+@pytest.mark.pairs
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("per_sample", [False, True], ids=["one t", "t each"])
 @pytest.mark.parametrize("shape", [(1, 16, 7), (5, 4, 9), (3, 2, 500), (40, 3, 343)], ids=str)
