@@ -175,7 +175,7 @@ def test_breadth_first(peers, real):
     series = {}
     for case in cases:
         series.setdefault((case.op, case.mode), []).append(case)
-    assert len(series) == 25
+    assert len(series) == 28
     for several in series.values():
         assert sorted(ranks[case] for case in several) == list(range(len(several)))
         several.sort(key=ranks.get)
@@ -306,7 +306,7 @@ def test_time_runs_out_in_the_finest_detail(tmp_path, monkeypatch, peers, real):
     ranks = {str(case): rank for case, rank in pace.ranks(cases).items()}
     order = [ranks.get(name, 0) for name in reached]
     works = importlib.import_module("benchmarks.end_to_end").works()
-    assert order == sorted(order) and reached[25:29] == [work.what for work in works]
+    assert order == sorted(order) and reached[28:32] == [work.what for work in works]
     left_out = [case for case in cases if str(case) not in reached]
     assert found["left_out"].keys() == set(map(str, left_out)) and 10 < len(left_out) < len(cases) / 2
     assert all(ranks[str(case)] >= order[-1] for case in left_out)  # the finest detail

@@ -958,13 +958,13 @@ def test_threads_may_share_a_scheduler():
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("of_each", [False, True])
 def test_torch_draws_no_noise_itself(name, of_each):
-    """The kernels do, of 16 elements or more: the very numbers, as the other tests of this file have it."""
+    """The kernels do, of so many elements: the very numbers, as the other tests of this file have it."""
     if torch_noise.arithmetic(torch.float32) is None:
         pytest.skip("the kernels do not make this torch's numbers")
     s = getattr(fast, name)()
     s.set_timesteps(10)
     options = {"eta": 1.0} if name == "DDIMScheduler" else {}
-    x, m = normal((2, 3, 200), 0), normal((2, 3, 200), 1)
+    x, m = normal((2, 3, 4000), 0), normal((2, 3, 4000), 1)
     generator = [torch.Generator(), torch.Generator()] if of_each else None
     for t in s.timesteps[:3]:
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:

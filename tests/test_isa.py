@@ -16,6 +16,13 @@ pytestmark = pytest.mark.skipif(not fastgen._core.backends.HAS_OPS, reason="the 
 RESULTS = """
 import numpy as np, torch, fastgen
 
+def of_torch(dtype):
+    x = torch.empty(3, 217, dtype=dtype).zero_()
+    states = torch.Generator().manual_seed(3).get_state()
+    if dtype is not torch.float64:
+        torch.ops.fastgen.torch_randn(x, states, True)
+    return torch.cat([x.double().view(-1), states[8:24].double()])
+
 def results():
     schedule = fastgen.Schedule.linear(40, 1e-3, 0.2)
     made = {}
@@ -32,6 +39,7 @@ def results():
         for name, y in {
             "randn": fastgen.randn((3, 217), seed=-5, offset=2**32, dtype=dtype),
             "torch_cuda": fastgen.randn((3, 2170), seed=-5, offset=8, dtype=dtype, stream="torch-cuda", **card),
+            "torch": of_torch(dtype),
             "tiny": fastgen.randn((217, 3), seed=torch.arange(217), dtype=dtype),
             "q_sample": fastgen.q_sample(x, t, schedule, seed=3),
             "channels_last": fastgen.q_sample(last, 17, schedule, seed=3),
@@ -65,7 +73,7 @@ def test_instruction_sets_agree(capability, tmp_path):
         exec(RESULTS, namespace)
         with fastgen.use_backend("cpp"):
             here = namespace["results"]()
-        assert len(here) == 48
+        assert len(here) == 52
         for name, values in here.items():
             # the same formulas and polynomials, but for fused multiply-adds: at most one rounding of the dtype apart
             eps = torch.finfo(getattr(torch, name.rsplit("_", 1)[1])).eps

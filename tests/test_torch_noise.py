@@ -19,9 +19,27 @@ SCHEDULE = fastgen.Schedule.linear(40)
 
 
 @pytest.fixture(autouse=True)
-def kernels():
+def kernels(monkeypatch):
+    """Of whatever they can make, be it worthwhile or not."""
+    for what in ("IN_AN_OP", "TO_FILL"):
+        monkeypatch.setattr(torch_noise, what, (torch_noise.LEAST, torch_noise.LEAST))
     with fastgen.use_backend("cpp"):
         yield
+
+
+@pytest.fixture(params=["alone", "beside a thread"])
+def company(request, monkeypatch):
+    """Without other threads (those of pytest draw nothing), and with one that waits."""
+    if request.param == "alone":
+        monkeypatch.setattr(threading, "active_count", lambda: 1)
+        yield
+        return
+    end = threading.Event()
+    other = threading.Thread(target=end.wait)
+    other.start()
+    yield
+    end.set()
+    other.join()
 
 
 @pytest.fixture(params=[1, 3])
@@ -67,7 +85,7 @@ def test_the_kernels_reproduce_this_torch():
 
 @pytest.mark.parametrize("dtype", [*DTYPES, torch.float64], ids=str)
 @pytest.mark.parametrize("words", [0, 1, 608, 623, 624, 625, 1000])
-def test_torch_randn(dtype, words, threads):
+def test_torch_randn(dtype, words, threads, company):
     """Whole blocks and not, one twist and many, shared by threads and not."""
     for count in (0, 1, 15, 16, 17, 511, 512, 513, 527, 624, 1248, 5000, 8191, 70_003):
         ours, theirs = twins(count, words)
@@ -93,11 +111,14 @@ def test_torch_randn_of_the_default_generator_and_dtype():
     assert fastgen.torch_randn((0, 600)).shape == (0, 600)
 
 
-def test_a_normal_that_is_left_over_stays():
+def test_a_normal_that_is_left_over_stays(company):
     """torch keeps the second of a pair that it made for short noise, and long noise does not touch it."""
     ours, theirs = twins(1)
     for count in (3, 600, 1, 5000, 3):
         same_bits(fastgen.torch_randn((count,), generator=ours), torch.randn(count, generator=theirs))
+        x = normal((count,), 1)
+        z = torch.randn(count, generator=theirs)
+        same_bits(fastgen.q_sample(x, 3, SCHEDULE, generator=ours), fastgen.q_sample(x, 3, SCHEDULE, noise=z))
     assert torch.equal(ours.get_state(), theirs.get_state())
 
 
@@ -105,8 +126,9 @@ def test_torch_randn_of_a_meta_tensor_and_under_a_mode():
     assert fastgen.torch_randn((600,), device="meta").is_meta
     with torch._subclasses.FakeTensorMode():
         assert fastgen.torch_randn((600,)).shape == (600,)
-    compiled = torch.compile(lambda: fastgen.torch_randn((600,)) * 2, backend="eager", fullgraph=True)
-    assert compiled().shape == (600,)
+    compiled = torch.compile(lambda x: fastgen.torch_randn(x.shape) + x, backend="eager", fullgraph=True, dynamic=True)
+    for count in (600, 700, 3):
+        assert compiled(torch.zeros(4, count)).shape == (4, count)
 
 
 # ---- in the ops -----------------------------------------------------------------------------------------------------
@@ -135,7 +157,7 @@ def test_q_sample(op, shape, per_sample, dtype, threads):
     assert torch.equal(ours.get_state(), theirs.get_state())
 
 
-def test_q_sample_in_place_and_of_bytes():
+def test_q_sample_in_place_and_of_bytes(company):
     x = normal((3, 1001), 1)
     ours, theirs = twins(2)
     expected = fastgen.q_sample(x, 3, SCHEDULE, noise=torch.randn(x.shape, generator=theirs))
@@ -206,7 +228,7 @@ def test_mixed_dtypes():
 
 
 @pytest.mark.parametrize("why", ["float64", "short", "channels-last", "strided", "gradient", "no noise"])
-def test_what_torch_draws_itself(why):
+def test_what_torch_draws_itself(why, company):
     x = normal((2, 3, 8, 8), 1)
     if why == "float64":
         x = x.double()
@@ -284,7 +306,7 @@ def test_the_noise_is_never_made():
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("event", [(16,), (21,), (3, 64), (4, 1001)], ids=str)
-def test_a_generator_for_each_sample(event, dtype, threads):
+def test_a_generator_for_each_sample(event, dtype, threads, company):
     pairs = [twins(seed, 100 * seed) for seed in range(5)]
     ours, theirs = zip(*pairs, strict=True)
     x = normal((5, *event), 1, dtype)
@@ -308,6 +330,74 @@ def test_lists_that_are_left_to_torch():
     assert torch_noise.source([torch.Generator() for _ in range(3)], x[:, :15].contiguous(), x.dtype) is None
     assert torch_noise.source([], x, x.dtype) is None
     assert torch_noise.source([1, 2, 3], x, x.dtype) is None
+    assert torch_noise.source(tuple(torch.Generator() for _ in x), x, x.dtype) is None  # diffusers takes lists
+    assert torch_noise.source([], x[:0], x.dtype) is None
+
+
+def test_what_is_not_worthwhile(monkeypatch):
+    """Fewer elements, or not so many more beside another thread: torch is faster."""
+    monkeypatch.setattr(torch_noise, "IN_AN_OP", (100, 200))
+    x, one = normal((300,), 1), torch.Generator()
+    for threads, made in ((1, [False, True, True, True]), (2, [False, False, False, True])):
+        monkeypatch.setattr(threading, "active_count", lambda threads=threads: threads)
+        assert [torch_noise.source(one, x[:count], x.dtype) is not None for count in (99, 100, 199, 200)] == made
+
+
+ERRORS = {
+    "shape of the output": lambda x, g: fastgen.ddpm_step(x, x[:, :-1], 3, SCHEDULE, generator=g),
+    "timestep": lambda x, g: fastgen.q_sample(x, torch.tensor([3, 40]), SCHEDULE, generator=g),
+    "out": lambda x, g: fastgen.q_sample(x, 3, SCHEDULE, generator=g, out=x.half()),
+    "threshold": lambda x, g: fastgen.ddpm_step(x, x, 3, SCHEDULE, generator=g, threshold=torch.ones(3)),
+}
+
+
+@pytest.mark.parametrize("what", ERRORS)
+def test_nothing_is_drawn_where_an_error_is_raised(what, company):
+    x, generator = normal((2, 50), 1), torch.Generator().manual_seed(3)
+    fastgen.ddpm_step(x, x, 3, SCHEDULE, generator=generator)  # from now on there is a plan
+    fastgen.q_sample(x, 3, SCHEDULE, generator=generator)
+    before, data = generator.get_state(), x.clone()
+    with pytest.raises((ValueError, TypeError)):
+        ERRORS[what](x, generator)
+    assert torch.equal(generator.get_state(), before) and torch.equal(x, data)
+
+
+def test_words_are_given_back_where_an_op_fails(company):
+    x, generator = normal((2, 50), 1), torch.Generator().manual_seed(3)
+    found, before = torch_noise.source(generator, x, x.dtype), generator.get_state()
+
+    def fails(*arguments):
+        raise RuntimeError("no memory")
+
+    with pytest.raises(RuntimeError, match="no memory"):
+        found.run(fails)
+    assert torch.equal(generator.get_state(), before)
+
+
+def test_the_layout_of_the_result_is_the_ops():
+    x = torch.randn(5, 100)[::5]  # contiguous, with the strides of the whole
+    assert fastgen.q_sample(x, 3, SCHEDULE, generator=torch.Generator()).stride() == (100, 1)
+    y, x0 = fastgen.ddpm_step(x, x, 3, SCHEDULE, generator=torch.Generator(), return_x0=True)
+    assert y.stride() == x0.stride() == (100, 1)
+
+
+def test_a_child_does_not_wait_for_a_thread_that_it_has_not():
+    code = """
+import os, threading, torch, fastgen
+from fastgen._core import torch_noise
+torch.set_num_threads(1)
+torch_noise.TO_FILL = 16, 16
+end = threading.Event()
+threading.Thread(target=end.wait, daemon=True).start()
+torch_noise._reserving.acquire()
+if os.fork() == 0:
+    threading.Thread(target=end.wait, daemon=True).start()
+    fastgen.torch_randn((1000,))
+    os._exit(7)
+assert os.waitstatus_to_exitcode(os.wait()[1]) == 7
+os._exit(0)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
 
 
 # ---- where the running torch has another arithmetic -----------------------------------------------------------------

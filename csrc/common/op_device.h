@@ -111,8 +111,9 @@ template <class Arguments> void run_cpu(CpuKernel<Arguments> kernel, const Argum
   if (elements <= cost) return kernel(arguments, 0, units);
   if (arguments.noise.kind == kTorchNoise && !arguments.noise.per_sample) {
     const int64_t threads = torch::stable::get_num_threads(), shares = elements / cost < threads ? elements / cost : threads;
-    torch::stable::parallel_for(0, shares, 1, [&](int64_t begin, int64_t end) {
-      kernel(arguments, torch_share(units, begin, shares), torch_share(units, end, shares));
+    torch::stable::parallel_for(0, shares, 1, [&](int64_t first, int64_t last) {
+      const int64_t begin = torch_share(units, first, shares), end = torch_share(units, last, shares);
+      if (begin < end) kernel(arguments, begin, end);
     });
     return;
   }

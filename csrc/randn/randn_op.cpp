@@ -46,6 +46,7 @@ void torch_skip(const Tensor& states, int64_t words) {
   if (words > 0) run_blocks(torch_skip_cpu(isa()), {all.data, words}, all.count);
 }
 #endif
+
 // `threads`: how many the GPU whose numbers these are runs at a time.
 void randn_torch_cuda(const Tensor& out, const RandnOperands& o, int64_t threads) {
   const Batch batch(out);

@@ -2,9 +2,9 @@
 in which it leaves the generator.
 
 torch.randn took half of a step with torch's numbers, or more. The kernels of csrc/common/cpu_torch_noise.h make these numbers of
-the generator's state where they are needed, in half of its time on one thread and with torch's threads sharing the work;
-the noise is never stored. That holds for 16 contiguous elements or more of float32, float16 or bfloat16; shorter noise, that of
-float64, and that in another order of memory torch makes by other rules, and here too.
+the generator's state where they are needed, of a million in half of its time on one thread and with torch's threads sharing the
+work; the noise is never stored. That holds for contiguous elements of float32, float16 or bfloat16. What is
+of float64 or in another order of memory torch makes by other rules, and goes on doing so.
 
 The arithmetic is that of the running torch and not of a document, so torch is asked: before the first draw of a dtype, the kernels'
 numbers for a few seeds are compared with torch.randn's. Where they differ, as with ATEN_CPU_CAPABILITY=default and for half
@@ -14,6 +14,8 @@ precision in torch before 2.12, torch.randn is called as ever; `fastgen.backend_
 from __future__ import annotations
 
 import functools
+import math
+import os
 import threading
 from typing import Any, NamedTuple
 
@@ -25,10 +27,13 @@ from .tables import plain_tensors
 LEAST = 16  # elements, below which torch goes by other rules
 BLOCK = 16
 STATE_BYTES = 5056
-# From here on a kernel that only fills a tensor is faster than torch.randn, for the state has to be had and given back: at 512
-# elements both take 5 µs, at 256 torch's 3 and the kernel's 4 (AMD EPYC, Zen 1).
-LEAST_TO_FILL = 512
 NOISE_DTYPES = {torch.float32: 0, torch.float16: 2, torch.bfloat16: 3}  # `DType` of csrc/common/elementwise.h
+# From how many elements on the kernels make the noise, in an op and to fill a tensor: below, to have the state and to give it back
+# takes longer than they save. First alone, then in a program with other threads, where the state is looked at twice and made twice.
+# A step of diffusers takes 55 µs and with torch.randn 71 for 112 elements, beside a thread 99 and 71, and 130 and 134 for 8192;
+# torch_randn 69 and 51 for 4096, 95 and 140 for 16384, beside a thread 146 and 139 (AMD EPYC, Zen 1).
+IN_AN_OP = LEAST, 8192
+TO_FILL = 8192, 16384
 
 _default = torch.default_generator
 _is_dynamo_compiling = torch.compiler.is_dynamo_compiling
@@ -41,36 +46,44 @@ class Source(NamedTuple):
     words: int
     dtype: int
     fused: bool
+    alone: bool  # whether the program has no other threads
 
     def run(self, op, *operands, check=None, **outputs) -> Any:
         """Calls the op, one whose first arguments are `states, noise_dtype, fused`, and puts the generators forward. Where they go
         forward before the op has looked at its operands, check() is called first, to raise what is wrong with them."""
         # torch draws with the generator's mutex locked, which cannot be had from outside. Without other threads none is needed: the
         # kernel makes the states after the draw in the same pass.
-        if threading.active_count() == 1:
+        if self.alone:
             states = self._states()
             result = op(states, self.dtype, self.fused, *operands, **outputs)
             self._set(states)
             return result
         if check is not None:
             check()
-        return op(self._reserved(), self.dtype, self.fused, *operands, **outputs)
+        before, after = self._reserved()
+        try:
+            return op(before.clone(), self.dtype, self.fused, *operands, **outputs)
+        except BaseException:
+            with _reserving:  # nothing was drawn, so the words are given back, if they are still the last ones taken
+                if torch.equal(self._states(), after):
+                    self._set(before)
+            raise
 
     def fill(self, out) -> None:
         self.run(lambda states, dtype, fused: dispatch.DIRECT["torch_randn"](out, states, fused))
 
-    def _reserved(self) -> torch.Tensor:
-        """The states, whose generators have gone forward already, so that no other draw of fastgen takes the same words. A
-        torch.randn of another thread from the same generator is noticed, and the draw starts where it ended, unless it falls into
-        the microsecond between the last look and the new state: then both have the same words."""
+    def _reserved(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """The states before and after the draw. The generators have gone forward already, so that no other draw of a kernel takes
+        the same words. A draw of torch by another thread from the same generator is noticed, and this one starts where that ended,
+        unless it falls into the microsecond between the last look and the new state: then both have the same words."""
         with _reserving:
             while True:
-                states = self._states()
-                after = states.clone()
+                before = self._states()
+                after = before.clone()
                 dispatch.DIRECT["torch_skip"](after, self.words)
-                if torch.equal(self._states(), states):
+                if torch.equal(self._states(), before):
                     self._set(after)
-                    return states
+                    return before, after
 
     def _states(self) -> torch.Tensor:
         if isinstance(self.generators, tuple):
@@ -88,28 +101,42 @@ class Source(NamedTuple):
 _reserving = threading.Lock()
 
 
-def source(generator, x, dtype) -> Source | None:
+def _renew_lock():
+    global _reserving
+    _reserving = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_lock)  # the thread that held it is not there
+
+
+def source(generator, x, dtype, worthwhile=None) -> Source | None:
     """Where a compiled kernel makes what `torch.randn(x.shape, generator=generator, dtype=dtype)` would be, or for a list of
-    generators that of x[i:i+1] for each sample. None where it cannot: torch.randn is to be called then. The caller knows that
-    nothing is traced or transformed.
+    generators that of x[i:i+1] for each sample. None where it cannot, or it is not worthwhile: torch.randn is to be called then.
+    The caller knows that nothing is traced or transformed.
 
     generator: a `torch.Generator`, None for torch's default one of the CPU, or a list of generators.
+    worthwhile: from how many elements on, `IN_AN_OP` if None.
     """
     code = NOISE_DTYPES.get(dtype)
-    if code is None or type(x) is not torch.Tensor or not x.is_cpu or x.dtype is torch.float64 or not x.is_contiguous():
+    if code is None or type(x) is not torch.Tensor or not x.is_cpu or x.dtype is torch.float64:
         return None
-    length = x.numel()
+    if x.layout is not torch.strided or not x.is_contiguous():
+        return None
+    length, (least, beside_others) = x.numel(), worthwhile or IN_AN_OP
+    if length < least:
+        return None
+    alone = threading.active_count() == 1
+    if not alone and length < beside_others:
+        return None
     if generator is None:
         generator = _default
     elif type(generator) is not torch.Generator:
-        if not isinstance(generator, (list, tuple)) or not all(type(one) is torch.Generator for one in generator):
+        if type(generator) is not list or len(generator) < 2 or len(generator) != len(x):
             return None
-        if len(generator) == 1:
-            (generator,) = generator
-        elif len(generator) != len(x) or len({id(one) for one in generator}) != len(x):
+        if not all(type(one) is torch.Generator for one in generator) or len({id(one) for one in generator}) != len(x):
             return None
-        else:
-            generator, length = tuple(generator), length // len(x)
+        generator, length = tuple(generator), length // len(x)
     if length < LEAST:
         return None
     if generator is not _default and not all(one.device.type == "cpu" for one in _each(generator)):
@@ -120,7 +147,7 @@ def source(generator, x, dtype) -> Source | None:
     rest = length % BLOCK
     if rest:
         length += BLOCK if dtype is torch.float32 else BLOCK - rest
-    return Source(generator, length, code, fused)
+    return Source(generator, length, code, fused, alone)
 
 
 def _each(generators):
@@ -134,26 +161,29 @@ def untouched() -> bool:
 
 def randn(shape, generator, dtype, device) -> torch.Tensor:
     """torch.randn(shape, generator=generator, dtype=dtype, device=device); `device` is a torch.device."""
-    if device.type == "cpu" and untouched() and dispatch.backend_for(device) == "cpp":
+    large = device.type == "cpu" and dtype in NOISE_DTYPES and math.prod(shape) >= TO_FILL[0]
+    if large and untouched() and dispatch.backend_for(device) == "cpp":
         out = torch.empty(shape, dtype=dtype, device=device)
-        if out.numel() >= LEAST_TO_FILL:
-            found = source(generator, out, dtype)
-            if found is not None:
-                found.fill(out)
-                return out
+        found = source(generator, out, dtype, TO_FILL)
+        if found is not None:
+            found.fill(out)
+            return out
+    if generator is None:  # not as None, with which dynamo takes no symbolic shape
+        return torch.randn(shape, dtype=dtype, device=device)
     return torch.randn(shape, generator=generator, dtype=dtype, device=device)
 
 
 def randn_like(x) -> torch.Tensor:
     """torch.randn_like(x)."""
-    if type(x) is torch.Tensor and x.is_cpu and x.layout is torch.strided and x.is_contiguous():
+    if untouched() and type(x) is torch.Tensor and x.is_cpu and x.layout is torch.strided and x.is_contiguous():
         return randn(x.shape, None, x.dtype, x.device)
     return torch.randn_like(x)
 
 
 def like(x, *dtypes) -> dict[str, Any]:
-    """What stands for `noise=torch.randn_like(x)` among the arguments of an op whose result has the dtype to which that of x and
-    `dtypes` are promoted: torch's default generator where the op's kernel makes the noise, else the noise."""
+    """What stands for `noise=torch.randn_like(x)` among the arguments of an op with a table in which some row takes noise, and a
+    result of the dtype to which that of x and `dtypes` are promoted: torch's default generator where the op's kernel makes the
+    noise, else the noise."""
     result = functools.reduce(torch.promote_types, dtypes, x.dtype)
     if result is x.dtype and untouched() and source(None, x, result) is not None:
         return {"generator": _default}

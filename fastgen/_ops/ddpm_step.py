@@ -143,7 +143,7 @@ def ddpm_step(
         seed: int or int64 tensor of 1 or B elements; z is then `fastgen.randn(x_t.shape, seed=seed, offset=t)`, made in
             registers and never stored.
         generator: a `torch.Generator`; z is then `torch.randn(x_t.shape, generator=generator)` in the result's dtype, bit for
-            bit, drawn at t = 0 too; on the CPU mostly made in registers (see `torch_randn`).
+            bit, drawn at t = 0 too; on the CPU mostly made in the kernel (see `torch_randn`).
         unconditional_output, guidance_scale: classifier-free guidance, both or neither. m is then u + g·(m − u), u being what the
             network returned without the condition, of the shape and dtype of model_output, and g a number, a constant where the
             call is compiled; a learned variance stays that of model_output. No tensor is made, nor launch, but where gradients
@@ -447,8 +447,8 @@ def _with_torch_noise(given, t, index, generator, clip, return_x0):
             return None
         if out is not None:
             checks.ungraded_output(out, x_t, model_output, *guidance[:1])
-    y = torch.empty_like(x_t, dtype=plan.dtype) if out is None else out
-    x0 = torch.empty_like(x_t, dtype=plan.dtype) if return_x0 else None
+    y = torch.empty(x_t.shape, dtype=plan.dtype, device=x_t.device) if out is None else out
+    x0 = torch.empty_like(y) if return_x0 else None
     operands = x_t, model_output, plan.rows, t, index, None, None, None, clip, threshold, plan.learned, *(guidance or (None, 1.0))
     op = dispatch.DIRECT[plan.op + "_torch"]
     try:

@@ -36,7 +36,7 @@ def q_sample(
         seed: int or int64 tensor of 1 or B elements; ε is then `fastgen.randn(x0.shape, seed=seed, offset=offset)`, made in
             registers and never stored.
         generator: a `torch.Generator`; ε is then `torch.randn(x0.shape, generator=generator, dtype=dtype)` in the result's dtype,
-            bit for bit, on the CPU mostly made in registers (see `torch_randn`).
+            bit for bit, on the CPU mostly made in the kernel (see `torch_randn`).
         offset: int within 0 … 2⁶³−1; with `seed` only.
         out: where to write; may be x0 itself.
 
@@ -178,7 +178,7 @@ def _with_torch_noise(plan, x_name, x, given_t, t, index, generator, out):
     def check():
         _check_tensors(x_name, x, given_t, None, plan, out)
 
-    y = torch.empty_like(x, dtype=plan.dtype) if out is None else out
+    y = torch.empty(x.shape, dtype=plan.dtype, device=x.device) if out is None else out
     try:
         source.run(dispatch.DIRECT[plan.op + "_torch"], x, plan.rows, t, index, check=check, out=y)
     except (RuntimeError, TypeError):

@@ -134,10 +134,9 @@ def torch_randn(
         dtype: float16, bfloat16, float32 or float64; torch's default dtype if None.
         device: where; that of the generator if None, or without one torch's default device.
 
-    Where the numbers are made by fastgen's kernel: on the CPU, of float32, float16 and bfloat16, from 512 elements on, as far as
-    the kernel's numbers were found to be those of the running torch; `fastgen.backend_info()` says whether they were. Anything
-    else calls torch.randn. Draws from one generator by several threads at a time take different numbers, like torch's; beside a
-    torch.randn of another thread from the same generator that is all but certain, since torch's lock cannot be had from outside.
+    Where the numbers are made by fastgen's kernel: on the CPU, of float32, float16 and bfloat16, from 8192 elements on, as
+    far as the kernel's numbers were found to be those of the running torch; `fastgen.backend_info()` says whether they were.
+    Anything else calls torch.randn. Of several threads that draw from one generator docs/random_numbers.md tells.
 
     Returns a contiguous tensor. Raises TypeError or ValueError naming the argument.
 

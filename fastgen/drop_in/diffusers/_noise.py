@@ -9,7 +9,7 @@ from diffusers.utils.torch_utils import randn_tensor
 
 from ..._core.dispatch import backend_for, functorch_is_active
 from ..._core.rng import random_seed
-from ..._core.torch_noise import randn, source, untouched
+from ..._core.torch_noise import TO_FILL, randn, source, untouched
 from ._torch_cuda import draws_as_cuda, noise_as_cuda
 
 # Of a step whose coefficient of the noise is 0: neither noise nor a seed is drawn.
@@ -38,7 +38,7 @@ def _drawn_noise(generator, m):
         return randn(m.shape, generator, m.dtype, m.device)
     if isinstance(generator, list) and len(generator) > 1 and untouched() and backend_for(m.device) == "cpp":
         noise = torch.empty(m.shape, dtype=m.dtype, device=m.device)
-        found = source(generator, noise, m.dtype)
+        found = source(generator, noise, m.dtype, TO_FILL)
         if found is not None:
             found.fill(noise)
             return noise
