@@ -24,6 +24,7 @@ constexpr int kMaxResults = kMaxOutputs + 1;  // with what is added up
 // bfloat16 elements at 0.4 … 0.6 of copy's bytes per second; with these it is 0.9 (AMD EPYC, Zen 4, 2 threads).
 constexpr int64_t kConvertedTile = 256, kFar = 512;
 constexpr int64_t kTileBuffer = kTile + kNormalsPerBlock + 8;  // room for the last block of normals and for a vector tail
+static_assert(kTileBuffer >= kTile + kTorchBlock * TorchPairs::kBlocks, "of torch's normals too, see `TorchNormals::fill`");
 
 template <class R> struct Tile {
   int64_t n = 0;

@@ -168,10 +168,10 @@ struct TorchPairs {
 #endif
 };
 
-// `blocks` blocks of normals. `to` must have room for one more, which may be written too. All in one loop, other than in
-// `fill_normals`: a normal takes 3.2 ns, and with a loop for the radii before it 4.0. It took 3.6 with u2 made after the radius, as
-// the two chains of steps do not overlap then, and 3.7 without `TorchMasks` besides (AMD EPYC, Zen 1, whose 256 bits are two
-// halves; torch.randn takes 7.2).
+// `blocks` blocks of normals. With 512 bits `to` must have room for one more, which is written too where their number is odd. All
+// in one loop, other than in `fill_normals`: a normal takes 3.2 ns, and with a loop for the radii before it 4.0. It took 3.6 with
+// u2 made after the radius, as the two chains of steps do not overlap then, and 3.7 without `TorchMasks` besides (AMD EPYC, Zen 1,
+// whose 256 bits are two halves; torch.randn takes 7.2).
 FG_HD void torch_normals(const uint32_t* words, int64_t blocks, float* to, const Ahead& ahead, int64_t first) {
   using Pairs = TorchPairs;
   const float* const raw = reinterpret_cast<const float*>(words);
@@ -193,7 +193,8 @@ FG_HD void torch_normals(const uint32_t* words, int64_t blocks, float* to, const
 // for in increasing order. Whoever asks for the last elements of a generator leaves its state in `final_states`.
 class TorchNormals {
  public:
-  // Elements j … j+n-1 of sample b, in `buffer`, which must have room for n + 15 and 16 more; returns where element j is.
+  // Elements j … j+n-1 of sample b, in `buffer`; returns where element j is. From the block on in which element j is, whole blocks
+  // are written, and with 512 bits perhaps one more: up to 16 numbers more than n rounded up, or 32.
   FG_NOINLINE const float* fill(const Noise& noise, const Geometry& g, int64_t b, int64_t j, int64_t n, float* buffer,
                                 const Ahead& ahead) {
     const int64_t begin = start(noise, g, b, j), end = begin + n, first = begin / kTorchBlock * kTorchBlock;
