@@ -67,7 +67,8 @@ def assert_near(ours, theirs, rtol=None):
 
 
 def test_nothing_private_looks_public():
-    assert [name for name in vars(fast) if name[0] != "_"] == fast.__all__
+    names = [name for name in vars(fast) if name[0] != "_"]
+    assert [name for name in names if name != "vae"] == fast.__all__  # which is a module of its own, there once it is imported
 
 
 # ---- the same numbers ---------------------------------------------------------------------------------------------------------

@@ -49,6 +49,8 @@ def test_the_order_of_blocks_and_warps_changes_no_bit(name, order):
 def test_approximate_functions_may_be_off(name):
     """By what the ISA allows: then a result in float32 is off by that, and of half precision at most by one rounding more."""
     expected, right, right_half = called(name, torch.float64), called(name), called(name, torch.bfloat16)
+    if "torch-cuda" in name:  # of float64 these are other numbers
+        expected = right
     with ptx_machine.settings(perturbed=1, seed=1):
         found, half = called(name), called(name, torch.bfloat16)
     for a, b in zip(found, expected, strict=True):

@@ -13,8 +13,6 @@
 #include <cuda_runtime_api.h>
 #else
 #include <sys/mman.h>
-
-#include <cmath>
 #endif
 
 #include "common/isa.h"
@@ -99,8 +97,12 @@ inline Isa isa_for(const Elementwise& a) {
 // together. With 16 threads, equal ones would take 1.3 times as long.
 inline int64_t torch_share(int64_t units, int64_t k, int64_t shares) {
   constexpr double kept = 0.9;
-  const double part = (1 - std::pow(kept, static_cast<double>(k))) / (1 - std::pow(kept, static_cast<double>(shares)));
-  return k == shares ? units : static_cast<int64_t>(part * static_cast<double>(units));
+  double power = 1, power_of_k = 1;
+  for (int64_t i = 0; i < shares; ++i) {
+    if (i == k) power_of_k = power;
+    power *= kept;
+  }
+  return k == shares ? units : static_cast<int64_t>((1 - power_of_k) / (1 - power) * static_cast<double>(units));
 }
 
 // Runs the kernel of this processor over torch's threads. `cost`: elements that are worth a thread, fewer where each costs more.
