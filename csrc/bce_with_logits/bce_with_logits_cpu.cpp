@@ -103,10 +103,7 @@ template <class R> struct BceWithLogits {
 
   // body(input, target, weight, pos_weight, i) for two vectors at a time, and for one where one is left.
   template <bool kWeighted, class Body> static FG_HD void for_vectors(const R* const* in, int64_t n, Body body) {
-    int64_t i = 0;
-    for (; i + 2 * kLanes<R> <= n; i += 2 * kLanes<R>)
-      apply<kWeighted, Twice<Vec<R>>>(in, i, body);
-    if (i < n) apply<kWeighted, Vec<R>>(in, i, body);
+    by_twos<R>(n, [&](auto v, int64_t i) FG_INLINE { apply<kWeighted, decltype(v)>(in, i, body); });
   }
   template <bool kWeighted, class V, class Body> static FG_HD void apply(const R* const* in, int64_t i, Body body) {
     const V x = load_as<V>(in[kInput] + i), y = load_as<V>(in[kTarget] + i);

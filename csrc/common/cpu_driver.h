@@ -60,6 +60,13 @@ template <class R> struct ElementRows {
   FG_HD Vec<R> get(int column, int64_t i) const { return load(values[column] + i); }
 };
 
+// The coefficients of a row that go with the elements from i on, as many as v has.
+template <class Row, class V> FG_HD V column_of(const Row& row, int column, const V&, int64_t i) { return row.get(column, i); }
+template <class Row, class V> FG_HD Twice<V> column_of(const Row& row, int column, const Twice<V>&, int64_t i) {
+  constexpr int64_t lanes = sizeof(V) / sizeof(typename Lanes<V>::Real);
+  return twice(row.get(column, i), row.get(column, i + lanes));
+}
+
 template <class R> struct Buffers {
   alignas(64) R in[kMaxInputs][kTileBuffer];
   alignas(64) R z[kTileBuffer];

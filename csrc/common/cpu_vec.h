@@ -193,4 +193,12 @@ template <class R> FG_HD void store(R* to, Twice<Vec<R>> v) {
   store(to + kLanes<R>, v.second);
 }
 
+// f(v, i) for the elements from i on of two vectors, and of one where one is left: v says which by its type. n is whole vectors.
+template <class R, class F> FG_HD void by_twos(int64_t n, const F& f) {
+  int64_t i = 0;
+  for (; i + 2 * kLanes<R> <= n; i += 2 * kLanes<R>)
+    f(Twice<Vec<R>>{}, i);
+  if (i < n) f(Vec<R>{}, i);
+}
+
 }  // namespace fastgen

@@ -54,18 +54,25 @@ inline Noise noise_of(const OptionalTensor& seeds, const std::optional<int64_t>&
   return noise;
 }
 
-#ifndef FG_DEVICE_KERNELS
-// Torch's own noise (cpu_torch_noise.h), from the states of its CPU generators: bytes, of shape (5056,) for one generator or (B,
-// 5056) for one of each sample, which `finish` puts forward to where torch.randn would have left the generators. `dtype` is that of
-// the noise which torch would have drawn, `fused` whether its arithmetic fuses multiplications and additions.
+// What an op with torch's own noise is told of it: the states of torch's CPU generators, bytes of shape (5056,) for one generator
+// or (B, 5056) for one of each sample; the dtype of the noise that torch would have drawn; and whether its arithmetic fuses
+// multiplications and additions.
+struct TorchDraw {
+  const Tensor& states;
+  int64_t dtype;
+  bool fused;
+};
+
+// That noise (cpu_torch_noise.h), set in a kernel's arguments. `finish` puts the states forward to where torch.randn would have
+// left the generators.
 class TorchNoise {
  public:
-  TorchNoise(const Tensor& tensor, int64_t dtype, bool fused, const Batch& batch, DType arithmetic, Noise& noise)
-      : states_(tensor), after_(new TorchState[static_cast<size_t>(states_.count)]) {
+  TorchNoise(const TorchDraw& draw, const Batch& batch, DType arithmetic, Noise& noise)
+      : states_(draw.states), after_(new TorchState[static_cast<size_t>(states_.count)]) {
     const int64_t event = batch.geometry.event;
     STD_TORCH_CHECK(states_.count == 1 || states_.count == batch.geometry.batch, "states: expected 1 or ", batch.geometry.batch,
                     ", got ", states_.count);
-    STD_TORCH_CHECK(arithmetic == kFloat32 && (dtype == kFloat32 || dtype == kFloat16 || dtype == kBFloat16),
+    STD_TORCH_CHECK(arithmetic == kFloat32 && (draw.dtype == kFloat32 || draw.dtype == kFloat16 || draw.dtype == kBFloat16),
                     "noise_dtype: expected float32, float16 or bfloat16, and a result that is computed in float32");
     STD_TORCH_CHECK(!batch.channels_last && (states_.count == 1 ? batch.geometry.batch * event : event) >= 16,
                     "expected contiguous data, of 16 elements or more for each generator");
@@ -73,8 +80,8 @@ class TorchNoise {
     noise.per_sample = states_.count > 1;
     noise.states = states_.data;
     noise.final_states = after_.get();
-    noise.dtype = static_cast<DType>(dtype);
-    noise.fused = fused;
+    noise.dtype = static_cast<DType>(draw.dtype);
+    noise.fused = draw.fused;
   }
   // Only now, since each thread of the kernel begins with the states before.
   void finish() const { std::memcpy(states_.data, after_.get(), static_cast<size_t>(states_.count * kTorchStateBytes)); }
@@ -101,7 +108,6 @@ class TorchNoise {
   States states_;
   std::unique_ptr<TorchState[]> after_;
 };
-#endif
 
 // How many elements are worth a thread of their own: one whose noise is made from a seed costs some ten times another.
 constexpr int64_t kUnseededGrain = 32768, kSeededGrain = 4096;

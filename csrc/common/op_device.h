@@ -83,18 +83,20 @@ constexpr bool kTimestepsAreVisible = true;
 // Where no noise is made, a step waits for memory, and then 512-bit accesses are the slower ones: given noise, ddpm_step and
 // q_sample reach 1.02 … 1.13 and 0.88 … 1.00 of torch.add's bytes per second with 256 bits, 0.83 … 0.96 and 0.74 … 0.89 with 512
 // (AMD EPYC, Zen 4; neither stores past the cache nor prefetching by hand changed that). Not so with bfloat16, whose rounding takes
-// ten instructions: there 512 bits take 0.8 of the time. The values are the same.
-inline Isa isa_for(const Elementwise& a) {
+// ten instructions: there 512 bits take 0.8 of the time. The values are the same, but not the order in which values are summed:
+// that must not depend on what else is written, so what has sums does not look at the outputs.
+inline Isa isa_for(const Elementwise& a, bool sums = false) {
   if (a.noise.kind == kTorchNoise && !a.noise.fused) return Isa::kDefault;  // which has no fused multiplication and addition
   bool wide = a.noise.kind == kSeededNoise || a.noise.kind == kTorchNoise;
   for (const Operand& out : a.out)
-    wide = wide || (out.data && out.dtype == kBFloat16);
+    wide = wide || (!sums && out.data && out.dtype == kBFloat16);
   return isa() == Isa::kAvx512 && !wide ? Isa::kAvx2 : isa();
 }
 
 // The unit at which share k of `shares` begins, where torch's noise comes from one generator. A share that begins further on has
 // more of the generator's words to go past before its own, each in a tenth of the time of a normal; shares of these lengths end
-// together. With 16 threads, equal ones would take 1.3 times as long.
+// together. By that count equal ones would take 1.3 times as long with 16
+// threads, and with however many the speed is at most ten times that of one.
 inline int64_t torch_share(int64_t units, int64_t k, int64_t shares) {
   constexpr double kept = 0.9;
   double power = 1, power_of_k = 1;

@@ -80,6 +80,17 @@ void run_sample_sums(CpuKernel<Arguments> kernel, Arguments& a, bool each_sample
   write_to(a.result, 0, a.scale);
   if (second) write_to(second, blocks.count, second_scale);
 }
+
+#define FG_RUN_SUMS(op, arguments, like, each_sample) run_sample_sums(op##_cpu(isa_for(arguments, true)), arguments, each_sample)
+#else
+// The same on the device. What one thread block for each sum does alone needs no scratch; without elements each sample is an item.
+template <class Arguments> void run_device_sums(int (*launch)(const Arguments&, void*), Arguments& a, const View& like) {
+  std::optional<Scratch> scratch;
+  if (like.numel > kThreads || like.sizes[0] > kThreads) a.scratch = scratch.emplace(1, like).for_kernel;
+  run_cuda(launch, a, like);
+}
+
+#define FG_RUN_SUMS(op, arguments, like, each_sample) run_device_sums(fastgen_##op##_cuda, arguments, like)
 #endif
 
 inline void store_scalar(void* data, DType dtype, double value) {

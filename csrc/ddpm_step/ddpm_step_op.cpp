@@ -25,9 +25,9 @@ struct Inputs {
   }
 };
 
-// draw(noise) changes where the noise comes from.
-template <class Draw>
-void run(const DdpmStepOperands& o, const Inputs& inputs, const Output& out, const Output* x0_out, const Draw& draw) {
+// draw: of torch's own noise, null where there is none.
+void run(const DdpmStepOperands& o, const Inputs& inputs, const Output& out, const Output* x0_out,
+         const TorchDraw* draw = nullptr) {
   const Batch& batch = inputs.batch;
   DdpmStepArguments a;
   a.geometry = batch.geometry;
@@ -49,7 +49,8 @@ void run(const DdpmStepOperands& o, const Inputs& inputs, const Output& out, con
     a.in[4] = batch.operand(*given);
     a.noise.kind = kGivenNoise;
   }
-  draw(a.noise);
+  std::optional<TorchNoise> torch;
+  if (draw) torch.emplace(*draw, batch, arithmetic_of(inputs.dtype), a.noise);
   if (o.threshold) {
     a.threshold = each_sample(*o.threshold, "threshold", batch.like, arithmetic_of(inputs.dtype));
     a.clip_kind = kThreshold;
@@ -63,10 +64,7 @@ void run(const DdpmStepOperands& o, const Inputs& inputs, const Output& out, con
   FG_RUN(ddpm_step, a, batch.like, grain(a.noise));
   out.finish();
   if (x0_out) x0_out->finish();
-}
-
-void run(const DdpmStepOperands& o, const Inputs& inputs, const Output& out, const Output* x0_out) {
-  run(o, inputs, out, x0_out, [](Noise&) {});
+  if (torch) torch->finish();
 }
 
 Tensor ddpm_step(const DdpmStepOperands& o) {
@@ -76,21 +74,23 @@ Tensor ddpm_step(const DdpmStepOperands& o) {
   return out.target;
 }
 
-std::tuple<Tensor, Tensor> ddpm_step_x0(const DdpmStepOperands& o) {
+std::tuple<Tensor, Tensor> run_both(const DdpmStepOperands& o, const TorchDraw* draw = nullptr) {
   const Inputs inputs(o);
   const Output out(inputs.batch, inputs.dtype), x0(inputs.batch, inputs.dtype);
-  run(o, inputs, out, &x0);
+  run(o, inputs, out, &x0, draw);
   return {out.target, x0.target};
 }
+
+std::tuple<Tensor, Tensor> ddpm_step_x0(const DdpmStepOperands& o) { return run_both(o); }
 
 std::tuple<Tensor, Tensor> ddpm_step_plain(const Tensor& x_t, const Tensor& model_output, const Tensor& rows, int64_t index,
                                            const OptionalTensor& noise, std::optional<int64_t> seed, std::optional<double> clip) {
   const OptionalTensor none;
-  return ddpm_step_x0({x_t, model_output, rows, none, index, noise, none, seed, clip, none, false, none, 1.0});
+  return run_both({x_t, model_output, rows, none, index, noise, none, seed, clip, none, false, none, 1.0});
 }
 
-template <class Draw>
-void run_to(const DdpmStepOperands& o, const Inputs& inputs, const OptionalTensor& x0, const Tensor& out, const Draw& draw) {
+void run_to(const DdpmStepOperands& o, const OptionalTensor& x0, const Tensor& out, const TorchDraw* draw = nullptr) {
+  const Inputs inputs(o);
   const Output output(inputs.batch, inputs.dtype, out,
                       {&o.x_t, &o.model_output, pointer(o.noise), pointer(o.threshold), pointer(o.unconditional)});
   std::optional<Output> x0_output;
@@ -98,32 +98,21 @@ void run_to(const DdpmStepOperands& o, const Inputs& inputs, const OptionalTenso
   run(o, inputs, output, x0_output ? &*x0_output : nullptr, draw);
 }
 
-void ddpm_step_out(const DdpmStepOperands& o, const OptionalTensor& x0, const Tensor& out) {
-  run_to(o, Inputs(o), x0, out, [](Noise&) {});
-}
+void ddpm_step_out(const DdpmStepOperands& o, const OptionalTensor& x0, const Tensor& out) { run_to(o, x0, out); }
 
 #ifndef FG_DEVICE_KERNELS
 void ddpm_step_torch(const Tensor& states, int64_t noise_dtype, bool fused, const DdpmStepOperands& o, const OptionalTensor& x0,
                      const Tensor& out) {
-  const Inputs inputs(o);
-  std::optional<TorchNoise> torch;
-  run_to(o, inputs, x0, out,
-         [&](Noise& noise) { torch.emplace(states, noise_dtype, fused, inputs.batch, arithmetic_of(inputs.dtype), noise); });
-  torch->finish();
+  const TorchDraw draw = {states, noise_dtype, fused};
+  run_to(o, x0, out, &draw);
 }
 
 std::tuple<Tensor, Tensor> ddpm_step_torch_plain(const Tensor& states, int64_t noise_dtype, bool fused, const Tensor& x_t,
                                                  const Tensor& model_output, const Tensor& rows, int64_t index,
                                                  std::optional<double> clip) {
   const OptionalTensor none;
-  const DdpmStepOperands o = {x_t, model_output, rows, none, index, none, none, std::nullopt, clip, none, false, none, 1.0};
-  const Inputs inputs(o);
-  const Output out(inputs.batch, inputs.dtype), x0(inputs.batch, inputs.dtype);
-  std::optional<TorchNoise> torch;
-  run(o, inputs, out, &x0,
-      [&](Noise& noise) { torch.emplace(states, noise_dtype, fused, inputs.batch, arithmetic_of(inputs.dtype), noise); });
-  torch->finish();
-  return {out.target, x0.target};
+  const TorchDraw draw = {states, noise_dtype, fused};
+  return run_both({x_t, model_output, rows, none, index, none, none, std::nullopt, clip, none, false, none, 1.0}, &draw);
 }
 #endif
 

@@ -66,14 +66,7 @@ Tensor run_forward(Call& call) {
   const Tensor out = empty(&batch, a.each_sample ? 1 : 0, false, call.arithmetic, call.batch.like);
   a.result = out.mutable_data_ptr();
   flatten(a, a.weights || a.each_sample);
-#ifdef FG_DEVICE_KERNELS
-  // what one thread block for each sum does alone needs none; without elements each sample is an item
-  std::optional<Scratch> scratch;
-  if (call.batch.like.numel > kThreads || batch > kThreads) a.scratch = scratch.emplace(1, call.batch.like).for_kernel;
-  run_cuda(fastgen_diffusion_loss_cuda, a, call.batch.like);
-#else
-  run_sample_sums(diffusion_loss_cpu(isa_for(a)), a, a.each_sample);
-#endif
+  FG_RUN_SUMS(diffusion_loss, a, call.batch.like, a.each_sample);
   return out;
 }
 

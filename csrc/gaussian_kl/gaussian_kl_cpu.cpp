@@ -1,5 +1,4 @@
 #include "common/cpu_sums.h"  // before the formulas, which find the vector operations by their names
-#include "common/cpu_twos.h"
 #include "common/isa.h"
 
 #include "gaussian_kl/gaussian_kl.h"

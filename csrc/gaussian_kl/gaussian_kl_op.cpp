@@ -47,14 +47,7 @@ Tensor gaussian_kl(const GaussianKlOperands& o) {
   const Tensor out = empty(&batch, 1, false, call.arithmetic, call.batch.like);
   a.result = out.mutable_data_ptr();
   flatten(a, true);
-#ifdef FG_DEVICE_KERNELS
-  // what one thread block for each sum does alone needs none; without elements each sample is an item
-  std::optional<Scratch> scratch;
-  if (call.batch.like.numel > kThreads || batch > kThreads) a.scratch = scratch.emplace(1, call.batch.like).for_kernel;
-  run_cuda(fastgen_gaussian_kl_cuda, a, call.batch.like);
-#else
-  run_sample_sums(gaussian_kl_cpu(isa_for(a)), a, true);
-#endif
+  FG_RUN_SUMS(gaussian_kl, a, call.batch.like, true);
   return out;
 }
 

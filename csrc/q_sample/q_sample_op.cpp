@@ -12,8 +12,8 @@ DType result_dtype(const QSampleOperands& o, const Input& x) {
   return o.noise ? View(*o.noise).dtype("noise") : View(o.rows).dtype("rows");
 }
 
-// draw(noise, arithmetic) changes where the noise comes from.
-template <class Draw> void run(const QSampleOperands& o, const Batch& batch, const Input& x, const Output& out, const Draw& draw) {
+// draw: of torch's own noise, null where there is none.
+void run(const QSampleOperands& o, const Batch& batch, const Input& x, const Output& out, const TorchDraw* draw = nullptr) {
   QSampleArguments a;
   a.geometry = batch.geometry;
   a.in[0] = batch.operand(x);
@@ -28,15 +28,13 @@ template <class Draw> void run(const QSampleOperands& o, const Batch& batch, con
     a.in[1] = batch.operand(*given);
     a.noise.kind = kGivenNoise;
   }
-  draw(a.noise, arithmetic);
+  std::optional<TorchNoise> torch;
+  if (draw) torch.emplace(*draw, batch, arithmetic, a.noise);
   a.out[0] = out.operand;
   flatten(a, false);
   FG_RUN(q_sample, a, batch.like, grain(a.noise));
   out.finish();
-}
-
-void run(const QSampleOperands& o, const Batch& batch, const Input& x, const Output& out) {
-  run(o, batch, x, out, [](Noise&, DType) {});
+  if (torch) torch->finish();
 }
 
 Tensor q_sample(const QSampleOperands& o) {
@@ -47,22 +45,19 @@ Tensor q_sample(const QSampleOperands& o) {
   return out.target;
 }
 
-void q_sample_out(const QSampleOperands& o, const Tensor& out) {
+void run_to(const QSampleOperands& o, const Tensor& out, const TorchDraw* draw = nullptr) {
   const Batch batch(o.x);
   const Input x = batch.first("x", true);
   const DType dtype = x.dtype == kUInt8 ? View(out).dtype("out") : x.dtype;
-  run(o, batch, x, Output(batch, dtype, out, {&o.x, pointer(o.noise)}));
+  run(o, batch, x, Output(batch, dtype, out, {&o.x, pointer(o.noise)}), draw);
 }
+
+void q_sample_out(const QSampleOperands& o, const Tensor& out) { run_to(o, out); }
 
 #ifndef FG_DEVICE_KERNELS
 void q_sample_torch(const Tensor& states, int64_t noise_dtype, bool fused, const QSampleOperands& o, const Tensor& out) {
-  const Batch batch(o.x);
-  const Input x = batch.first("x", true);
-  const DType dtype = x.dtype == kUInt8 ? View(out).dtype("out") : x.dtype;
-  std::optional<TorchNoise> torch;
-  run(o, batch, x, Output(batch, dtype, out, {&o.x}),
-      [&](Noise& noise, DType arithmetic) { torch.emplace(states, noise_dtype, fused, batch, arithmetic, noise); });
-  torch->finish();
+  const TorchDraw draw = {states, noise_dtype, fused};
+  run_to(o, out, &draw);
 }
 #endif
 

@@ -33,7 +33,7 @@ void torch_randn(const Tensor& out, const Tensor& states, bool fused) {
   const DType dtype = batch.like.dtype("out");
   const Output output(batch, dtype, out, {});
   a.out[0] = output.operand;
-  const TorchNoise torch(states, dtype, fused, batch, arithmetic_of(dtype), a.noise);
+  const TorchNoise torch({states, dtype, fused}, batch, arithmetic_of(dtype), a.noise);
   flatten(a, false);
   FG_RUN(randn, a, batch.like, kSeededGrain);
   torch.finish();
@@ -49,7 +49,7 @@ void torch_skip(const Tensor& states, int64_t words) {
 
 // `threads`: how many the GPU whose numbers these are runs at a time.
 void randn_torch_cuda(const Tensor& out, const RandnOperands& o, int64_t threads) {
-  const Batch batch(out);
+  const Batch batch(out, View(out), false);  // the numbers follow the logical order
   STD_TORCH_CHECK(threads >= kTorchCudaBlock && threads % kTorchCudaBlock == 0, "threads: expected a multiple of ", kTorchCudaBlock,
                   ", got ", threads);
   STD_TORCH_CHECK(o.offset >= 0 && o.offset % 4 == 0, "offset: expected a multiple of 4, got ", o.offset);
@@ -63,10 +63,8 @@ void randn_torch_cuda(const Tensor& out, const RandnOperands& o, int64_t threads
   a.samples = a.per_sample ? batch.geometry.batch : 1;
   a.event = a.per_sample ? batch.geometry.event : batch.like.numel;
   const DType dtype = batch.like.dtype("out");
-  check_out(batch.like, dtype, batch.like, {});
-  std::optional<Tensor> own;  // the numbers follow the logical order
-  if (!batch.like.contiguous) own = empty(batch.like.sizes, batch.like.dim, false, dtype, batch.like);
-  a.out = {own ? own->mutable_data_ptr() : batch.like.data, dtype, 0, 0};
+  const Output output(batch, dtype, out, {});
+  a.out = output.operand;
   a.plan(threads);
   if (batch.like.numel > 0) {
 #ifdef FG_DEVICE_KERNELS
@@ -76,7 +74,7 @@ void randn_torch_cuda(const Tensor& out, const RandnOperands& o, int64_t threads
     run_blocks(randn_torch_cuda_cpu(isa()), a, a.samples * a.turns * (a.threads / kTorchCudaBlock), cost);
 #endif
   }
-  if (own) torch::stable::copy_(const_cast<Tensor&>(out), *own);
+  output.finish();
 }
 
 }  // namespace

@@ -5,24 +5,12 @@
 
 namespace fastgen {
 
-using ReparameterizeColumns = GaussianKlColumns;
-
 // The inputs: log σ², μ, and backward the gradient of z; given noise comes after them. A backward needs μ where the divergence has
 // a gradient too. Its out[0] and out[1] are the derivatives by log σ² and μ, the latter only with that of the divergence: without,
-// it is the gradient itself.
-struct ReparameterizeArguments : Elementwise {
-  LogVarianceBounds bounds;
+// it is the gradient itself. `result` is null where only z is wanted.
+struct ReparameterizeArguments : GaussianKlArguments {
   bool backward = false;
-  double scale = 1;                // of a sum, as all that add up have it
-  void* result = nullptr;          // forward: (B,), the divergence, of the type of the arithmetic; null: only z
-  double* sums = nullptr;          // on the CPU: of each block; null where each sample is small and has its own
-  SumScratch scratch;              // on CUDA
-  const void* gradient = nullptr;  // backward: (B,), that of the divergence, of the type of the arithmetic
 };
-
-template <class R> FG_HD void reparameterize_row(const ReparameterizeArguments& a, int64_t b, R* row) {
-  row[ReparameterizeColumns::kUpstream] = a.gradient ? static_cast<const R*>(a.gradient)[b] : R(0);
-}
 
 template <class V> FG_HD V half_log_variance(const LogVarianceBounds& bounds, V log_variance) {
   return splat<V>(0.5) * clamped(bounds, log_variance);

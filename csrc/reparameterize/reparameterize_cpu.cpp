@@ -1,5 +1,4 @@
 #include "common/cpu_sums.h"  // before the formulas, which find the vector operations by their names
-#include "common/cpu_twos.h"
 #include "common/isa.h"
 
 #include "reparameterize/reparameterize.h"
@@ -8,11 +7,11 @@ namespace fastgen {
 namespace {
 
 template <class R> struct ReparameterizeOp : Summed<R, ReparameterizeArguments> {
-  static constexpr int kInputs = 3, kColumns = ReparameterizeColumns::kCount;
+  static constexpr int kInputs = 3, kColumns = GaussianKlColumns::kCount;
   using Summed<R, ReparameterizeArguments>::a;
   explicit ReparameterizeOp(const ReparameterizeArguments& arguments) : Summed<R, ReparameterizeArguments>{arguments} {}
 
-  void load_row(int64_t b, R* row) const { reparameterize_row(a, b, row); }
+  void load_row(int64_t b, R* row) const { gaussian_kl_row(a, b, row); }
   bool own_rows() const { return a.gradient != nullptr; }
   static bool noiseless(const R*) { return false; }
 };
@@ -84,7 +83,7 @@ template <class R> struct Derivatives : ReparameterizeOp<R> {
     by_twos<R>(t.n, [&](const auto& v, int64_t i) FG_INLINE {
       using V = std::decay_t<decltype(v)>;
       const V log_variance = load_as<V>(t.in[0] + i), gradient = load_as<V>(t.in[2] + i);
-      const V upstream = column_of(row, ReparameterizeColumns::kUpstream, v, first + i);
+      const V upstream = column_of(row, GaussianKlColumns::kUpstream, v, first + i);
       const auto sigma = deviation_ratio(half_log_variance(bounds, log_variance));
       const V of_z = z_by_log_variance(gradient, sigma.value, load_as<V>(t.z + i));
       store(t.out[0] + i, where_inside(bounds, log_variance, fma(upstream, kl_by_log_variance(sigma), of_z)));

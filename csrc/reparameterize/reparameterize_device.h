@@ -9,11 +9,11 @@ namespace fastgen {
 template <class R, class X, class Out> struct ReparameterizeItems : DeviceOp<R, X, X, Out, ReparameterizeArguments> {
   static constexpr int kNoiseInput = 3, kStates = 1 << 0 | 1 << 1 | 1 << 2;
   static constexpr int kNoises = 1 << kGivenNoise | 1 << kSeededNoise, kTiled = 1 << kSeededNoise;
-  using Row = ColumnRow<R, ReparameterizeColumns::kCount>;
+  using Row = ColumnRow<R, GaussianKlColumns::kCount>;
 
   FG_HD Row row(int64_t b) const {
     Row row;
-    reparameterize_row(this->a, b, row.values);
+    gaussian_kl_row(this->a, b, row.values);
     return row;
   }
   static FG_HD bool noiseless(const Row&) { return false; }
@@ -57,7 +57,7 @@ template <class R, class X, class M, class Out> struct ReparameterizeGradientDev
   // Whether the divergence has a gradient is the same for all threads.
   template <bool kNoise, int n> FG_HD void apply(const Row& row, const R (&in)[3][n], const R* z, R (&out)[2][n]) const {
     const bool of_kl = this->a.in[1].data;
-    const R upstream = row(ReparameterizeColumns::kUpstream);
+    const R upstream = row(GaussianKlColumns::kUpstream);
     FG_UNROLL
     for (int i = 0; i < n; ++i) {
       const DeviationRatio<R> sigma = deviation_ratio(half_log_variance(this->a.bounds, in[0][i]));

@@ -59,14 +59,7 @@ std::tuple<Tensor, Tensor> reparameterize_kl(const Tensor& mean, const Reparamet
   const Tensor z = call.output(0, call.result_dtype()), kl = empty(&batch, 1, false, call.arithmetic(), call.batch.like);
   a.result = kl.mutable_data_ptr();
   flatten(a, true);
-#ifdef FG_DEVICE_KERNELS
-  // what one thread block for each sum does alone needs none; without elements each sample is an item
-  std::optional<Scratch> scratch;
-  if (call.batch.like.numel > kThreads || batch > kThreads) a.scratch = scratch.emplace(1, call.batch.like).for_kernel;
-  run_cuda(fastgen_reparameterize_cuda, a, call.batch.like);
-#else
-  run_sample_sums(reparameterize_cpu(isa_for(a)), a, true);
-#endif
+  FG_RUN_SUMS(reparameterize, a, call.batch.like, true);
   return {z, kl};
 }
 

@@ -62,14 +62,7 @@ Tensor vlb_terms(const VlbTermsOperands& o) {
   const Tensor out = empty(&batch, a.each_sample ? 1 : 0, false, call.arithmetic, call.batch.like);
   a.result = out.mutable_data_ptr();
   flatten(a, true);
-#ifdef FG_DEVICE_KERNELS
-  // what one thread block for each sum does alone needs none; without elements each sample is an item
-  std::optional<Scratch> scratch;
-  if (call.batch.like.numel > kThreads || batch > kThreads) a.scratch = scratch.emplace(1, call.batch.like).for_kernel;
-  run_cuda(fastgen_vlb_terms_cuda, a, call.batch.like);
-#else
-  run_sample_sums(vlb_terms_cpu(isa_for(a)), a, a.each_sample);
-#endif
+  FG_RUN_SUMS(vlb_terms, a, call.batch.like, a.each_sample);
   return out;
 }
 
@@ -101,7 +94,7 @@ void run_two_sums(VlbTermsArguments& a, void* second, double second_scale) {
   a.derivative_scale = second_scale;
   flatten(a, true);
   a.blocks = SumBlocks(a).count;
-  run_sample_sums(vlb_terms_cpu(isa_for(a)), a, a.each_sample, second, second_scale);
+  run_sample_sums(vlb_terms_cpu(isa_for(a, true)), a, a.each_sample, second, second_scale);
 }
 
 // The forward's result for each sample, and from the same pass the mean over the event of the squared error of x̂0.
