@@ -49,8 +49,17 @@ class Source(NamedTuple):
     alone: bool  # whether the program has no other threads
 
     def run(self, op, *operands, check=None, **outputs) -> Any:
-        """Calls the op, one whose first arguments are `states, noise_dtype, fused`, and puts the generators forward. Where they go
-        forward before the op has looked at its operands, check() is called first, to raise what is wrong with them."""
+        """Calls the op, one whose first arguments are `states, noise_dtype, fused`, and puts the generators forward. check() raises
+        what is wrong with the operands, in better words than the op: it is called where the op has refused them, and before
+        generators go forward that the op has not had yet."""
+        try:
+            return self._run(op, operands, check, outputs)
+        except (RuntimeError, TypeError):
+            if check is not None:
+                check()
+            raise
+
+    def _run(self, op, operands, check, outputs):
         # torch draws with the generator's mutex locked, which cannot be had from outside. Without other threads none is needed: the
         # kernel makes the states after the draw in the same pass.
         if self.alone:
@@ -141,7 +150,7 @@ def source(generator, x, dtype, worthwhile=None) -> Source | None:
         return None
     if generator is not _default and not all(one.device.type == "cpu" for one in _each(generator)):
         return None
-    fused = _arithmetic[dtype] if dtype in _arithmetic else arithmetic(dtype)
+    fused = arithmetic(dtype)
     if fused is None:
         return None
     rest = length % BLOCK
@@ -161,8 +170,9 @@ def untouched() -> bool:
 
 def randn(shape, generator, dtype, device) -> torch.Tensor:
     """torch.randn(shape, generator=generator, dtype=dtype, device=device); `device` is a torch.device."""
-    large = device.type == "cpu" and dtype in NOISE_DTYPES and math.prod(shape) >= TO_FILL[0]
-    if large and untouched() and dispatch.backend_for(device) == "cpp":
+    # untouched first: a program that is traced must not come to depend on how large the noise is
+    may_fill = untouched() and device.type == "cpu" and dtype in NOISE_DTYPES and dispatch.backend_for(device) == "cpp"
+    if may_fill and math.prod(shape) >= TO_FILL[0]:
         out = torch.empty(shape, dtype=dtype, device=device)
         found = source(generator, out, dtype, TO_FILL)
         if found is not None:

@@ -450,12 +450,7 @@ def _with_torch_noise(given, t, index, generator, clip, return_x0):
     y = torch.empty(x_t.shape, dtype=plan.dtype, device=x_t.device) if out is None else out
     x0 = torch.empty_like(y) if return_x0 else None
     operands = x_t, model_output, plan.rows, t, index, None, None, None, clip, threshold, plan.learned, *(guidance or (None, 1.0))
-    op = dispatch.DIRECT[plan.op + "_torch"]
-    try:
-        source.run(op, *operands, x0, check=lambda: _check_tensors(*given), out=y)
-    except (RuntimeError, TypeError):
-        _check_tensors(*given)
-        raise
+    source.run(dispatch.DIRECT[plan.op + "_torch"], *operands, x0, check=lambda: _check_tensors(*given), out=y)
     if out is not None:
         dispatch.written(out)
     return (y, x0) if return_x0 else y

@@ -175,15 +175,9 @@ def _with_torch_noise(plan, x_name, x, given_t, t, index, generator, out):
     if out is not None and torch.is_grad_enabled():
         checks.ungraded_output(out, x)
 
-    def check():
-        _check_tensors(x_name, x, given_t, None, plan, out)
-
     y = torch.empty(x.shape, dtype=plan.dtype, device=x.device) if out is None else out
-    try:
-        source.run(dispatch.DIRECT[plan.op + "_torch"], x, plan.rows, t, index, check=check, out=y)
-    except (RuntimeError, TypeError):
-        check()
-        raise
+    check = lambda: _check_tensors(x_name, x, given_t, None, plan, out)  # noqa: E731
+    source.run(dispatch.DIRECT[plan.op + "_torch"], x, plan.rows, t, index, check=check, out=y)
     return y if out is None else dispatch.written(y)
 
 

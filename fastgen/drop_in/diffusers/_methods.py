@@ -167,11 +167,14 @@ def _batch_step_no_noise(original, options):
 def diffusers_own(why, original):
     """diffusers' own method, in a subclass whose others may be fastgen's."""
 
+    signature = inspect.signature(original)
+    without_eta = 0.0 if "eta" in signature.parameters else 1.0  # of DDPM's step, which draws noise
+
     @functools.wraps(original)
     def method(self, *arguments, seed=None, **keywords):
         if original.__name__ == "step":
-            call = inspect.signature(original).bind(self, *arguments, **keywords).arguments
-            if call.get("eta", 0.0 if "eta" in inspect.signature(original).parameters else 1.0) != 0:
+            call = signature.bind(self, *arguments, **keywords).arguments
+            if call.get("eta", without_eta) != 0:
                 check_before_diffusers_own(self._fastgen_options.rng, call.get("generator"), why)
         _before_diffusers_own(full_name(type(self), original.__name__), why, seed)
         return original(self, *arguments, **keywords)

@@ -32,9 +32,7 @@ def noise_source(rng, generator, seed, model_output) -> dict[str, Any]:
 
 def _drawn_noise(generator, m):
     """What diffusers' randn_tensor gives, made faster where that can be."""
-    if generator is None:  # without randn_tensor's generator=, with which dynamo takes no symbolic shape
-        return torch.randn(m.shape, device=m.device, dtype=m.dtype) if _compiling() else randn(m.shape, None, m.dtype, m.device)
-    if type(generator) is torch.Generator and generator.device == m.device:
+    if generator is None or (type(generator) is torch.Generator and generator.device == m.device):
         return randn(m.shape, generator, m.dtype, m.device)
     if isinstance(generator, list) and len(generator) > 1 and untouched() and backend_for(m.device) == "cpp":
         noise = torch.empty(m.shape, dtype=m.dtype, device=m.device)
