@@ -11,7 +11,7 @@ from .common.driver import TILED, elements_of, part_of, place_of, tile_normals
 from .common.elementwise import GIVEN_NOISE, NO_NOISE, SEEDED_NOISE, column, table_row, timestep_of, wide
 from .common.host_device import max_of, min_of, negative, product, splat, stored
 from .common.op import wrap_triton
-from .common.sum import few_of_rows, finish, sums_for
+from .common.sum import few_of_rows, finish, sums_for, totals_of
 
 EPSILON, SAMPLE = PREDICTIONS.index("epsilon"), PREDICTIONS.index("sample")
 
@@ -167,13 +167,8 @@ def diffusion_loss_kernel(
             values += tl.where(inside, loss, 0.0)
         sums += few_of_rows(values, W)
     by = tl.full((1,), divisor, tl.int64).to(tl.float64)
-    total = tl.sum(sums, 1)
-    if EACH and LAYOUT != TILED:
-        b_own = tile.to(tl.int64) * S + tl.arange(0, S)
-        tl.store(result + b_own * chunks + chunk, stored(total / by, result), mask=b_own < batch)
-    else:
-        at_own = tl.program_id(0) + tl.zeros((1,), tl.int32)
-        tl.store(result + at_own, stored((tl.sum(total, 0) + tl.zeros((1,), tl.float64)) / by, result))
+    total, at_own, is_own = totals_of(sums, chunks, batch, S, EACH and LAYOUT != TILED)
+    tl.store(result + at_own, stored(total / by, result), mask=is_own)
 
 
 @triton.jit(do_not_specialize=["index", "seed", "offset", "count", "batch", "divisor"])

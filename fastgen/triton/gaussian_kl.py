@@ -12,7 +12,7 @@ from .common.driver import TILED, elements_of, place_of
 from .common.host_device import max_of, min_of, negative, product, splat, stored
 from .common.op import wrap_triton
 from .common.real_math import exp, exp_and_excess
-from .common.sum import few_of_rows, finish, sums_for
+from .common.sum import few_of_rows, finish, sums_for, totals_of
 
 
 @triton.jit
@@ -68,21 +68,24 @@ def gaussians_apart(
 
 
 @triton.jit
-def place_in(
+def loaded(
+    x,
     b,
     block,
     r: tl.constexpr,
+    inside,
     event,
     channels,
     FACTOR: tl.constexpr,
+    R: tl.constexpr,
     S: tl.constexpr,
     E: tl.constexpr,
     LAYOUT: tl.constexpr,
     WIDE: tl.constexpr,
 ):
-    """Where the elements are in a tensor whose samples lie FACTOR times as far apart as they are large, see `op.apart`."""
+    """The elements of a tensor whose samples lie FACTOR times as far apart as they are large, see `op.apart`."""
     j, _ = elements_of(block, r, event, channels, FACTOR, S, E, LAYOUT, WIDE)
-    return FACTOR * (b.to(tl.int64) * event) + j
+    return tl.load(x + (FACTOR * (b.to(tl.int64) * event) + j), mask=inside, other=0.0).to(R)
 
 
 @triton.jit
@@ -106,17 +109,14 @@ def parameters_of(
     LAYOUT: tl.constexpr,
     WIDE: tl.constexpr,
 ):
-    """The four, an absent one as 0. FACTORS: of log_variance and mean 2 · 1 + 1, or less, see `factors_of`."""
-    at = place_in(b, block, r, event, channels, 1, S, E, LAYOUT, WIDE)
-    at_log_variance = place_in(b, block, r, event, channels, 1 + FACTORS % 2, S, E, LAYOUT, WIDE)
-    at_mean = place_in(b, block, r, event, channels, 1 + FACTORS // 2, S, E, LAYOUT, WIDE)
-    own = tl.load(log_variance + at_log_variance, mask=inside, other=0.0).to(R)
-    own_mean = tl.load(mean + at_mean, mask=inside, other=0.0).to(R)
+    """The four, an absent one as 0. FACTORS: of log_variance and mean 2 · 1 + 1, or less, see `half_factors`."""
+    own = loaded(log_variance, b, block, r, inside, event, channels, 1 + FACTORS % 2, R, S, E, LAYOUT, WIDE)
+    own_mean = loaded(mean, b, block, r, inside, event, channels, 1 + FACTORS // 2, R, S, E, LAYOUT, WIDE)
     other, theirs = tl.zeros_like(own), tl.zeros_like(own)
     if OTHER_VARIANCE:
-        other = tl.load(other_log_variance + at, mask=inside, other=0.0).to(R)
+        other = loaded(other_log_variance, b, block, r, inside, event, channels, 1, R, S, E, LAYOUT, WIDE)
     if OTHER_MEAN:
-        theirs = tl.load(other_mean + at, mask=inside, other=0.0).to(R)
+        theirs = loaded(other_mean, b, block, r, inside, event, channels, 1, R, S, E, LAYOUT, WIDE)
     return own, own_mean, other, theirs
 
 
@@ -162,19 +162,8 @@ def gaussian_kl_kernel(
             excess, less_one, w, _ = gaussians_apart(own, own_mean, other, theirs, LOWEST, HIGHEST, OTHER_VARIANCE)
             values += tl.where(inside, kl_of(excess, less_one, w), 0.0)
         sums += few_of_rows(values, W)
-    store_sums(result, sums, tile, chunk, chunks, batch, S, LAYOUT)
-
-
-@triton.jit
-def store_sums(result, sums, tile, chunk, chunks, batch, S: tl.constexpr, LAYOUT: tl.constexpr):
-    """Those of a program, whose tile has S samples, or is TILED and has one."""
-    total = tl.sum(sums, 1)
-    if LAYOUT != TILED:
-        b = tile.to(tl.int64) * S + tl.arange(0, S)
-        tl.store(result + b * chunks + chunk, stored(total, result), mask=b < batch)
-    else:
-        at = tl.program_id(0) + tl.zeros((1,), tl.int32)
-        tl.store(result + at, stored(tl.sum(total, 0) + tl.zeros((1,), tl.float64), result))
+    total, at_own, is_own = totals_of(sums, chunks, batch, S, LAYOUT != TILED)
+    tl.store(result + at_own, stored(total, result), mask=is_own)
 
 
 @triton.jit(do_not_specialize=["batch"])
@@ -206,9 +195,9 @@ def gaussian_kl_backward_kernel(
     block, b, live = place_of(tl.program_id(0), blocks, batch, S, LAYOUT, WIDE)
     upstream = tl.load(gradient + b, mask=live, other=0.0)
     for r in tl.static_range(4 if LAYOUT == TILED else 1):
-        _, inside = elements_of(block, r, event, channels, 1, S, E, LAYOUT, WIDE)
+        j, inside = elements_of(block, r, event, channels, 1, S, E, LAYOUT, WIDE)
         inside = inside & live
-        at = place_in(b, block, r, event, channels, 1, S, E, LAYOUT, WIDE)
+        at = b.to(tl.int64) * event + j
         own, own_mean, other, theirs = parameters_of(
             *(log_variance, mean, other_log_variance, other_mean, b, block, r, inside, event, channels),
             *(OTHER_VARIANCE, OTHER_MEAN, FACTORS, R, S, E, LAYOUT, WIDE),
@@ -229,6 +218,17 @@ def bound(value):
     return None if math.isinf(value) else value
 
 
+def dtype_of(tensors):
+    """Of the arithmetic."""
+    return torch.float64 if any(x.dtype == torch.float64 for x in tensors) else torch.float32
+
+
+def flags_of(o, factors, dtype, cut):
+    """What all kernels of two Gaussians are compiled for, from the operands, `half_factors`, `dtype_of` and the tiling."""
+    arithmetic = tl.float64 if dtype == torch.float64 else tl.float32
+    return {"LOWEST": bound(o.lowest), "HIGHEST": bound(o.highest), "FACTORS": factors, "R": arithmetic, **cut.parameters}
+
+
 def half_factors(log_variance, mean):
     """FACTORS of the kernels, from what `op.apart` says of the two."""
     return (log_variance - 1) + 2 * (mean - 1)
@@ -243,19 +243,12 @@ class _Call:
         self.log_variance, own_factor = op.apart(o.log_variance, batch, o.mean)
         others = [x if x is None else op.same(x, o.mean, batch.channels_last) for x in (o.other_log_variance, o.other_mean)]
         tensors = [self.log_variance, self.mean, *(x for x in others if x is not None)]
-        self.dtype = torch.float64 if any(x.dtype == torch.float64 for x in tensors) else torch.float32
+        self.dtype = dtype_of(tensors)
         factors = half_factors(own_factor, mean_factor)
         self.cut = op.tiling(batch, tensors, False, False, factors > 0)
         self.pointers = (self.log_variance, self.mean, *(self.mean if x is None else x for x in others))
-        self.flags = {
-            "LOWEST": bound(o.lowest),
-            "HIGHEST": bound(o.highest),
-            "OTHER_VARIANCE": o.other_log_variance is not None,
-            "OTHER_MEAN": o.other_mean is not None,
-            "FACTORS": factors,
-            "R": tl.float64 if self.dtype == torch.float64 else tl.float32,
-            **self.cut.parameters,
-        }
+        others = {"OTHER_VARIANCE": o.other_log_variance is not None, "OTHER_MEAN": o.other_mean is not None}
+        self.flags = flags_of(o, factors, self.dtype, self.cut) | others
 
     def derivative(self, x):
         return op.empty_like(self.mean, x.dtype, channels_last=self.batch.channels_last)

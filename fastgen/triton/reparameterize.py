@@ -1,27 +1,26 @@
 """A sample of a diagonal Gaussian as a function of its parameters: the formulas of csrc/reparameterize/reparameterize.h, the
 kernels and the ops."""
 
-import torch
 import triton
 import triton.language as tl
 
 from .._core import checks, dispatch
 from .common import op
-from .common.driver import TILED, elements_of, part_of, place_of, tile_normals
-from .common.elementwise import GIVEN_NOISE, NO_NOISE, SEEDED_NOISE, wide
+from .common.driver import TILED, elements_of, noise_of_elements, place_of, tile_normals
+from .common.elementwise import NO_NOISE, SEEDED_NOISE, wide
 from .common.host_device import product, splat, stored
 from .common.op import wrap_triton
 from .common.real_math import exp
-from .common.sum import few_of_rows, finish, sums_for
+from .common.sum import few_of_rows, finish, sums_for, totals_of
 from .gaussian_kl import (
-    bound,
     clamped,
     deviation_ratio,
+    dtype_of,
+    flags_of,
     half_factors,
     kl_by_log_variance,
     kl_of,
-    place_in,
-    store_sums,
+    loaded,
     where_inside,
 )
 
@@ -39,14 +38,6 @@ def reparameterize_formula(sigma, mean, z):
 @triton.jit
 def z_by_log_variance(gradient, sigma, z):
     return splat(0.5, sigma) * gradient * (sigma * z)
-
-
-@triton.jit
-def noise_of_elements(noise, at, inside, r: tl.constexpr, z0, z1, z2, z3, R: tl.constexpr, NOISE: tl.constexpr):
-    if NOISE == GIVEN_NOISE:
-        return tl.load(noise + at, mask=inside, other=0.0).to(R)
-    else:
-        return part_of(r, z0, z1, z2, z3)
 
 
 @triton.jit(do_not_specialize=["seed", "offset", "batch"])
@@ -79,14 +70,12 @@ def reparameterize_kernel(
     if NOISE == SEEDED_NOISE:
         z0, z1, z2, z3 = tile_normals(block, b, live, wide(offset), seeds, seed, event, channels, R, SEEDS, S, E, V, LAYOUT, WIDE)
     for r in tl.static_range(4 if LAYOUT == TILED else 1):
-        _, inside = elements_of(block, r, event, channels, 1, S, E, LAYOUT, WIDE)
+        j, inside = elements_of(block, r, event, channels, 1, S, E, LAYOUT, WIDE)
         inside = inside & live
-        at = place_in(b, block, r, event, channels, 1, S, E, LAYOUT, WIDE)
-        at_log_variance = place_in(b, block, r, event, channels, 1 + FACTORS % 2, S, E, LAYOUT, WIDE)
-        at_mean = place_in(b, block, r, event, channels, 1 + FACTORS // 2, S, E, LAYOUT, WIDE)
-        own = tl.load(log_variance + at_log_variance, mask=inside, other=0.0).to(R)
-        own_mean = tl.load(mean + at_mean, mask=inside, other=0.0).to(R)
-        z = noise_of_elements(noise, at, inside, r, z0, z1, z2, z3, R, NOISE)
+        at = b.to(tl.int64) * event + j
+        own = loaded(log_variance, b, block, r, inside, event, channels, 1 + FACTORS % 2, R, S, E, LAYOUT, WIDE)
+        own_mean = loaded(mean, b, block, r, inside, event, channels, 1 + FACTORS // 2, R, S, E, LAYOUT, WIDE)
+        z = noise_of_elements(noise, at, inside, r, z0, z1, z2, z3, own, NOISE)
         sigma = exp(half_log_variance(own, LOWEST, HIGHEST))
         tl.store(out + at, stored(reparameterize_formula(sigma, own_mean, z), out), mask=inside)
 
@@ -132,19 +121,18 @@ def reparameterize_kl_kernel(
             )
         values = tl.zeros((S, E), R)
         for r in tl.static_range(4 if LAYOUT == TILED else 1):
-            _, inside = elements_of(block, r, event, channels, 1, S, E, LAYOUT, WIDE)
+            j, inside = elements_of(block, r, event, channels, 1, S, E, LAYOUT, WIDE)
             inside = inside & live
-            at = place_in(b, block, r, event, channels, 1, S, E, LAYOUT, WIDE)
-            at_log_variance = place_in(b, block, r, event, channels, 1 + FACTORS % 2, S, E, LAYOUT, WIDE)
-            at_mean = place_in(b, block, r, event, channels, 1 + FACTORS // 2, S, E, LAYOUT, WIDE)
-            own = tl.load(log_variance + at_log_variance, mask=inside, other=0.0).to(R)
-            own_mean = tl.load(mean + at_mean, mask=inside, other=0.0).to(R)
-            z = noise_of_elements(noise, at, inside, r, z0, z1, z2, z3, R, NOISE)
+            at = b.to(tl.int64) * event + j
+            own = loaded(log_variance, b, block, r, inside, event, channels, 1 + FACTORS % 2, R, S, E, LAYOUT, WIDE)
+            own_mean = loaded(mean, b, block, r, inside, event, channels, 1 + FACTORS // 2, R, S, E, LAYOUT, WIDE)
+            z = noise_of_elements(noise, at, inside, r, z0, z1, z2, z3, own, NOISE)
             sigma, excess, less_one = deviation_ratio(half_log_variance(own, LOWEST, HIGHEST))
             tl.store(out + at, stored(reparameterize_formula(sigma, own_mean, z), out), mask=inside)
             values += tl.where(inside, kl_of(excess, less_one, own_mean), 0.0)
         sums += few_of_rows(values, W)
-    store_sums(result, sums, tile, chunk, chunks, batch, S, LAYOUT)
+    total, at_own, is_own = totals_of(sums, chunks, batch, S, LAYOUT != TILED)
+    tl.store(result + at_own, stored(total, result), mask=is_own)
 
 
 @triton.jit(do_not_specialize=["seed", "offset", "batch"])
@@ -184,18 +172,16 @@ def reparameterize_backward_kernel(
     if KL:
         upstream = tl.load(kl_gradient + b, mask=live, other=0.0)
     for r in tl.static_range(4 if LAYOUT == TILED else 1):
-        _, inside = elements_of(block, r, event, channels, 1, S, E, LAYOUT, WIDE)
+        j, inside = elements_of(block, r, event, channels, 1, S, E, LAYOUT, WIDE)
         inside = inside & live
-        at = place_in(b, block, r, event, channels, 1, S, E, LAYOUT, WIDE)
-        at_log_variance = place_in(b, block, r, event, channels, 1 + FACTORS % 2, S, E, LAYOUT, WIDE)
-        own = tl.load(log_variance + at_log_variance, mask=inside, other=0.0).to(R)
+        at = b.to(tl.int64) * event + j
+        own = loaded(log_variance, b, block, r, inside, event, channels, 1 + FACTORS % 2, R, S, E, LAYOUT, WIDE)
         of_z = tl.load(gradient + at, mask=inside, other=0.0).to(R)
-        z = noise_of_elements(noise, at, inside, r, z0, z1, z2, z3, R, NOISE)
+        z = noise_of_elements(noise, at, inside, r, z0, z1, z2, z3, own, NOISE)
         half = half_log_variance(own, LOWEST, HIGHEST)
         if KL:
             sigma, _, less_one = deviation_ratio(half)
-            at_mean = place_in(b, block, r, event, channels, 1 + FACTORS // 2, S, E, LAYOUT, WIDE)
-            own_mean = tl.load(mean + at_mean, mask=inside, other=0.0).to(R)
+            own_mean = loaded(mean, b, block, r, inside, event, channels, 1 + FACTORS // 2, R, S, E, LAYOUT, WIDE)
             by_log_variance = tl.fma(upstream, kl_by_log_variance(less_one), z_by_log_variance(of_z, sigma, z))
             tl.store(to_mean + at, stored(tl.fma(upstream, own_mean, of_z), to_mean), mask=inside)
         else:
@@ -213,7 +199,7 @@ class _Call:
         mean, mean_factor = (log_variance, 1) if mean is None else op.apart(mean, batch, like)
         self.gradient = gradient if gradient is None else op.same(gradient, like, batch.channels_last)
         tensors = [x for x in (log_variance, mean, self.gradient) if x is not None]
-        self.dtype = torch.float64 if any(x.dtype == torch.float64 for x in tensors) else torch.float32
+        self.dtype = dtype_of(tensors)
         z = op.noise_of(o.noise, o.seeds, o.seed, log_variance)
         if z.kind == NO_NOISE.value:
             raise RuntimeError("noise, seed: expected one of them")
@@ -223,15 +209,7 @@ class _Call:
         self.cut = op.tiling(batch, (*tensors, noise, *self.outputs), z.kind == SEEDED_NOISE.value, False, factors > 0)
         self.pointers = (log_variance, mean, noise, z.seeds, z.seed, o.offset)
         self.sizes = (self.cut.batch, self.cut.event, self.cut.channels, self.cut.blocks)
-        self.flags = {
-            "LOWEST": bound(o.lowest),
-            "HIGHEST": bound(o.highest),
-            "FACTORS": factors,
-            "R": tl.float64 if self.dtype == torch.float64 else tl.float32,
-            "NOISE": z.kind,
-            "SEEDS": z.seeds_kind,
-            **self.cut.parameters,
-        }
+        self.flags = flags_of(o, factors, self.dtype, self.cut) | {"NOISE": z.kind, "SEEDS": z.seeds_kind}
 
 
 def reparameterize(mean, o):

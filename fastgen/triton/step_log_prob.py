@@ -7,12 +7,12 @@ import triton.language as tl
 
 from .._core import checks
 from .common import op
-from .common.driver import FLAT, TILED, elements_of, part_of, place_of, tile_normals
-from .common.elementwise import GIVEN_NOISE, NO_NOISE, SEEDED_NOISE, column, table_row, timestep_of
+from .common.driver import FLAT, TILED, elements_of, noise_of_elements, place_of, tile_normals
+from .common.elementwise import NO_NOISE, SEEDED_NOISE, column, table_row, timestep_of
 from .common.host_device import negative, product, splat, stored
 from .common.op import wrap_triton
 from .common.real_math import exp, log_positive
-from .common.sum import few_of_rows, finish, sums_for
+from .common.sum import few_of_rows, finish, sums_for, totals_of
 from .ddpm_step import (
     COLUMNS,
     INTERCEPT,
@@ -172,13 +172,8 @@ def step_log_prob_kernel(
             values += tl.where(inside, value, 0.0)
         sums += few_of_rows(values, W)
     by = tl.full((1,), scale if EXACT_SCALE is None else EXACT_SCALE, tl.float64)
-    total = tl.sum(sums, 1)
-    if LAYOUT != TILED:
-        b_own = tile.to(tl.int64) * S + tl.arange(0, S)
-        tl.store(result + b_own * chunks + chunk, stored(total * by, result), mask=b_own < batch)
-    else:
-        at_own = tl.program_id(0) + tl.zeros((1,), tl.int32)
-        tl.store(result + at_own, stored((tl.sum(total, 0) + tl.zeros((1,), tl.float64)) * by, result))
+    total, at_own, is_own = totals_of(sums, chunks, batch, S, LAYOUT != TILED)
+    tl.store(result + at_own, stored(total * by, result), mask=is_own)
 
 
 @triton.jit(do_not_specialize=["index", "seed", "count", "batch", "chunks"])
@@ -229,12 +224,13 @@ def ddpm_step_log_prob_kernel(
         block, b, live = place_of(k, blocks, batch, S, LAYOUT, WIDE)
         step = timestep_of(t, index, b, live, HAS_T)
         row, in_table = table_row(rows, step, count, COLUMNS)
-        inverse_sigma, log_sigma = deviation(row, in_table, LEARNED)
-        slope = column(row, in_table, SLOPE)
-        sigma = column(row, in_table, SIGMA)
         z0, z1, z2, z3 = None, None, None, None
         if NOISE == SEEDED_NOISE:
             z0, z1, z2, z3 = tile_normals(block, b, live, step, seeds, seed, event, channels, R, SEEDS, S, E, V, LAYOUT, WIDE)
+        # After the normals, whose ten rounds need the registers: before them, two of these were spilled on sm_100.
+        inverse_sigma, log_sigma = deviation(row, in_table, LEARNED)
+        slope = column(row, in_table, SLOPE)
+        sigma = column(row, in_table, SIGMA)
         values = tl.zeros((S, E), R)
         first = b.to(tl.int64) * event
         for r in tl.static_range(4 if LAYOUT == TILED else 1):
@@ -251,10 +247,7 @@ def ddpm_step_log_prob_kernel(
                 g = tl.full((1, 1), guidance if EXACT_GUIDANCE is None else EXACT_GUIDANCE, R)
                 m_value = guided(m_value, tl.load(unconditional + at, mask=inside, other=0.0).to(R), g)
             mean, _ = step_mean(x_value, m_value, row, in_table, bound_of(clip, EXACT_CLIP, R), CLIPPED)
-            if NOISE == GIVEN_NOISE:
-                z = tl.load(noise + first + j, mask=inside, other=0.0).to(R)
-            else:
-                z = part_of(r, z0, z1, z2, z3)
+            z = noise_of_elements(noise, first + j, inside, r, z0, z1, z2, z3, x_value, NOISE)
             if LEARNED:
                 z = product(z, exp(tl.fma(slope, v, column(row, in_table, INTERCEPT))))
             kept = stored(with_noise(mean, sigma, z), out)
@@ -263,13 +256,8 @@ def ddpm_step_log_prob_kernel(
             values += tl.where(inside, value, 0.0)
         sums += few_of_rows(values, W)
     by = tl.full((1,), scale if EXACT_SCALE is None else EXACT_SCALE, tl.float64)
-    total = tl.sum(sums, 1)
-    if LAYOUT != TILED:
-        b_own = tile.to(tl.int64) * S + tl.arange(0, S)
-        tl.store(result + b_own * chunks + chunk, stored(total * by, result), mask=b_own < batch)
-    else:
-        at_own = tl.program_id(0) + tl.zeros((1,), tl.int32)
-        tl.store(result + at_own, stored((tl.sum(total, 0) + tl.zeros((1,), tl.float64)) * by, result))
+    total, at_own, is_own = totals_of(sums, chunks, batch, S, LAYOUT != TILED)
+    tl.store(result + at_own, stored(total * by, result), mask=is_own)
 
 
 @triton.jit(do_not_specialize=["index", "count", "batch"])

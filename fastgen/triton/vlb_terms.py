@@ -6,13 +6,13 @@ import triton.language as tl
 from .._core import checks
 from .common import op
 from .common.bytes import real_of
-from .common.driver import FLAT, TILED, elements_of, part_of, place_of, tile_normals
+from .common.driver import FLAT, TILED, elements_of, noise_of_elements, place_of, tile_normals
 from .common.elementwise import GIVEN_NOISE, NO_NOISE, SEEDED_NOISE, column, table_row, timestep_of, wide
 from .common.host_device import negative, product, splat, stored
 from .common.log_bin import approximate_log_bin, log_bin
 from .common.op import wrap_triton
 from .common.real_math import exp, exp_and_excess
-from .common.sum import few_of_rows, finish, sums_for
+from .common.sum import few_of_rows, finish, sums_for, totals_of
 from .diffusion_loss import less, loss_of, loss_slope
 from .q_sample import q_sample_formula, with_noise
 
@@ -106,16 +106,6 @@ def term(
 @triton.jit
 def number_of(number, EXACT: tl.constexpr, R: tl.constexpr):
     return tl.full((1, 1), number if EXACT is None else EXACT, R)
-
-
-@triton.jit
-def noise_of_elements(noise, at, inside, r: tl.constexpr, z0, z1, z2, z3, like, NOISE: tl.constexpr):
-    if NOISE == GIVEN_NOISE:
-        return tl.load(noise + at, mask=inside, other=0.0).to(like.dtype)
-    elif NOISE == SEEDED_NOISE:
-        return part_of(r, z0, z1, z2, z3)
-    else:
-        return like
 
 
 @triton.jit
@@ -236,13 +226,8 @@ def vlb_terms_kernel(
             values += tl.where(inside, value, 0.0)
         sums += few_of_rows(values, W)
     by = tl.full((1,), scale if EXACT_SCALE is None else EXACT_SCALE, tl.float64)
-    total = tl.sum(sums, 1)
-    if EACH and LAYOUT != TILED:
-        b_own = tile.to(tl.int64) * S + tl.arange(0, S)
-        tl.store(result + b_own * chunks + chunk, stored(total * by, result), mask=b_own < batch)
-    else:
-        at_own = tl.program_id(0) + tl.zeros((1,), tl.int32)
-        tl.store(result + at_own, stored((tl.sum(total, 0) + tl.zeros((1,), tl.float64)) * by, result))
+    total, at_own, is_own = totals_of(sums, chunks, batch, S, EACH and LAYOUT != TILED)
+    tl.store(result + at_own, stored(total * by, result), mask=is_own)
 
 
 @triton.jit(do_not_specialize=["index", "seed", "offset", "count", "batch"])

@@ -17,7 +17,7 @@ return as well.
 import triton
 import triton.language as tl
 
-from .elementwise import SEED_OF_EACH_SAMPLE, seed_of
+from .elementwise import GIVEN_NOISE, SEED_OF_EACH_SAMPLE, SEEDED_NOISE, seed_of
 from .normal import contract_normals
 
 FLAT = tl.constexpr(0)
@@ -176,3 +176,14 @@ def tile_normals(
 def part_of(r: tl.constexpr, z0, z1, z2, z3):
     lanes = (z0, z1, z2, z3)
     return lanes[r]
+
+
+@triton.jit
+def noise_of_elements(noise, at, inside, r: tl.constexpr, z0, z1, z2, z3, like, NOISE: tl.constexpr):
+    """ε, given, made, or where there is none `like`, which nobody reads then."""
+    if NOISE == GIVEN_NOISE:
+        return tl.load(noise + at, mask=inside, other=0.0).to(like.dtype)
+    elif NOISE == SEEDED_NOISE:
+        return part_of(r, z0, z1, z2, z3)
+    else:
+        return like

@@ -64,6 +64,20 @@ def few_of_rows(values, V: tl.constexpr):
 
 
 @triton.jit
+def totals_of(sums, chunks, batch, S: tl.constexpr, EACH: tl.constexpr):
+    """What the rows of a program's sums come to, where in the result of `sums_for` that goes, and which of it is there: one total
+    for each of the S samples of its tile, or where not EACH one of all."""
+    total = tl.sum(sums, 1)
+    if EACH:
+        tile = tl.program_id(0) // chunks
+        b = tile.to(tl.int64) * S + tl.arange(0, S)
+        return total, b * chunks + (tl.program_id(0) - tile * chunks), b < batch
+    else:
+        at = tl.program_id(0) + tl.zeros((1,), tl.int32)
+        return tl.sum(total, 0) + tl.zeros((1,), tl.float64), at, at == at
+
+
+@triton.jit
 def sum_of_chunks(sums, chunks, output, outputs, S: tl.constexpr, C: tl.constexpr):
     """Σ sums[o·chunks …] of each of S outputs o (a column), C chunks at a time."""
     total = tl.zeros((S, C), tl.float64)
