@@ -9,6 +9,7 @@ import torch
 
 from .._core import checks, declared, dispatch, rng, torch_noise
 from .._core.tables import DDPM_STEP_COLUMNS
+from .._core.torch_cuda import TorchCudaGenerator
 from ..schedule import LEARNED_VARIANCES, PREDICTIONS, VARIANCES, Prediction, Schedule, Variance
 from .q_sample import scaled
 
@@ -30,7 +31,7 @@ def ddpm_step(
     threshold: torch.Tensor | None = None,
     noise: torch.Tensor | None = None,
     seed: int | torch.Tensor | None = None,
-    generator: torch.Generator | None = None,
+    generator: torch.Generator | TorchCudaGenerator | None = None,
     unconditional_output: torch.Tensor | None = None,
     guidance_scale: float | None = None,
     return_x0: Literal[False] = False,
@@ -51,7 +52,7 @@ def ddpm_step(
     threshold: torch.Tensor | None = None,
     noise: torch.Tensor | None = None,
     seed: int | torch.Tensor | None = None,
-    generator: torch.Generator | None = None,
+    generator: torch.Generator | TorchCudaGenerator | None = None,
     unconditional_output: torch.Tensor | None = None,
     guidance_scale: float | None = None,
     return_x0: Literal[True],
@@ -72,7 +73,7 @@ def ddpm_step(
     threshold: torch.Tensor | None = None,
     noise: torch.Tensor | None = None,
     seed: int | torch.Tensor | None = None,
-    generator: torch.Generator | None = None,
+    generator: torch.Generator | TorchCudaGenerator | None = None,
     unconditional_output: torch.Tensor | None = None,
     guidance_scale: float | None = None,
     return_x0: Literal[False] = False,
@@ -93,7 +94,7 @@ def ddpm_step(
     threshold: torch.Tensor | None = None,
     noise: torch.Tensor | None = None,
     seed: int | torch.Tensor | None = None,
-    generator: torch.Generator | None = None,
+    generator: torch.Generator | TorchCudaGenerator | None = None,
     unconditional_output: torch.Tensor | None = None,
     guidance_scale: float | None = None,
     return_x0: Literal[True],
@@ -113,7 +114,7 @@ def ddpm_step(
     threshold: torch.Tensor | None = None,
     noise: torch.Tensor | None = None,
     seed: int | torch.Tensor | None = None,
-    generator: torch.Generator | None = None,
+    generator: torch.Generator | TorchCudaGenerator | None = None,
     unconditional_output: torch.Tensor | None = None,
     guidance_scale: float | None = None,
     return_x0: bool = False,
@@ -143,7 +144,7 @@ def ddpm_step(
         seed: int or int64 tensor of 1 or B elements; z is then `fastgen.randn(x_t.shape, seed=seed, offset=t)`, made in
             registers and never stored.
         generator: a `torch.Generator`; z is then `torch.randn(x_t.shape, generator=generator)` in the result's dtype, bit for
-            bit, drawn at t = 0 too; on the CPU mostly made in the kernel (see `torch_randn`).
+            bit, drawn at t = 0 too; on the CPU mostly made in the kernel (see `torch_randn`). Or a `TorchCudaGenerator`.
         unconditional_output, guidance_scale: classifier-free guidance, both or neither. m is then u + g·(m − u), u being what the
             network returned without the condition, of the shape and dtype of model_output, and g a number, a constant where the
             call is compiled; a learned variance stays that of model_output. No tensor is made, nor launch, but where gradients
@@ -199,7 +200,7 @@ def ddim_step(
     threshold: torch.Tensor | None = None,
     noise: torch.Tensor | None = None,
     seed: int | torch.Tensor | None = None,
-    generator: torch.Generator | None = None,
+    generator: torch.Generator | TorchCudaGenerator | None = None,
     unconditional_output: torch.Tensor | None = None,
     guidance_scale: float | None = None,
     return_x0: Literal[False] = False,
@@ -220,7 +221,7 @@ def ddim_step(
     threshold: torch.Tensor | None = None,
     noise: torch.Tensor | None = None,
     seed: int | torch.Tensor | None = None,
-    generator: torch.Generator | None = None,
+    generator: torch.Generator | TorchCudaGenerator | None = None,
     unconditional_output: torch.Tensor | None = None,
     guidance_scale: float | None = None,
     return_x0: Literal[True],
@@ -241,7 +242,7 @@ def ddim_step(
     threshold: torch.Tensor | None = None,
     noise: torch.Tensor | None = None,
     seed: int | torch.Tensor | None = None,
-    generator: torch.Generator | None = None,
+    generator: torch.Generator | TorchCudaGenerator | None = None,
     unconditional_output: torch.Tensor | None = None,
     guidance_scale: float | None = None,
     return_x0: Literal[False] = False,
@@ -262,7 +263,7 @@ def ddim_step(
     threshold: torch.Tensor | None = None,
     noise: torch.Tensor | None = None,
     seed: int | torch.Tensor | None = None,
-    generator: torch.Generator | None = None,
+    generator: torch.Generator | TorchCudaGenerator | None = None,
     unconditional_output: torch.Tensor | None = None,
     guidance_scale: float | None = None,
     return_x0: Literal[True],
@@ -282,7 +283,7 @@ def ddim_step(
     threshold: torch.Tensor | None = None,
     noise: torch.Tensor | None = None,
     seed: int | torch.Tensor | None = None,
-    generator: torch.Generator | None = None,
+    generator: torch.Generator | TorchCudaGenerator | None = None,
     unconditional_output: torch.Tensor | None = None,
     guidance_scale: float | None = None,
     return_x0: bool = False,

@@ -6,6 +6,7 @@ import torch
 
 from .._core import checks, declared, dispatch, rng, torch_noise
 from .._core.tables import Q_SAMPLE_COLUMNS, Coefficients, plain_tensors
+from .._core.torch_cuda import TorchCudaGenerator
 from ..schedule import Schedule
 
 Operands = declared.OPERANDS["q_sample"]
@@ -19,7 +20,7 @@ def q_sample(
     *,
     noise: torch.Tensor | None = None,
     seed: int | torch.Tensor | None = None,
-    generator: torch.Generator | None = None,
+    generator: torch.Generator | TorchCudaGenerator | None = None,
     offset: int = 0,
     out: torch.Tensor | None = None,
 ) -> torch.Tensor:
@@ -36,7 +37,7 @@ def q_sample(
         seed: int or int64 tensor of 1 or B elements; ε is then `fastgen.randn(x0.shape, seed=seed, offset=offset)`, made in
             registers and never stored.
         generator: a `torch.Generator`; ε is then `torch.randn(x0.shape, generator=generator, dtype=dtype)` in the result's dtype,
-            bit for bit, on the CPU mostly made in the kernel (see `torch_randn`).
+            bit for bit, on the CPU mostly made in the kernel (see `torch_randn`). Or a `TorchCudaGenerator`.
         offset: int within 0 … 2⁶³−1; with `seed` only.
         out: where to write; may be x0 itself.
 
@@ -60,7 +61,7 @@ def q_step(
     *,
     noise: torch.Tensor | None = None,
     seed: int | torch.Tensor | None = None,
-    generator: torch.Generator | None = None,
+    generator: torch.Generator | TorchCudaGenerator | None = None,
     offset: int = 0,
     out: torch.Tensor | None = None,
 ) -> torch.Tensor:

@@ -8,6 +8,7 @@ from typing import Literal, overload
 import torch
 
 from .._core import checks, declared, dispatch, rng
+from .._core.torch_cuda import TorchCudaGenerator
 from . import gaussian_kl
 
 Operands = declared.OPERANDS["reparameterize"]
@@ -20,7 +21,7 @@ def reparameterize(
     *,
     noise: torch.Tensor | None = None,
     seed: int | torch.Tensor | None = None,
-    generator: torch.Generator | None = None,
+    generator: torch.Generator | TorchCudaGenerator | None = None,
     offset: int = 0,
     clamp: tuple[float, float] | None = None,
     return_kl: Literal[False] = False,
@@ -32,7 +33,7 @@ def reparameterize(
     *,
     noise: torch.Tensor | None = None,
     seed: int | torch.Tensor | None = None,
-    generator: torch.Generator | None = None,
+    generator: torch.Generator | TorchCudaGenerator | None = None,
     offset: int = 0,
     clamp: tuple[float, float] | None = None,
     return_kl: Literal[True],
@@ -43,7 +44,7 @@ def reparameterize(
     *,
     noise: torch.Tensor | None = None,
     seed: int | torch.Tensor | None = None,
-    generator: torch.Generator | None = None,
+    generator: torch.Generator | TorchCudaGenerator | None = None,
     offset: int = 0,
     clamp: tuple[float, float] | None = None,
     return_kl: bool = False,
@@ -62,6 +63,7 @@ def reparameterize(
         seed: int or int64 tensor of 1 or B elements; ε is then `fastgen.randn(mean.shape, seed=seed, offset=offset)`, made in
             registers and never stored, and made again in a backward.
         generator: a `torch.Generator`; ε is then `torch.randn(mean.shape, generator=generator, dtype=dtype)` in the result's dtype.
+            Or a `TorchCudaGenerator`.
         offset: int within 0 … 2⁶³−1; with `seed` only.
         clamp: a pair of numbers that log_variance is clamped to, (−30, 20) in diffusers. Outside it gets no gradient.
         return_kl: whether to return the divergence as well.
