@@ -35,14 +35,15 @@ def _imported(*names):
         sys.modules.update(before)
 
 
-common, train_ddpm, train_gan, likelihood, demo, sample_distributed, robot_policy, reinforce = _imported(
-    "common", "train_ddpm", "train_gan", "likelihood", "demo", "sample_distributed", "robot_policy", "reinforce"
+common, train_ddpm, train_gan, train_vae, likelihood, demo, sample_distributed, robot_policy, reinforce = _imported(
+    "common", "train_ddpm", "train_gan", "train_vae", "likelihood", "demo", "sample_distributed", "robot_policy", "reinforce"
 )
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 DDPM = train_ddpm.Settings(batch_size=16, timesteps=50, base_channels=16)
 LIKELIHOOD = likelihood.Settings(batch_size=16, timesteps=20, base_channels=16, learning_rate=5e-3, ema_decay=0.9)
 GAN = train_gan.Settings(batch_size=16, k=2, latent_dim=4, base_channels=8)
+VAE = train_vae.Settings(batch_size=16, latent_dim=3, hidden=32)
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +57,10 @@ def ddpm(images, steps, settings=DDPM, **options):
 
 def gan(images, steps, settings=GAN, **options):
     return train_gan.train(settings, images, steps=steps, progress=False, **options)
+
+
+def vae(images, steps, settings=VAE, **options):
+    return train_vae.train(settings, train_vae.binarised(images), steps=steps, progress=False, **options)
 
 
 def weights(trained):
@@ -110,7 +115,7 @@ def test_gan_learns_to_tell_real_from_fake(images):
     assert all(np.isfinite(list(loss.values())).all() for loss in losses)
 
 
-@pytest.mark.parametrize("train", [ddpm, gan])
+@pytest.mark.parametrize("train", [ddpm, gan, vae])
 def test_resumed_equals_uninterrupted(train, images, tmp_path):
     whole = weights(train(images, 6))
     path = tmp_path / "checkpoint.pt"
@@ -203,6 +208,37 @@ def test_the_distortion_is_that_of_each_timestep(images):
         _, predicted = fastgen.ddpm_step(x_t, m, t, trained.schedule, clip=1.0, return_x0=True, seed=0)
         error = predicted - (x0 / 127.5 - 1)
         torch.testing.assert_close(found[t], 127.5 * error.square().mean().sqrt(), rtol=1e-4, atol=1e-3)
+
+
+# ---- the variational autoencoder ------------------------------------------------------------------------------------------
+
+
+def test_vae_learns(images):
+    losses = vae(images, 300, dataclasses.replace(VAE, learning_rate=5e-3)).losses
+    for loss in losses:
+        assert loss["loss"] == pytest.approx(loss["reconstruction"] + loss["kl"], rel=1e-5)
+    assert losses[0]["loss"] == pytest.approx(64 * np.log(2), rel=0.05)  # undecided about each pixel
+    assert np.mean([loss["loss"] for loss in losses[-10:]]) < 28
+    assert np.mean([loss["kl"] for loss in losses[-10:]]) > 1  # z says something
+
+
+def test_what_the_two_bounds_are(images):
+    """Of a decoder that does not look at z, p(x) is known: the first bound falls short of log p(x) by the divergence, the other one
+    comes to it."""
+    model, bits = vae(images, 1).model, train_vae.binarised(images)[:6]
+    with torch.no_grad():
+        model.decoder[0].weight.zero_()
+        model.encoder[-1].weight.mul_(2.0)  # so that the posterior is not the prior
+        log_p = -torch.nn.functional.binary_cross_entropy_with_logits(
+            model.decoded(torch.zeros(6, 3)).double(), bits.double(), reduction="none"
+        ).sum((1, 2, 3))
+        mean, log_variance = model.posterior(bits)
+        prior = torch.distributions.Normal(torch.zeros(6, 3), torch.ones(6, 3))
+        kl = torch.distributions.kl_divergence(torch.distributions.Normal(mean, torch.exp(0.5 * log_variance)), prior).sum(1)
+    found = train_vae.evaluate(model, bits, seed=3, draws=4000)
+    assert kl.min() > 0.01
+    torch.testing.assert_close(found.bound.double(), log_p - kl.double(), rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(found.importance_weighted.double(), log_p, rtol=0, atol=0.02)
 
 
 # ---- checkpoints ----------------------------------------------------------------------------------------------------------
@@ -396,7 +432,8 @@ def test_the_handwritten_steps_compute_what_fastgen_computes(monkeypatch):
 
 # ---- command lines --------------------------------------------------------------------------------------------------------
 
-TINY_TRAINING = ["--steps", "2", "--batch-size", "8", "--samples", "4", "--base-channels", "8"]
+TINY_PERCEPTRON = ["--steps", "2", "--batch-size", "8", "--samples", "4"]
+TINY_TRAINING = [*TINY_PERCEPTRON, "--base-channels", "8"]
 TINY_LIKELIHOOD = ["--timesteps", "5", "--held-out", "6", "--digits", "2", "--trajectories", "3"]
 TINY_DEMO = ["--steps", "2", "--samples", "40", "--sampling-steps", "2", "--base-channels", "8", "--timing-rounds", "1"]
 
@@ -417,6 +454,7 @@ def commands(tmp_path_factory):
     scripts = {
         "train_ddpm": [*_script("train_ddpm", root), *TINY_TRAINING, "--timesteps", "5", "--backend", "eager"],
         "train_gan": [*_script("train_gan", root), *TINY_TRAINING, "--k", "2"],
+        "train_vae": [*_script("train_vae", root), *TINY_PERCEPTRON, "--draws", "3"],
         "likelihood": [*_script("likelihood", root), *TINY_TRAINING, *TINY_LIKELIHOOD],
         "demo": [*_script("demo", root), *TINY_DEMO],
         "sample_distributed": [*_script("sample_distributed", root), *TINY_SAMPLING],
@@ -449,6 +487,20 @@ def test_training_commands_write_the_grid_and_the_checkpoint(name, commands):
     assert "2 training steps; 4 samples in" in output
     assert sorted(path.name for path in directory.iterdir()) == ["checkpoint.pt", "samples.png"]
     Image.open(directory / "samples.png").verify()
+
+
+def test_vae_command_prints_both_bounds(commands):
+    status, output, directory = commands["train_vae"]
+    assert status == 0, output
+    for words in (
+        "2 training steps; 4 samples in",
+        "evidence lower bound of 360 held-out digits: -",
+        "E_q log p(x | z) -",
+        "importance-weighted bound from 3 draws each: -",
+    ):
+        assert words in output, output
+    assert sorted(path.name for path in directory.iterdir()) == ["checkpoint.pt", "reconstructions.png", "samples.png"]
+    assert Image.open(directory / "reconstructions.png").size == Image.open(directory / "samples.png").size
 
 
 def test_likelihood_command_prints_bound_and_estimate(commands):
