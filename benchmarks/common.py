@@ -20,6 +20,9 @@ import fastgen
 MI = 2**20
 DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 MOST_COPIES = 128
+# Of the last-level cache: a guest with two cores was told of its host's 480 MiB, which others share, and setting up buffers for
+# twice that took most of the time of a case.
+MOST_CACHE = 64 * MI
 
 
 # ---- buffers ---------------------------------------------------------------------------------------------------------
@@ -38,11 +41,12 @@ def cache_bytes(device: str = "cpu") -> int:
 def copies(set_bytes: int, device: str = "cpu") -> int:
     """How many sets of buffers a benchmark rotates through.
 
-    From 1 MiB on, so many that twice the last-level cache goes by before a set comes round again; a smaller set is
-    meant to be in the cache. On a GPU no more than `MOST_COPIES`, which leaves a call of some 10⁴ elements in the cache; what
-    such a call costs is its launch, and `gpu_bench` times it with the cache emptied besides.
+    From 1 MiB on, so many that twice the last-level cache, or `MOST_CACHE` of it, goes by before a set comes round again; a
+    smaller set is meant to be in the cache. On a GPU no more than `MOST_COPIES`, which leaves a call of some 10⁴ elements in the
+    cache; what such a call costs is its launch, and `gpu_bench` times it with the cache emptied besides.
     """
-    count = 1 if set_bytes < (MI if device == "cpu" else 1) else 1 + math.ceil(2 * cache_bytes(device) / set_bytes)
+    cache = min(cache_bytes(device), MOST_CACHE)
+    count = 1 if set_bytes < (MI if device == "cpu" else 1) else 1 + math.ceil(2 * cache / set_bytes)
     return count if device == "cpu" else min(count, MOST_COPIES)
 
 

@@ -197,7 +197,9 @@ def simulated(peers, pace, monkeypatch, cases, seconds, price, compiling):
     """({case: seconds of its rounds beyond the least}, the end, the minutes that the rest would need too): a run in which a call
     takes price[op, mode] per byte of it."""
     now, programs, found = [100.0], set(), {}
+    common = sys.modules["benchmarks.common"]
     monkeypatch.setattr(pace, "clock", lambda: now[0])
+    monkeypatch.setattr(common, "cache_bytes", lambda device="cpu": 16 * common.MI)  # on any machine the same simulation
     runner = pace.Pace(seconds)
     runner.waiting = {case: case.peers for case in sorted(cases, key=pace.ranks(cases).get)}
     for case in [*runner.waiting]:
@@ -209,7 +211,7 @@ def simulated(peers, pace, monkeypatch, cases, seconds, price, compiling):
             programs.add(peers.graph_of(case))
             now[0] += took
             runner.compiled(took)
-        sets = 1 if peers.in_chain(case) else sys.modules["benchmarks.common"].copies(case.bytes)
+        sets = 1 if peers.in_chain(case) else common.copies(case.bytes)
         call = price[case.op, case.mode] * case.bytes
         one = len(case.peers) * call * (2 if call < 0.02 else 1)
         now[0] += 0.2 + 2 * sets * len(case.peers) * call
@@ -334,7 +336,7 @@ def test_buffers_are_colder_than_the_cache(peers):
     common = sys.modules["benchmarks.common"]
     for megabytes in (1, 4, 12, 64, 1024):
         size = megabytes * common.MI
-        assert (common.copies(size) - 1) * size >= 2 * common.cache_bytes()
+        assert (common.copies(size) - 1) * size >= 2 * min(common.cache_bytes(), common.MOST_CACHE)
     assert common.copies(common.MI - 1) == 1
 
 
