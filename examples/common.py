@@ -276,6 +276,16 @@ def arguments(description: str, *, steps: int, out: str, batch_size: int = 64) -
     return parser
 
 
+def loop_options(options: argparse.Namespace) -> dict:
+    """What `training_loop` is told by the options that every example has."""
+    return {
+        "steps": options.steps,
+        "checkpoint": options.out / "checkpoint.pt",
+        "fresh": options.fresh,
+        "save_every": options.save_every,
+    }
+
+
 def positive(text: str) -> int:
     value = int(text)
     if value < 1:

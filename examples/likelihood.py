@@ -166,15 +166,7 @@ def main(arguments: list[str] | None = None) -> None:
     )
     train_images, _, held_out, _ = common.load_digits()
     with common.chosen_backend(options.backend, options.device):
-        trained = train(
-            settings,
-            pixels(train_images),
-            steps=options.steps,
-            checkpoint=options.out / "checkpoint.pt",
-            fresh=options.fresh,
-            save_every=options.save_every,
-            device=options.device,
-        )
+        trained = train(settings, pixels(train_images), device=options.device, **common.loop_options(options))
         model, schedule = trained.model, trained.schedule
         x0 = pixels(held_out[: options.held_out]).to(options.device)
         seeds = common.derived_seed(options.seed, "evaluation") + torch.arange(len(x0), device=options.device)

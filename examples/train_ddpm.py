@@ -181,15 +181,7 @@ def main(arguments: list[str] | None = None) -> None:
         base_channels=options.base_channels,
     )
     with common.chosen_backend(options.backend, options.device):
-        trained = train(
-            settings,
-            common.load_digits()[0],
-            steps=options.steps,
-            checkpoint=options.out / "checkpoint.pt",
-            fresh=options.fresh,
-            save_every=options.save_every,
-            device=options.device,
-        )
+        trained = train(settings, common.load_digits()[0], device=options.device, **common.loop_options(options))
         schedule = trained.schedule
         if options.sampling_steps is not None:
             schedule = schedule.respace(options.sampling_steps)

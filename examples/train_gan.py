@@ -146,15 +146,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     settings = Settings(seed=options.seed, batch_size=options.batch_size, k=options.k, base_channels=options.base_channels)
     with common.chosen_backend(options.backend, options.device):
-        trained = train(
-            settings,
-            common.load_digits()[0],
-            steps=options.steps,
-            checkpoint=options.out / "checkpoint.pt",
-            fresh=options.fresh,
-            save_every=options.save_every,
-            device=options.device,
-        )
+        trained = train(settings, common.load_digits()[0], device=options.device, **common.loop_options(options))
         images = sample(trained.generator, common.sample_seeds(options.seed, options.samples, options.device))
     common.write_grid(images, options.out / "samples.png")
     print(f"{trained.steps} training steps; {options.samples} samples in {options.out / 'samples.png'}")

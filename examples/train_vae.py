@@ -12,7 +12,6 @@ from __future__ import annotations
 import copy
 import math
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import NamedTuple
 
 import common
@@ -71,20 +70,10 @@ def binarised(images: torch.Tensor) -> torch.Tensor:
     return (images > 0).float()
 
 
-def train(
-    settings: Settings,
-    bits: torch.Tensor,
-    *,
-    steps: int,
-    checkpoint: Path | None = None,
-    fresh: bool = False,
-    save_every: int = 500,
-    device="cpu",
-    progress: bool = True,
-) -> Trained:
+def train(settings: Settings, bits: torch.Tensor, *, device="cpu", **loop) -> Trained:
     """Maximises the evidence lower bound, E_q log p(x | z) − KL(q(z | x) ‖ N(0, I)), with one z for each x.
 
-    bits: (N, 1, 8, 8) of 0 and 1. The other arguments are those of `common.training_loop`.
+    bits: (N, 1, 8, 8) of 0 and 1. loop: steps and the other arguments of `common.training_loop`.
     """
     bits = bits.to(device)
     with common.initialised_from(settings.seed):
@@ -98,23 +87,16 @@ def train(
         x = bits[torch.randint(len(bits), (settings.batch_size,), generator=generator).to(device)]
         z, kl = fastgen.reparameterize(*model.posterior(x), seed=noise_seed, offset=step, clamp=CLAMP, return_kl=True)
         reconstruction = fastgen.bce_with_logits(model.decoded(z), x, reduction="sum") / len(x)
-        loss = reconstruction + kl.mean()
+        kl = kl.mean()
+        loss = reconstruction + kl
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         common.update_average(average, model, step, settings.ema_decay)
-        return {"loss": loss, "reconstruction": reconstruction, "kl": kl.mean()}
+        return {"loss": loss, "reconstruction": reconstruction, "kl": kl}
 
-    done, losses = common.training_loop(
-        {"model": model, "optimizer": optimizer, "average": average},
-        {"example": "vae", **asdict(settings)},
-        train_step,
-        steps=steps,
-        checkpoint=checkpoint,
-        fresh=fresh,
-        save_every=save_every,
-        progress=progress,
-    )
+    parts = {"model": model, "optimizer": optimizer, "average": average}
+    done, losses = common.training_loop(parts, {"example": "vae", **asdict(settings)}, train_step, **loop)
     return Trained(average, done, losses)
 
 
@@ -135,13 +117,14 @@ def evaluate(model: Autoencoder, bits: torch.Tensor, seed: int, draws: int = 200
     """From `draws` samples z_k of q(z | x) for each digit: the means, and log of the mean of p(x, z_k)/q(z_k | x)."""
     mean, log_variance = model.posterior(bits)
     kl = fastgen.gaussian_kl(mean, log_variance, clamp=CLAMP)
+    log_variance = log_variance.clamp(*CLAMP)
     losses, weights = [], []
     for k in common.progress_bar(range(draws), desc="evaluating", disable=not progress):
         noise = fastgen.randn(mean.shape, seed=seed, offset=k, device=mean.device)
-        z = fastgen.reparameterize(mean, log_variance, noise=noise, clamp=CLAMP)
+        z = fastgen.reparameterize(mean, log_variance, noise=noise)
         loss = fastgen.bce_with_logits(model.decoded(z), bits, reduction="none").flatten(1).sum(1)
         # log p(z) − log q(z | x): the constants are the same in both
-        ratio = 0.5 * (noise.square() - z.square() + log_variance.clamp(*CLAMP)).sum(1)
+        ratio = 0.5 * (noise.square() - z.square() + log_variance).sum(1)
         losses.append(loss)
         weights.append(ratio - loss)
     importance_weighted = torch.stack(weights).double().logsumexp(0) - math.log(draws)
@@ -168,15 +151,7 @@ def main(arguments: list[str] | None = None) -> None:
     settings = Settings(seed=options.seed, batch_size=options.batch_size, latent_dim=options.latent_dim)
     images, _, held_out, _ = common.load_digits()
     with common.chosen_backend(options.backend, options.device):
-        trained = train(
-            settings,
-            binarised(images),
-            steps=options.steps,
-            checkpoint=options.out / "checkpoint.pt",
-            fresh=options.fresh,
-            save_every=options.save_every,
-            device=options.device,
-        )
+        trained = train(settings, binarised(images), device=options.device, **common.loop_options(options))
         bits = binarised(held_out).to(options.device)
         found = evaluate(trained.model, bits, common.derived_seed(options.seed, "evaluation"), options.draws, progress=True)
         pictures = sample(trained.model, common.sample_seeds(options.seed, options.samples, options.device))

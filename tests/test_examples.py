@@ -480,54 +480,56 @@ def commands(tmp_path_factory):
     return {name: (running[name].returncode, outputs[name], root / name) for name in scripts}
 
 
+def check_command(command, words, files):
+    """It printed the words, and left the checkpoint and these pictures."""
+    status, output, directory = command
+    assert status == 0, output
+    for each in words:
+        assert each in output, output
+    assert sorted(path.name for path in directory.iterdir()) == ["checkpoint.pt", *files]
+    for name in files:
+        Image.open(directory / name).verify()
+
+
 @pytest.mark.parametrize("name", ["train_ddpm", "train_gan"])
 def test_training_commands_write_the_grid_and_the_checkpoint(name, commands):
-    status, output, directory = commands[name]
-    assert status == 0, output
-    assert "2 training steps; 4 samples in" in output
-    assert sorted(path.name for path in directory.iterdir()) == ["checkpoint.pt", "samples.png"]
-    Image.open(directory / "samples.png").verify()
+    check_command(commands[name], ["2 training steps; 4 samples in"], ["samples.png"])
 
 
 def test_vae_command_prints_both_bounds(commands):
-    status, output, directory = commands["train_vae"]
-    assert status == 0, output
-    for words in (
+    words = (
         "2 training steps; 4 samples in",
         "evidence lower bound of 360 held-out digits: -",
         "E_q log p(x | z) -",
         "importance-weighted bound from 3 draws each: -",
-    ):
-        assert words in output, output
-    assert sorted(path.name for path in directory.iterdir()) == ["checkpoint.pt", "reconstructions.png", "samples.png"]
+    )
+    check_command(commands["train_vae"], words, ["reconstructions.png", "samples.png"])
+    directory = commands["train_vae"][2]
     assert Image.open(directory / "reconstructions.png").size == Image.open(directory / "samples.png").size
 
 
 def test_likelihood_command_prints_bound_and_estimate(commands):
-    status, output, directory = commands["likelihood"]
-    assert status == 0, output
-    for words in (
+    words = (
         "2 training steps",
         "variational bound of 6 held-out digits: ",
         "L_1 … L_T−1",
         "grey levels of 255",
         "−log p of 2 of them, from 3 trajectories each, in bits per dimension:",
         "terms and rate–distortion in",
-    ):
-        assert words in output
-    assert sorted(path.name for path in directory.iterdir()) == ["checkpoint.pt", "samples.png", "terms.png"]
-    for name in ("samples.png", "terms.png"):
-        Image.open(directory / name).verify()
+    )
+    check_command(commands["likelihood"], words, ["samples.png", "terms.png"])
 
 
 def test_demo_command_prints_its_tables(commands):
-    status, output, directory = commands["demo"]
-    assert status == 0, output
-    assert "Trained 2 steps now, 2 in all" in output
-    for words in ("Fréchet distance", "noise (the ceiling)", "training digits (the floor)", "ddpm_step  (8, 3, 256, 256)", "ratio"):
-        assert words in output
-    assert sorted(path.name for path in directory.iterdir()) == ["checkpoint.pt", "digits.png"]
-    Image.open(directory / "digits.png").verify()
+    words = (
+        "Trained 2 steps now, 2 in all",
+        "Fréchet distance",
+        "noise (the ceiling)",
+        "training digits (the floor)",
+        "ddpm_step  (8, 3, 256, 256)",
+        "ratio",
+    )
+    check_command(commands["demo"], words, ["digits.png"])
 
 
 @pytest.mark.skipif(NO_GLOO, reason="this torch has no gloo")

@@ -95,8 +95,8 @@ inline Isa isa_for(const Elementwise& a, bool sums = false) {
 
 // The unit at which share k of `shares` begins, where torch's noise comes from one generator. A share that begins further on has
 // more of the generator's words to go past before its own, each in a tenth of the time of a normal; shares of these lengths end
-// together. By that count equal ones would take 1.3 times as long with 16
-// threads, and with however many the speed is at most ten times that of one.
+// together. By that count equal ones would take 1.3 times as long with 16 threads, and with however many the speed is at most ten
+// times that of one.
 inline int64_t torch_share(int64_t units, int64_t k, int64_t shares) {
   constexpr double kept = 0.9;
   double power = 1, power_of_k = 1;
