@@ -11,7 +11,7 @@ from .common.driver import TILED, elements_of, part_of, place_of, tile_normals
 from .common.elementwise import GIVEN_NOISE, NO_NOISE, SEEDED_NOISE, column, table_row, timestep_of, wide
 from .common.host_device import max_of, min_of, negative, product, splat, stored
 from .common.op import wrap_triton
-from .common.sum import few_of_rows, finish, sums_for, totals_of
+from .common.sum import few_of_rows, finish, place_of_totals, sums_for, totals_of
 
 EPSILON, SAMPLE = PREDICTIONS.index("epsilon"), PREDICTIONS.index("sample")
 
@@ -167,8 +167,8 @@ def diffusion_loss_kernel(
             values += tl.where(inside, loss, 0.0)
         sums += few_of_rows(values, W)
     by = tl.full((1,), divisor, tl.int64).to(tl.float64)
-    total, at_own, is_own = totals_of(sums, chunks, batch, S, EACH and LAYOUT != TILED)
-    tl.store(result + at_own, stored(total / by, result), mask=is_own)
+    at_own, is_own = place_of_totals(chunks, batch, S, EACH and LAYOUT != TILED)
+    tl.store(result + at_own, stored(totals_of(sums, EACH and LAYOUT != TILED) / by, result), mask=is_own)
 
 
 @triton.jit(do_not_specialize=["index", "seed", "offset", "count", "batch", "divisor"])

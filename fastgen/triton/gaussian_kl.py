@@ -12,7 +12,7 @@ from .common.driver import TILED, elements_of, place_of
 from .common.host_device import max_of, min_of, negative, product, splat, stored
 from .common.op import wrap_triton
 from .common.real_math import exp, exp_and_excess
-from .common.sum import few_of_rows, finish, sums_for, totals_of
+from .common.sum import few_of_rows, finish, place_of_totals, sums_for, totals_of
 
 
 @triton.jit
@@ -162,8 +162,8 @@ def gaussian_kl_kernel(
             excess, less_one, w, _ = gaussians_apart(own, own_mean, other, theirs, LOWEST, HIGHEST, OTHER_VARIANCE)
             values += tl.where(inside, kl_of(excess, less_one, w), 0.0)
         sums += few_of_rows(values, W)
-    total, at_own, is_own = totals_of(sums, chunks, batch, S, LAYOUT != TILED)
-    tl.store(result + at_own, stored(total, result), mask=is_own)
+    at_own, is_own = place_of_totals(chunks, batch, S, LAYOUT != TILED)
+    tl.store(result + at_own, stored(totals_of(sums, LAYOUT != TILED), result), mask=is_own)
 
 
 @triton.jit(do_not_specialize=["batch"])

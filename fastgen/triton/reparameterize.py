@@ -11,7 +11,7 @@ from .common.elementwise import NO_NOISE, SEEDED_NOISE, wide
 from .common.host_device import product, splat, stored
 from .common.op import wrap_triton
 from .common.real_math import exp
-from .common.sum import few_of_rows, finish, sums_for, totals_of
+from .common.sum import few_of_rows, finish, place_of_totals, sums_for, totals_of
 from .gaussian_kl import (
     clamped,
     deviation_ratio,
@@ -131,8 +131,8 @@ def reparameterize_kl_kernel(
             tl.store(out + at, stored(reparameterize_formula(sigma, own_mean, z), out), mask=inside)
             values += tl.where(inside, kl_of(excess, less_one, own_mean), 0.0)
         sums += few_of_rows(values, W)
-    total, at_own, is_own = totals_of(sums, chunks, batch, S, LAYOUT != TILED)
-    tl.store(result + at_own, stored(total, result), mask=is_own)
+    at_own, is_own = place_of_totals(chunks, batch, S, LAYOUT != TILED)
+    tl.store(result + at_own, stored(totals_of(sums, LAYOUT != TILED), result), mask=is_own)
 
 
 @triton.jit(do_not_specialize=["seed", "offset", "batch"])

@@ -12,7 +12,7 @@ from .common.elementwise import NO_NOISE, SEEDED_NOISE, column, table_row, times
 from .common.host_device import negative, product, splat, stored
 from .common.op import wrap_triton
 from .common.real_math import exp, log_positive
-from .common.sum import few_of_rows, finish, sums_for, totals_of
+from .common.sum import few_of_rows, finish, place_of_totals, sums_for, totals_of
 from .ddpm_step import (
     COLUMNS,
     INTERCEPT,
@@ -172,8 +172,8 @@ def step_log_prob_kernel(
             values += tl.where(inside, value, 0.0)
         sums += few_of_rows(values, W)
     by = tl.full((1,), scale if EXACT_SCALE is None else EXACT_SCALE, tl.float64)
-    total, at_own, is_own = totals_of(sums, chunks, batch, S, LAYOUT != TILED)
-    tl.store(result + at_own, stored(total * by, result), mask=is_own)
+    at_own, is_own = place_of_totals(chunks, batch, S, LAYOUT != TILED)
+    tl.store(result + at_own, stored(totals_of(sums, LAYOUT != TILED) * by, result), mask=is_own)
 
 
 @triton.jit(do_not_specialize=["index", "seed", "count", "batch", "chunks"])
@@ -256,8 +256,8 @@ def ddpm_step_log_prob_kernel(
             values += tl.where(inside, value, 0.0)
         sums += few_of_rows(values, W)
     by = tl.full((1,), scale if EXACT_SCALE is None else EXACT_SCALE, tl.float64)
-    total, at_own, is_own = totals_of(sums, chunks, batch, S, LAYOUT != TILED)
-    tl.store(result + at_own, stored(total * by, result), mask=is_own)
+    at_own, is_own = place_of_totals(chunks, batch, S, LAYOUT != TILED)
+    tl.store(result + at_own, stored(totals_of(sums, LAYOUT != TILED) * by, result), mask=is_own)
 
 
 @triton.jit(do_not_specialize=["index", "count", "batch"])

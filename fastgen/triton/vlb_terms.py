@@ -12,7 +12,7 @@ from .common.host_device import negative, product, splat, stored
 from .common.log_bin import approximate_log_bin, log_bin
 from .common.op import wrap_triton
 from .common.real_math import exp, exp_and_excess
-from .common.sum import few_of_rows, finish, sums_for, totals_of
+from .common.sum import few_of_rows, finish, place_of_totals, sums_for, totals_of
 from .diffusion_loss import less, loss_of, loss_slope
 from .q_sample import q_sample_formula, with_noise
 
@@ -226,8 +226,8 @@ def vlb_terms_kernel(
             values += tl.where(inside, value, 0.0)
         sums += few_of_rows(values, W)
     by = tl.full((1,), scale if EXACT_SCALE is None else EXACT_SCALE, tl.float64)
-    total, at_own, is_own = totals_of(sums, chunks, batch, S, EACH and LAYOUT != TILED)
-    tl.store(result + at_own, stored(total * by, result), mask=is_own)
+    at_own, is_own = place_of_totals(chunks, batch, S, EACH and LAYOUT != TILED)
+    tl.store(result + at_own, stored(totals_of(sums, EACH and LAYOUT != TILED) * by, result), mask=is_own)
 
 
 @triton.jit(do_not_specialize=["index", "seed", "offset", "count", "batch"])

@@ -64,17 +64,23 @@ def few_of_rows(values, V: tl.constexpr):
 
 
 @triton.jit
-def totals_of(sums, chunks, batch, S: tl.constexpr, EACH: tl.constexpr):
-    """What the rows of a program's sums come to, where in the result of `sums_for` that goes, and which of it is there: one total
-    for each of the S samples of its tile, or where not EACH one of all."""
+def totals_of(sums, EACH: tl.constexpr):
+    """What the rows of a program's sums come to: one total for each sample of its tile, or where not EACH one of all."""
     total = tl.sum(sums, 1)
+    return total if EACH else tl.sum(total, 0) + tl.zeros((1,), tl.float64)
+
+
+@triton.jit
+def place_of_totals(chunks, batch, S: tl.constexpr, EACH: tl.constexpr):
+    """Where in the result of `sums_for` those of a program's S samples go, and which of them are there. By itself, since
+    torch.compile takes all that a call's address may depend on for written to: beside the totals, that was every input."""
     if EACH:
         tile = tl.program_id(0) // chunks
         b = tile.to(tl.int64) * S + tl.arange(0, S)
-        return total, b * chunks + (tl.program_id(0) - tile * chunks), b < batch
+        return b * chunks + (tl.program_id(0) - tile * chunks), b < batch
     else:
         at = tl.program_id(0) + tl.zeros((1,), tl.int32)
-        return tl.sum(total, 0) + tl.zeros((1,), tl.float64), at, at == at
+        return at, at == at
 
 
 @triton.jit
