@@ -90,6 +90,20 @@ def test_shapes(device, shape, name):
     assert_same(fastgen.reparameterize(mean, log_variance, **how), z)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", SOURCES)
+def test_one_dtype_for_all(device, dtype, name):
+    """Which has kernels of its own, for both results together; z is the same with the divergence and without."""
+    shape = (2, 16, 8, 4)
+    mean, log_variance = data(shape, device, dtype)
+    how = source(name, shape, device, dtype)
+    z, kl = fastgen.reparameterize(mean, log_variance, return_kl=True, **how)
+    expected, divergence = truth(mean, log_variance, noise_of(how, shape, device, dtype))
+    assert_close(z, expected, scale=10)
+    np.testing.assert_allclose(array(kl), divergence, rtol=1e-13 if dtype == torch.float64 else 2e-6)
+    assert_same(fastgen.reparameterize(mean, log_variance, **how), z)
+
+
 def test_the_divergence_is_that_of_gaussian_kl(device):
     mean, log_variance = data((3, 1000), device)
     _, kl = fastgen.reparameterize(mean, 1e-3 * log_variance, seed=1, return_kl=True)
